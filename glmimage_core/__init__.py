@@ -1,0 +1,18 @@
+"""GLM-Image as a library: read it in this order and you can rebuild the model.
+
+    geometry     pixels <-> prior grid <-> latents; the preview grid; fitting a reference
+    pixels       picture tensors <-> PIL, checked once
+    glyphs       the text to be drawn: found in a prompt, encoded by ByT5
+    references   reference images: fitted picture, vision tokens, VAE latents
+    prior        prior tokens: prefill, decode, sample
+    schedule     timesteps, shifted sigmas and the map between them
+    denoise      the DiT: reference key/value caches, guided velocity, the Euler loop
+    vae          pixels <-> latents, tiling
+    checkpoint   find, describe and check a checkpoint folder; load one component
+    residency    which model is on the device, and who must leave
+    memory       how many bytes each stage needs, predicted from the configs
+    tiny         writes a small random checkpoint in the released layout
+
+It knows nothing of ComfyUI, prints nothing, downloads nothing and moves no model on its own: progress, interruption
+and placement come in as arguments. Models are the classes of transformers and diffusers, imported when first used.
+"""

@@ -1,0 +1,335 @@
+"""A checkpoint folder: find it, describe it, check it, load one component of it.
+
+The layout is diffusers': `model_index.json` names GlmImagePipeline, each component is a folder with a config and
+safetensors. Everything that can be wrong with a folder is found from configs and file headers, before any weight is
+read.
+"""
+
+import hashlib
+import importlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from .denoise import Dit
+from .glyphs import GlyphEncoder
+from .prior import ArModel
+from .vae import LatentSpace, Vae
+
+PIPELINE_CLASS = "GlmImagePipeline"
+REQUIRED_LIBRARIES = {"transformers": (5, 1), "diffusers": (0, 37)}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+FOLDER_LEVELS = 5  # how deep below a root checkpoints are looked for
+
+MODEL_CLASSES = {
+    "vision_language_encoder": ("transformers", "GlmImageForConditionalGeneration"),
+    "text_encoder": ("transformers", "T5EncoderModel"),
+    "transformer": ("diffusers", "GlmImageTransformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+SIDE_FILES = {"processor": "tokenizer_config.json", "tokenizer": "tokenizer_config.json"}
+LAYOUT = (
+    "a checkpoint is a folder with model_index.json (of a GlmImagePipeline) and the folders "
+    + ", ".join([*MODEL_CLASSES, *SIDE_FILES])
+)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder's model_index.json names the GLM-Image pipeline."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(index, dict) and index.get("_class_name") == PIPELINE_CLASS
+
+
+def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
+    """Every checkpoint below the roots, by its path relative to its root with forward slashes, sorted by name.
+
+    The first root wins where two hold the same name. Linked folders are followed; a checkpoint is not searched for others.
+    """
+    found: dict[str, Path] = {}
+    for root in roots:
+        for folder, below, files in os.walk(root, followlinks=True):
+            path = Path(folder)
+            name = path.relative_to(root)
+            if "model_index.json" in files:
+                below.clear()
+                if is_checkpoint(path):
+                    found.setdefault(name.as_posix(), path)
+            elif len(name.parts) >= FOLDER_LEVELS:
+                below.clear()
+    return dict(sorted(found.items()))
+
+
+def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
+    """The folder of a checkpoint by name. Raises FileNotFoundError that says where it looked and what should be there."""
+    roots = list(roots)
+    found = list_checkpoints(roots)
+    if name in found:
+        return found[name]
+    looked = ", ".join(map(str, roots)) or "no folder at all"
+    there = f"; found there: {', '.join(found)}" if found else ""
+    for root in roots:
+        if (Path(root) / name / "model_index.json").is_file():
+            raise FileNotFoundError(f"{Path(root) / name / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
+    raise FileNotFoundError(f"no GLM-Image checkpoint {name!r} in {looked}{there}; {LAYOUT}")
+
+
+def check_libraries() -> None:
+    """Raise ImportError, with what to install, when transformers or diffusers is missing or too old."""
+    for library, needed in REQUIRED_LIBRARIES.items():
+        wanted = ".".join(map(str, needed))
+        try:
+            installed = version(library)
+        except PackageNotFoundError:
+            raise ImportError(f"GLM-Image needs {library} {wanted} or newer, which is missing: pip install -U {library}")
+        if tuple(int(part) for part in installed.split(".")[:2]) < needed:
+            raise ImportError(f"GLM-Image needs {library} {wanted} or newer, not {installed}: pip install -U {library}")
+
+
+@dataclass
+class ComponentReport:
+    """What a component's headers and config say, without its weights.
+
+    dtypes maps a torch dtype to the number of parameters stored in it. problems is empty for a sound component.
+    """
+
+    name: str
+    class_name: str
+    disk_bytes: int = 0
+    dtypes: dict[torch.dtype, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.dtypes.values())
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype that holds most of the parameters."""
+        return max(self.dtypes, key=self.dtypes.get)
+
+
+def describe(folder: Path) -> list[ComponentReport]:
+    """Report on every component of a checkpoint; what is missing or broken is in the reports' problems."""
+    models = [describe_model(folder, name) for name in MODEL_CLASSES]
+    side = []
+    for name, needed in SIDE_FILES.items():
+        report = ComponentReport(name, "tokenizer" if name == "tokenizer" else "GlmImageProcessor")
+        if (folder / name).is_dir():
+            report.disk_bytes = sum(file.stat().st_size for file in (folder / name).iterdir() if file.is_file())
+        if not (folder / name / needed).is_file():
+            report.problems.append(f"{folder / name / needed} is missing")
+        side.append(report)
+    return models + side
+
+
+def describe_model(folder: Path, name: str) -> ComponentReport:
+    """Report on one model component, comparing the headers of its files with the shapes its config implies."""
+    report = ComponentReport(name, MODEL_CLASSES[name][1])
+    config_file = folder / name / "config.json"
+    if not config_file.is_file():
+        report.problems.append(f"{config_file} is missing; {LAYOUT}")
+        return report
+    try:
+        stored = _read_headers(folder / name, report)
+    except FileNotFoundError as error:
+        report.problems.append(str(error))
+        return report
+    if not report.problems:
+        report.problems += _compare_with_config(folder, name, stored)
+    return report
+
+
+def check_model(folder: Path, name: str) -> ComponentReport:
+    """The report of a sound component. Raises FileNotFoundError or ValueError with the first problem of another."""
+    check_libraries()
+    if not is_checkpoint(folder):
+        raise ValueError(f"{folder / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
+    report = describe_model(folder, name)
+    for problem in report.problems:
+        raise (FileNotFoundError if "is missing" in problem else ValueError)(problem)
+    return report
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a component: the shards that its index names, or its only file."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        return [folder / shard for shard in shards]
+    return sorted(folder.glob("*.safetensors"))[:1]
+
+
+def _read_headers(folder: Path, report: ComponentReport) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all stored tensors. Broken files go into the report, a missing one raises FileNotFoundError."""
+    from safetensors import SafetensorError, safe_open
+
+    files = _weight_files(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} is missing its weights (*.safetensors)")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing, which its index names; download it again")
+        report.disk_bytes += file.stat().st_size
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():
+                    piece = tensors.get_slice(key)
+                    shapes[key] = tuple(piece.get_shape())
+                    dtype = _SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8)
+                    report.dtypes[dtype] = report.dtypes.get(dtype, 0) + math.prod(shapes[key])
+        except SafetensorError as error:
+            report.problems.append(f"{file} is truncated or corrupt ({error}); download it again")
+    return shapes
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8,
+}
+
+
+def _compare_with_config(folder: Path, name: str, stored: dict[str, tuple[int, ...]]) -> list[str]:
+    """What the config implies and the files do not hold, as one sentence or none."""
+    model = skeleton(folder, name)
+    by_parameter: dict[int, list[str]] = {}  # tied weights are one parameter under several names; one name suffices
+    expected = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        by_parameter.setdefault(id(tensor), []).append(key)
+        expected[key] = tuple(tensor.shape)
+    missing = [keys[0] for keys in by_parameter.values() if not any(key in stored for key in keys)]
+    wrong = [key for key in expected if key in stored and stored[key] != expected[key]]
+    if not missing and not wrong:
+        return []
+    example = (
+        f"{wrong[0]} is {list(stored[wrong[0]])} in the file and {list(expected[wrong[0]])} by the config"
+        if wrong
+        else f"{missing[0]} is not in the file"
+    )
+    return [
+        f"{folder / name / 'config.json'} does not match its weights: {len(missing)} tensors not found, "
+        f"{len(wrong)} of another shape; {example}"
+    ]
+
+
+def skeleton(folder: Path, name: str) -> torch.nn.Module:
+    """The component built from its config on the meta device: shapes without memory."""
+    check_libraries()
+    library, class_name = MODEL_CLASSES[name]
+    model_class = getattr(importlib.import_module(library), class_name)
+    with torch.device("meta"):
+        if library == "transformers":
+            return model_class(model_class.config_class.from_pretrained(folder / name))
+        return model_class.from_config(model_class.load_config(folder / name))
+
+
+def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
+    """"auto" is the precision the weights are stored in (bfloat16 in the released checkpoint)."""
+    return report.stored_dtype if choice == "auto" else DTYPES[choice]
+
+
+def load_ar(folder: Path, dtype: str = "auto") -> ArModel:
+    """Load the AR model with its tokenizer and image processor, on the CPU."""
+    report = check_model(folder, "vision_language_encoder")
+    from transformers import AutoTokenizer, GlmImageForConditionalGeneration
+
+    _need_file(folder / "processor" / "tokenizer_config.json")
+    model = _load_transformers(GlmImageForConditionalGeneration, folder / "vision_language_encoder", dtype, report)
+    processor = _pil_image_processor_class().from_pretrained(folder / "processor", local_files_only=True)
+    return ArModel(
+        model,
+        AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True),
+        processor,
+        shortest_edge=round(processor.size["shortest_edge"] ** 0.5),
+        longest_edge=round(processor.size["longest_edge"] ** 0.5),
+        codebook=_codebook_id(model),
+    )
+
+
+def load_glyph_encoder(folder: Path, dtype: str = "auto") -> GlyphEncoder:
+    """Load ByT5 and its tokenizer, on the CPU."""
+    report = check_model(folder, "text_encoder")
+    from transformers import ByT5Tokenizer, T5EncoderModel
+
+    _need_file(folder / "tokenizer" / "tokenizer_config.json")
+    model = _load_transformers(T5EncoderModel, folder / "text_encoder", dtype, report)
+    return GlyphEncoder(model, ByT5Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+
+
+def load_dit(folder: Path, dtype: str = "auto") -> Dit:
+    """Load the DiT, on the CPU, with the latent space of the VAE beside it."""
+    report = check_model(folder, "transformer")
+    space = latent_space(folder)
+    from diffusers import GlmImageTransformer2DModel
+
+    return Dit(_load_diffusers(GlmImageTransformer2DModel, folder / "transformer", dtype, report), space)
+
+
+def load_vae(folder: Path, dtype: str = "auto") -> Vae:
+    """Load the VAE, on the CPU."""
+    report = check_model(folder, "vae")
+    space = latent_space(folder)
+    from diffusers import AutoencoderKL
+
+    return Vae(_load_diffusers(AutoencoderKL, folder / "vae", dtype, report), space)
+
+
+def latent_space(folder: Path) -> LatentSpace:
+    """The mean and standard deviation of each latent channel, from the VAE's config."""
+    file = _need_file(folder / "vae" / "config.json")
+    config = json.loads(file.read_text("utf-8"))
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if not mean or not std:
+        raise ValueError(f"{file} has no latents_mean and latents_std: this is not the VAE of GLM-Image")
+    return LatentSpace(tuple(mean), tuple(std))
+
+
+def _need_file(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; {LAYOUT}")
+    return file
+
+
+def _load_transformers(model_class, folder: Path, dtype: str, report: ComponentReport):
+    return model_class.from_pretrained(
+        folder, dtype=resolve_dtype(dtype, report), local_files_only=True, use_safetensors=True
+    ).eval()
+
+
+def _load_diffusers(model_class, folder: Path, dtype: str, report: ComponentReport):
+    return model_class.from_pretrained(
+        folder, torch_dtype=resolve_dtype(dtype, report), local_files_only=True, use_safetensors=True
+    ).eval()
+
+
+def _pil_image_processor_class():
+    """transformers' image processor over PIL, named so since 5.2; before, the plain name meant it.
+
+    The other one works on torchvision and rounds its resizes otherwise, so vision tokens would depend on whether
+    torchvision is installed.
+    """
+    try:
+        from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
+    except ModuleNotFoundError:
+        from transformers.models.glm_image.image_processing_glm_image import GlmImageImageProcessor
+
+        return GlmImageImageProcessor
+    return GlmImageImageProcessorPil
+
+
+def _codebook_id(model: torch.nn.Module) -> str:
+    """Tells codebooks apart, and is the same for one codebook stored in bfloat16 and in float32."""
+    rows = model.model.vqmodel.quantize.embedding.weight[:64].detach().to(torch.bfloat16)
+    return hashlib.sha256(rows.view(torch.uint8).cpu().numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,249 @@
+"""The DiT: reference key/value caches, the guided velocity and the Euler loop.
+
+    reference_cache   each reference once through the DiT at t = 0, its keys and values kept
+    guided_velocity   a positive pass that reads them, a negative pass that does not, combined
+    sample            from noise (or from a partly noised latent) along the schedule to a latent
+
+Latents are normalised in here and in the VAE's own space outside.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from .geometry import Grid, dit_token_count, latent_grid, prior_for_dit
+from .prior import Prior, Progress
+from .schedule import Schedule, partial_schedule, shift_of_tokens
+from .vae import LatentSpace
+
+if TYPE_CHECKING:
+    from diffusers import GlmImageTransformer2DModel
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
+    from .references import Reference
+
+LayerKeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of one layer, each [1, tokens, heads, head width]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dit:
+    """The checkpoint's `transformer`, and the space of the latents it was trained on.
+
+    kept holds the keys and values of the references of the last run, by reference id, on the CPU. They depend on nothing
+    but the weights and the reference, so a new seed, prompt or number of steps finds them there.
+    """
+
+    model: "GlmImageTransformer2DModel"
+    space: LatentSpace
+    kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the DiT sees beside the latents, on its device: all that stays the same through a run.
+
+    glyphs: [1, L, D] embeddings. prior: [B, tokens] prior tokens at the DiT's grid. drop: [B, tokens] bool, True where
+    the prior is left out. size: [B, 2] height and width in pixels. rope: cosine and sine, [tokens, head width] each.
+    """
+
+    glyphs: torch.Tensor
+    prior: torch.Tensor
+    drop: torch.Tensor
+    size: torch.Tensor
+    rope: tuple[torch.Tensor, torch.Tensor]
+
+
+@torch.inference_mode()
+def sample(
+    dit: Dit,
+    prior: Prior,
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    seeds: Sequence[int],
+    steps: int = 50,
+    cfg: float = 1.5,
+    denoise: float = 1.0,
+    latents: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    references: Sequence["Reference"] = (),
+    progress: Progress = lambda done, total: None,
+) -> torch.Tensor:
+    """Paint the pictures that the prior plans, one for each seed.
+
+    positive, negative: glyph embeddings [1, L, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a
+    denoise below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where
+    `latents` must come out again. Image i starts from the first noise of a generator seeded with seeds[i]; a prior of
+    one image serves all of them. Returns [B, 16, height / 8, width / 8] float32 in the VAE's space, on the CPU.
+
+    Raises ValueError, before the model runs, for latents of another size, for a missing latent and for bad settings.
+    """
+    grid = latent_grid(prior.width, prior.height)
+    batch = len(seeds)
+    _check_batches(prior, latents, batch, grid)
+    if latents is None and denoise < 1:
+        raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
+    if denoise == 0:
+        return latents.expand(batch, -1, -1, -1).clone()
+    schedule = partial_schedule(steps, denoise, shift_of_tokens(dit_token_count(prior.width, prior.height)))
+
+    device = dit.model.device
+    noise = initial_noise(seeds, len(dit.space.mean), grid).to(device)
+    start = None if latents is None else dit.space.normalise(latents.to(device).float())
+    x = noise if denoise == 1 else schedule.sigmas[0] * noise + (1 - schedule.sigmas[0]) * start
+    conditions = conditions_of(dit, prior, positive, batch, drop=False)
+    unconditions = conditions_of(dit, prior, negative, batch, drop=True)
+    cache = reference_cache(dit, references)
+
+    for step in range(schedule.steps):
+        if mask is not None:
+            sigma = schedule.sigmas[step]
+            x = torch.lerp(sigma * noise + (1 - sigma) * start, x, mask.to(device))
+        x = euler_step(dit, x, schedule, step, conditions, unconditions, cfg, cache)
+        progress(step + 1, schedule.steps)
+    if mask is not None:
+        x = torch.lerp(start.expand_as(x), x, mask.to(device))
+    return dit.space.denormalise(x).cpu()
+
+
+def initial_noise(seeds: Sequence[int], channels: int, grid: Grid) -> torch.Tensor:
+    """Unit noise, the first of a fresh CPU generator for each seed: [B, channels, *grid] float32."""
+    draws = [torch.randn(1, channels, *grid, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat(draws)
+
+
+def euler_step(
+    dit: Dit,
+    x: torch.Tensor,
+    schedule: Schedule,
+    step: int,
+    conditions: Conditions,
+    unconditions: Conditions,
+    cfg: float,
+    cache: "GlmImageKVCache | None",
+) -> torch.Tensor:
+    """x + (next sigma - sigma) * velocity: integrates over shifted sigmas, conditions on the unshifted timestep."""
+    v = guided_velocity(dit, x, schedule.timesteps[step], conditions, unconditions, cfg, cache)
+    return x + (schedule.sigmas[step + 1] - schedule.sigmas[step]) * v
+
+
+def guided_velocity(
+    dit: Dit,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    conditions: Conditions,
+    unconditions: Conditions,
+    cfg: float,
+    cache: "GlmImageKVCache | None",
+) -> torch.Tensor:
+    """v = v_u + cfg * (v_c - v_u), [B, 16, h, w] float32. cfg 1 is v_c alone, at half the cost.
+
+    Only the positive pass reads the reference cache.
+    """
+    v = velocity(dit, x, timestep, conditions, cache)
+    if cfg == 1:
+        return v
+    v_u = velocity(dit, x, timestep, unconditions, cache=None)
+    return v_u + cfg * (v - v_u)
+
+
+def velocity(
+    dit: Dit, x: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, cache: "GlmImageKVCache | None"
+) -> torch.Tensor:
+    """One forward of the DiT. x: [B, 16, h, w] normalised latents. Returns [B, 16, h, w] float32."""
+    batch = len(x)
+    return dit.model(
+        hidden_states=x.to(dit.model.dtype),
+        encoder_hidden_states=conditions.glyphs.expand(batch, -1, -1),
+        prior_token_id=conditions.prior,
+        prior_token_drop=conditions.drop,
+        timestep=timestep.to(x.device).expand(batch),
+        target_size=conditions.size,
+        crop_coords=torch.zeros_like(conditions.size),
+        kv_caches=cache,
+        image_rotary_emb=conditions.rope,
+        return_dict=False,
+    )[0].float()
+
+
+def conditions_of(dit: Dit, prior: Prior, glyphs: torch.Tensor, batch: int, drop: bool) -> Conditions:
+    """The conditions of a run: those of the positive branch, or with `drop` those of the negative one, without prior."""
+    return _conditions(dit, prior.tokens, glyphs, batch, prior.width, prior.height, drop)
+
+
+def _conditions(
+    dit: Dit, tokens: torch.Tensor, glyphs: torch.Tensor, batch: int, width: int, height: int, drop: bool
+) -> Conditions:
+    device = dit.model.device
+    prior = prior_for_dit(tokens).expand(batch, -1).to(device)
+    shape_only = torch.empty(1, 0, *latent_grid(width, height))
+    cosine, sine = dit.model.rope(shape_only)
+    return Conditions(
+        glyphs=glyphs.to(device, dit.model.dtype),
+        prior=prior,
+        drop=torch.full_like(prior, drop, dtype=torch.bool),
+        size=torch.tensor([[height, width]], device=device, dtype=torch.float32).expand(batch, -1),
+        rope=(cosine.to(device), sine.to(device)),
+    )
+
+
+def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVCache | None":
+    """The keys and values of the references, joined in order, ready to be read. None without references.
+
+    Each reference is computed at most once: what the previous run needed too is still in `dit.kept`, and what only that
+    run needed is dropped. A reference enters `kept` when it is complete, so an interruption leaves nothing half done.
+    """
+    needed = {reference.id for reference in references}
+    for stale in dit.kept.keys() - needed:
+        del dit.kept[stale]
+    if not references:
+        return None
+    for reference in references:
+        if reference.id not in dit.kept:
+            dit.kept[reference.id] = [(k.cpu(), v.cpu()) for k, v in reference_keys_values(dit, reference)]
+
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
+    cache = GlmImageKVCache(num_layers=dit.model.config.num_layers)
+    for layer in range(cache.num_layers):
+        keys, values = zip(*(dit.kept[reference.id][layer] for reference in references), strict=True)
+        cache[layer].k_caches = [_joined(keys, dit.model.device)]
+        cache[layer].v_caches = [_joined(values, dit.model.device)]
+    cache.set_mode("read")
+    return cache
+
+
+def reference_keys_values(dit: Dit, reference: "Reference") -> list[LayerKeysValues]:
+    """One pass of a reference through the DiT: t = 0, no text, its vision tokens as prior, its own size."""
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
+    device = dit.model.device
+    no_text = torch.empty(1, 0, dit.model.config.text_embed_dim)
+    tokens = reference.vision_tokens[None]
+    conditions = _conditions(dit, tokens, no_text, 1, reference.width, reference.height, drop=False)
+    cache = GlmImageKVCache(num_layers=dit.model.config.num_layers)
+    cache.set_mode("write")
+    velocity(dit, dit.space.normalise(reference.latents.to(device)), torch.zeros(1), conditions, cache)
+    return [(layer.k_caches[0], layer.v_caches[0]) for layer in cache.caches]
+
+
+def _joined(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """[1, tokens, heads, width] each, joined along the tokens; a single one is not copied."""
+    moved = [tensor.to(device) for tensor in tensors]
+    return moved[0] if len(moved) == 1 else torch.cat(moved, dim=1)
+
+
+def _check_batches(prior: Prior, latents: torch.Tensor | None, batch: int, grid: Grid) -> None:
+    if prior.batch not in (1, batch):
+        raise ValueError(f"the prior plans {prior.batch} images and {batch} were asked for")
+    if latents is None:
+        return
+    if tuple(latents.shape[2:]) != grid:
+        height, width = (side * 8 for side in latents.shape[2:])
+        raise ValueError(
+            f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}"
+        )
+    if len(latents) not in (1, batch):
+        raise ValueError(f"{len(latents)} latent images do not go with {batch} images to paint; use 1 or {batch}")

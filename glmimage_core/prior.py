@@ -1,0 +1,284 @@
+"""Prior tokens: the plan of a picture, written by the AR model one token at a time.
+
+    layout    which grids are emitted, and where every token stands
+    prefill   the prompt once through the model, its keys and values kept
+    decode    one token in, the logits of the next out
+    sample    temperature, top-k, top-p, then a race of exponentials drawn on the CPU
+
+Knows nothing of devices beyond where the model is, and nothing of the process's global seed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .geometry import Grid, check_size, preview_grid, prior_grid
+
+if TYPE_CHECKING:
+    from transformers import Cache, GlmImageForConditionalGeneration
+
+    from .references import Reference
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) after each token or step. Whatever it raises stops the loop and reaches the caller."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArModel:
+    """The AR model with what turns prompts and pictures into its input.
+
+    image_processor is transformers' PIL one. shortest_edge and longest_edge, in pixels, are its limits for references.
+    codebook identifies the codebook that prior and vision tokens index.
+    """
+
+    model: "GlmImageForConditionalGeneration"
+    tokenizer: Any
+    image_processor: Any
+    shortest_edge: int
+    longest_edge: int
+    codebook: str
+
+    @property
+    def codebook_size(self) -> int:
+        return self.model.config.vq_config.num_embeddings
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from the logits. The defaults are the reference's.
+
+    temperature 0 takes the likeliest token, top_p 1 and top_k 0 switch those filters off. Raises ValueError for values
+    that mean nothing.
+    """
+
+    temperature: float = 0.9
+    top_p: float = 0.75
+    top_k: int = 50
+
+    def __post_init__(self):
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must lie above 0 and not above 1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or above")
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Prior tokens and how they came about.
+
+    tokens: [B, height / 32, width / 32] int64 on the CPU. preview: [B, h, w] int64 on the CPU, or None for an edit.
+    Image i was drawn with seed + i. references are the ids of the references that the AR model saw, in order.
+    """
+
+    tokens: torch.Tensor
+    preview: torch.Tensor | None
+    width: int  # pixels
+    height: int
+    prompt: str
+    seed: int
+    sampling: Sampling
+    codebook: str
+    references: tuple[str, ...] = ()
+
+    @property
+    def batch(self) -> int:
+        return len(self.tokens)
+
+
+def image_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of a batch: image i of it can be made again alone with seed + i (modulo 2^64)."""
+    return [(seed + i) % 2**64 for i in range(count)]
+
+
+@torch.inference_mode()
+def generate_prior(
+    ar: ArModel,
+    prompt: str,
+    width: int,
+    height: int,
+    seed: int,
+    batch: int = 1,
+    sampling: Sampling = Sampling(),
+    references: Sequence["Reference"] = (),
+    progress: Progress = lambda done, total: None,
+) -> Prior:
+    """Plan `batch` pictures of width x height pixels.
+
+    Emits exactly the tokens of the preview grid (text-to-image only) and of the large grid, all of them indices into
+    the codebook. Raises ValueError for a bad size or prompt before the model runs.
+    """
+    check_size(width, height)
+    large = prior_grid(width, height)
+    grids = [large] if references else [preview_grid(large), large]  # in the order they are emitted
+    ids, reference_starts = prompt_ids(ar, prompt, grids, references)
+    positions, end = prompt_positions(len(ids), reference_starts, [reference.grid for reference in references])
+    tokens = decode_grids(ar, ids, positions, end, grids, image_seeds(seed, batch), sampling, progress)
+    preview = None if references else tokens[0]
+    ids_of_references = tuple(reference.id for reference in references)
+    return Prior(tokens[-1], preview, width, height, prompt, seed, sampling, ar.codebook, ids_of_references)
+
+
+def prompt_ids(
+    ar: ArModel, prompt: str, grids: Sequence[Grid], references: Sequence["Reference"]
+) -> tuple[torch.Tensor, list[int]]:
+    """The input of the AR model, and where in it each reference's vision tokens start.
+
+    Text-to-image: prompt <sop>H W<eop><sop>h w<eop><bos>, with the large grid before the preview although the preview is
+    emitted first. An edit: <bos> vision tokens <eos> for each reference, then prompt <sop>H W<eop><bos>. Without this
+    scaffold the model collapses to a handful of tokens. Returns ids [S] int64.
+    """
+    tokenizer = ar.tokenizer
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; describe the picture")
+    if reserved := [mark for mark in tokenizer.all_special_tokens if mark in prompt]:
+        raise ValueError(f"the prompt contains {reserved[0]!r}, a control token of the AR model; remove it")
+    content = [{"type": "image"} for _ in references] + [{"type": "text", "text": prompt}]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    sizes = "".join(
+        f"{tokenizer.grid_bos_token}{grid.height} {grid.width}{tokenizer.grid_eos_token}" for grid in reversed(grids)
+    )
+    # As in transformers' processors: a text that brings its own first token gets no other one put before it.
+    ids = tokenizer(
+        f"{text}{sizes}{tokenizer.bos_token}", add_special_tokens=not text.startswith(tokenizer.bos_token)
+    ).input_ids
+    placeholder = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
+    whole: list[int] = []
+    starts: list[int] = []
+    waiting = iter(references)
+    for token in ids:
+        if token == placeholder:
+            starts.append(len(whole))
+            whole += next(waiting).vision_tokens.flatten().tolist()
+        else:
+            whole.append(token)
+    return torch.tensor(whole), starts
+
+
+def prompt_positions(
+    length: int, starts: Sequence[int], grids: Sequence[Grid]
+) -> tuple[torch.Tensor, int]:
+    """Where every token of the prompt stands in time, height and width, and the next free position.
+
+    starts, grids: where each reference's vision tokens start among the `length` ids, and their grid. Text advances all
+    three positions together. Returns [3, length] int64. Source: `get_rope_index` of transformers' GLM-Image.
+    """
+    pieces, position, done = [], 0, 0
+    for start, grid in zip(starts, grids, strict=True):
+        text = start - done
+        pieces += [_text_positions(position, text), grid_positions(position + text, grid)]
+        position += text + max(grid)
+        done = start + grid.tokens
+    pieces.append(_text_positions(position, length - done))
+    return torch.cat(pieces, dim=1), position + length - done
+
+
+def grid_positions(start: int, grid: Grid) -> torch.Tensor:
+    """Positions of a grid whose running position is `start`: time stands still, height and width advance.
+
+    Returns [3, grid.tokens] int64; the running position moves on by max(grid).
+    """
+    row = torch.arange(grid.height).repeat_interleave(grid.width)
+    column = torch.arange(grid.width).repeat(grid.height)
+    return torch.stack([torch.zeros_like(row), row, column]) + start
+
+
+def _text_positions(start: int, count: int) -> torch.Tensor:
+    return torch.arange(start, start + count).expand(3, -1)
+
+
+def decode_grids(
+    ar: ArModel,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    end: int,
+    grids: Sequence[Grid],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    progress: Progress,
+) -> list[torch.Tensor]:
+    """Emit the grids one after another for each seed. Returns one [B, height, width] int64 tensor per grid, on the CPU.
+
+    All seeds share the prompt, so it is prefilled once and its cache repeated. The last token is sampled but never
+    fed back: nothing follows it.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    draw = _sampler(sampling)
+    steps = []
+    for grid in grids:
+        steps.append(grid_positions(end, grid))
+        end += max(grid)
+    steps = torch.cat(steps, dim=1)  # [3, T]
+    total = steps.shape[1]
+
+    logits, cache = prefill(ar, ids, positions)
+    cache.batch_repeat_interleave(len(seeds))
+    logits = logits.repeat(len(seeds), 1)
+    emitted = []
+    for step in range(total):
+        token = draw(logits, generators)  # [B]
+        emitted.append(token)
+        progress(step + 1, total)
+        if step + 1 < total:
+            logits = decode_one(ar, token, steps[:, step], cache)
+    tokens = torch.stack(emitted, dim=1).cpu()  # [B, T]
+    split = tokens.split([grid.tokens for grid in grids], dim=1)
+    return [part.reshape(-1, *grid) for part, grid in zip(split, grids, strict=True)]
+
+
+def prefill(ar: ArModel, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, "Cache"]:
+    """Run the prompt. ids: [S], positions: [3, S]. Returns the next token's logits [1, V] and the filled cache."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=ar.model.config.text_config)
+    return _forward(ar, ids[None], positions[:, None], cache), cache
+
+
+def decode_one(ar: ArModel, token: torch.Tensor, position: torch.Tensor, cache: "Cache") -> torch.Tensor:
+    """Feed one token a sequence. token: [B], position: [3]. Extends the cache, returns the next logits [B, V]."""
+    return _forward(ar, token[:, None], position[:, None, None].expand(3, len(token), 1), cache)
+
+
+def _forward(ar: ArModel, ids: torch.Tensor, positions: torch.Tensor, cache: "Cache") -> torch.Tensor:
+    """ids [B, S], positions [3, B, S] -> logits of the token after the last, [B, V] float32, codebook only.
+
+    Calls the language model itself: the outer model keeps mrope state on itself, so two runs would disturb each other.
+    The head is wider than the codebook; what lies beyond (end of image among it) can never stand inside a grid.
+    """
+    device = ar.model.device
+    hidden = ar.model.model.language_model(
+        inputs_embeds=ar.model.get_input_embeddings()(ids.to(device)),
+        position_ids=positions.to(device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1]
+    logits = ar.model.lm_head(hidden).float()
+    logits[:, ar.codebook_size :] = -torch.inf
+    return logits
+
+
+def _sampler(sampling: Sampling) -> Callable[[torch.Tensor, Sequence[torch.Generator]], torch.Tensor]:
+    """(logits [B, V], one generator a sequence) -> tokens [B], by transformers' own filters in its order."""
+    if sampling.temperature == 0:
+        return lambda logits, generators: logits.argmax(dim=-1)
+
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    filters = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_k:
+        filters.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        filters.append(TopPLogitsWarper(sampling.top_p))
+
+    def draw(logits: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        for keep in filters:
+            logits = keep(None, logits)
+        # `torch.multinomial(p, 1)` is the argmax of p / E with E exponential. Drawing E on the CPU, a row a sequence,
+        # gives the reference's tokens there and the same ones on every device and in every batch.
+        noise = torch.stack([torch.empty(logits.shape[1]).exponential_(generator=g) for g in generators])
+        return (logits.softmax(dim=-1) / noise.to(logits.device)).argmax(dim=-1)
+
+    return draw

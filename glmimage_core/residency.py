@@ -1,0 +1,92 @@
+"""Which model is on the device, and who must leave.
+
+Models are loaded to the CPU and brought to the device when a stage needs them. They stay there while there is room; the
+one unused for longest leaves first. When nothing fits beside anything, one model at a time is on the device.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+class Residency:
+    """Places models on one device.
+
+    free_bytes tells how much of the device is free. make_room, if given, asks others than this object to give up that
+    many bytes. Models are held weakly: one that nobody else holds is gone. Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        free_bytes: Callable[[], int] | None = None,
+        make_room: Callable[[int], None] = lambda needed: None,
+        home: torch.device = torch.device("cpu"),
+    ):
+        self.device = device
+        self.free_bytes = free_bytes or (lambda: free_device_bytes(device))
+        self._make_room = make_room
+        self._home = home
+        self._resident: list[weakref.ref[torch.nn.Module]] = []  # the one unused for longest first
+
+    @property
+    def resident(self) -> list[torch.nn.Module]:
+        """The models on the device, the one unused for longest first."""
+        return [model for ref in self._resident if (model := ref()) is not None]
+
+    @contextmanager
+    def hold(self, model: torch.nn.Module, working_bytes: int = 0) -> Iterator[torch.device]:
+        """Have the model on the device, with `working_bytes` more free, for the length of a with block.
+
+        It stays afterwards, and leaves when another one needs the room.
+        """
+        if self.device != self._home:
+            self._admit(model, working_bytes)
+        yield self.device
+
+    def release(self, model: torch.nn.Module) -> None:
+        """Move a model off the device. Does nothing for one that is not there."""
+        self._resident = [ref for ref in self._resident if ref() not in (None, model)]
+        if self.device != self._home:
+            model.to(self._home)
+
+    def _admit(self, model: torch.nn.Module, working_bytes: int) -> None:
+        here = self.resident
+        others = [other for other in here if other is not model]
+        needed = working_bytes + (0 if len(others) < len(here) else model_bytes(model))
+        while others and self.free_bytes() < needed:
+            leaving = others.pop(0)
+            log.info("%s leaves %s for %s", type(leaving).__name__, self.device, type(model).__name__)
+            self.release(leaving)
+        if self.free_bytes() < needed:
+            self._make_room(needed)
+        self._resident = [ref for ref in self._resident if ref() not in (None, model)]
+        try:
+            model.to(self.device)
+        except BaseException:
+            model.to(self._home)  # no part of it stays behind
+            raise
+        self._resident.append(weakref.ref(model))
+
+
+def model_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device, PyTorch's own reserve included.
+
+    Raises ValueError for a kind of device whose free memory PyTorch cannot tell.
+    """
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    raise ValueError(f"cannot tell the free memory of {device}; give Residency a free_bytes")

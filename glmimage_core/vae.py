@@ -1,0 +1,108 @@
+"""Pixels <-> latents.
+
+Latents travel in the VAE's own space, as ComfyUI's do; the DiT works on them normalised by the VAE's per-channel mean
+and standard deviation. Pictures are [B, H, W, 3] in 0..1 outside, [B, 3, H, W] in -1..1 inside.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .geometry import LATENT_PX
+from .pixels import to_rgb
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+TILE_PX = 512  # pixels along a side of a tile, a quarter of it blended with its neighbours
+WHOLE_PX = 2048 * 2048  # pixels up to which a picture is decoded whole, memory permitting
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """What makes latents of one VAE meaningful to another model: their per-channel mean and standard deviation."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalise(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, 16, h, w] from the VAE's space to the DiT's."""
+        return (latents - self._channels(self.mean, latents)) / self._channels(self.std, latents)
+
+    def denormalise(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, 16, h, w] from the DiT's space to the VAE's."""
+        return latents * self._channels(self.std, latents) + self._channels(self.mean, latents)
+
+    @staticmethod
+    def _channels(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Vae:
+    """The checkpoint's `vae` and the space of its latents."""
+
+    model: "AutoencoderKL"
+    space: LatentSpace
+
+
+def needs_tiling(tiling: str, width: int, height: int, whole_bytes: int, free_bytes: int | None) -> bool:
+    """Whether to tile a picture of width x height pixels under `tiling`, one of auto, on, off.
+
+    auto tiles a picture above 2048 x 2048 pixels, or one whose `whole_bytes` of working memory do not fit in `free_bytes`
+    (None where the device cannot tell).
+    """
+    if tiling != "auto":
+        return tiling == "on"
+    return width * height > WHOLE_PX or (free_bytes is not None and whole_bytes > free_bytes)
+
+
+@torch.inference_mode()
+def encode(vae: Vae, image: torch.Tensor, tiled: bool = False) -> torch.Tensor:
+    """Encode pictures one by one; the mode of each posterior, so the same picture gives the same latents.
+
+    image: [B, H, W, C] in 0..1, sides multiples of 8 pixels. Returns [B, 16, H / 8, W / 8] float32 on the CPU.
+    Raises ValueError for other sides and for pixels that are not finite.
+    """
+    image = to_rgb(image)
+    height, width = image.shape[1:3]
+    if height % LATENT_PX or width % LATENT_PX:
+        raise ValueError(f"an image of {width}x{height} pixels cannot be encoded: sides must be multiples of {LATENT_PX}")
+    _set_tiling(vae, tiled)
+    pixels = image.movedim(-1, 1) * 2 - 1  # BHWC -> BCHW
+    latents = [vae.model.encode(_to_model(vae, one[None])).latent_dist.mode().float().cpu() for one in pixels]
+    return torch.cat(latents)
+
+
+@torch.inference_mode()
+def decode(vae: Vae, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor:
+    """Decode latents one by one.
+
+    latents: [B, 16, h, w] in the VAE's own space. Returns [B, 8 h, 8 w, 3] float32 in 0..1 on the CPU. Raises ValueError
+    when the latents have another number of channels, or when they or the picture are not finite: that is lost precision,
+    never a picture.
+    """
+    if latents.ndim != 4 or latents.shape[1] != len(vae.space.mean):
+        raise ValueError(
+            f"this VAE decodes latents [batch, {len(vae.space.mean)}, height / 8, width / 8], not {list(latents.shape)}: "
+            "they come from another model family"
+        )
+    if not torch.isfinite(latents).all():
+        raise ValueError("the latents are not finite: the sampler lost precision; load the DiT in bfloat16 or float32")
+    _set_tiling(vae, tiled)
+    images = [vae.model.decode(_to_model(vae, one[None]), return_dict=False)[0].float().cpu() for one in latents]
+    image = torch.cat(images).movedim(1, -1)  # BCHW -> BHWC
+    if not torch.isfinite(image).all():
+        raise ValueError("the decoded picture is not finite: load the VAE in bfloat16 or float32")
+    return (image / 2 + 0.5).clamp(0, 1)
+
+
+def _set_tiling(vae: Vae, tiled: bool) -> None:
+    vae.model.use_tiling = tiled
+    vae.model.tile_sample_min_size = TILE_PX
+    vae.model.tile_latent_min_size = TILE_PX // LATENT_PX
+
+
+def _to_model(vae: Vae, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(device=vae.model.device, dtype=vae.model.dtype)
