@@ -8,12 +8,12 @@ Latents are normalised in here and in the VAE's own space outside.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from .geometry import Grid, dit_token_count, latent_grid, prior_for_dit
+from .geometry import LATENT_PX, Grid, dit_token_count, latent_grid, prior_for_dit
 from .prior import Prior, Progress
 from .schedule import Schedule, partial_schedule, shift_of_tokens
 from .vae import LatentSpace
@@ -82,7 +82,9 @@ def sample(
     """
     grid = latent_grid(prior.width, prior.height)
     batch = len(seeds)
-    _check_batches(prior, latents, batch, grid)
+    _check_prior(dit, prior, batch)
+    if latents is not None:
+        _check_latents(latents, prior, batch, grid)
     if latents is None and denoise < 1:
         raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
     if denoise == 0:
@@ -93,8 +95,8 @@ def sample(
     noise = initial_noise(seeds, len(dit.space.mean), grid).to(device)
     start = None if latents is None else dit.space.normalise(latents.to(device).float())
     x = noise if denoise == 1 else schedule.sigmas[0] * noise + (1 - schedule.sigmas[0]) * start
-    conditions = conditions_of(dit, prior, positive, batch, drop=False)
-    unconditions = conditions_of(dit, prior, negative, batch, drop=True)
+    conditions = conditions_of(dit, prior.tokens, positive, prior.width, prior.height, batch)
+    unconditions = without_prior(dit, conditions, negative)
     cache = reference_cache(dit, references)
 
     for step in range(schedule.steps):
@@ -168,14 +170,10 @@ def velocity(
     )[0].float()
 
 
-def conditions_of(dit: Dit, prior: Prior, glyphs: torch.Tensor, batch: int, drop: bool) -> Conditions:
-    """The conditions of a run: those of the positive branch, or with `drop` those of the negative one, without prior."""
-    return _conditions(dit, prior.tokens, glyphs, batch, prior.width, prior.height, drop)
-
-
-def _conditions(
-    dit: Dit, tokens: torch.Tensor, glyphs: torch.Tensor, batch: int, width: int, height: int, drop: bool
+def conditions_of(
+    dit: Dit, tokens: torch.Tensor, glyphs: torch.Tensor, width: int, height: int, batch: int
 ) -> Conditions:
+    """The conditions of the positive branch. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels."""
     device = dit.model.device
     prior = prior_for_dit(tokens).expand(batch, -1).to(device)
     shape_only = torch.empty(1, 0, *latent_grid(width, height))
@@ -183,9 +181,16 @@ def _conditions(
     return Conditions(
         glyphs=glyphs.to(device, dit.model.dtype),
         prior=prior,
-        drop=torch.full_like(prior, drop, dtype=torch.bool),
+        drop=torch.zeros_like(prior, dtype=torch.bool),
         size=torch.tensor([[height, width]], device=device, dtype=torch.float32).expand(batch, -1),
         rope=(cosine.to(device), sine.to(device)),
+    )
+
+
+def without_prior(dit: Dit, conditions: Conditions, glyphs: torch.Tensor) -> Conditions:
+    """The conditions of the negative branch: every prior token dropped, other glyph embeddings, all else the same."""
+    return replace(
+        conditions, glyphs=glyphs.to(dit.model.device, dit.model.dtype), drop=torch.ones_like(conditions.drop)
     )
 
 
@@ -222,7 +227,7 @@ def reference_keys_values(dit: Dit, reference: "Reference") -> list[LayerKeysVal
     device = dit.model.device
     no_text = torch.empty(1, 0, dit.model.config.text_embed_dim)
     tokens = reference.vision_tokens[None]
-    conditions = _conditions(dit, tokens, no_text, 1, reference.width, reference.height, drop=False)
+    conditions = conditions_of(dit, tokens, no_text, reference.width, reference.height, batch=1)
     cache = GlmImageKVCache(num_layers=dit.model.config.num_layers)
     cache.set_mode("write")
     velocity(dit, dit.space.normalise(reference.latents.to(device)), torch.zeros(1), conditions, cache)
@@ -235,13 +240,17 @@ def _joined(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tens
     return moved[0] if len(moved) == 1 else torch.cat(moved, dim=1)
 
 
-def _check_batches(prior: Prior, latents: torch.Tensor | None, batch: int, grid: Grid) -> None:
+def _check_prior(dit: Dit, prior: Prior, batch: int) -> None:
     if prior.batch not in (1, batch):
         raise ValueError(f"the prior plans {prior.batch} images and {batch} were asked for")
-    if latents is None:
-        return
+    rows = dit.model.config.prior_vq_quantizer_codebook_size
+    if prior.tokens.max() >= rows:
+        raise ValueError(f"the prior has token {prior.tokens.max()}, but this DiT knows {rows}: another model made it")
+
+
+def _check_latents(latents: torch.Tensor, prior: Prior, batch: int, grid: Grid) -> None:
     if tuple(latents.shape[2:]) != grid:
-        height, width = (side * 8 for side in latents.shape[2:])
+        height, width = (side * LATENT_PX for side in latents.shape[2:])
         raise ValueError(
             f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}"
         )

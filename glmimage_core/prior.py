@@ -8,6 +8,7 @@
 Knows nothing of devices beyond where the model is, and nothing of the process's global seed.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import Cache, GlmImageForConditionalGeneration
 
     from .references import Reference
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each token or step. Whatever it raises stops the loop and reaches the caller."""
@@ -112,6 +115,8 @@ def generate_prior(
     the codebook. Raises ValueError for a bad size or prompt before the model runs.
     """
     check_size(width, height)
+    if sampling.temperature == 0:
+        log.warning("temperature 0 takes the likeliest token every time; the model degenerates to flat areas that way")
     large = prior_grid(width, height)
     grids = [large] if references else [preview_grid(large), large]  # in the order they are emitted
     ids, reference_starts = prompt_ids(ar, prompt, grids, references)

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class Residency:
     """Places models on one device.
 
-    free_bytes tells how much of the device is free. make_room, if given, asks others than this object to give up that
-    many bytes. Models are held weakly: one that nobody else holds is gone. Not for several threads at once.
+    free_bytes tells how much of the device is free. make_room, if given, first asks others than this object to
+    free that many bytes. Models are held weakly: one that nobody else holds is gone. Not for several threads at once.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Residency:
         here = self.resident
         others = [other for other in here if other is not model]
         needed = working_bytes + (0 if len(others) < len(here) else model_bytes(model))
+        if self.free_bytes() < needed:
+            self._make_room(needed)
         while others and self.free_bytes() < needed:
             leaving = others.pop(0)
             log.info("%s leaves %s for %s", type(leaving).__name__, self.device, type(model).__name__)
             self.release(leaving)
-        if self.free_bytes() < needed:
-            self._make_room(needed)
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
         try:
             model.to(self.device)

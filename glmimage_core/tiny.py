@@ -64,7 +64,9 @@ def write_checkpoint(folder: Path, size: str = "tiny", seed: int = 0, dtype: tor
         if name == "vision_language_encoder":
             # Ids beyond the codebook are as unlikely as in the trained model, whose reference does not mask them.
             model.lm_head.weight.data[CODEBOOK:] = 0
-        model.to(dtype).save_pretrained(folder / name)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        model.save_pretrained(folder / name)
     _write_processor(folder / "processor")
     _write_glyph_tokenizer(folder / "tokenizer")
     _write_scheduler(folder / "scheduler")

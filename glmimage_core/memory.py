@@ -1,0 +1,105 @@
+"""How many bytes each stage needs beside its weights, predicted from the configs.
+
+Each stage's peak is where most tensors live at once; the formulas count those tensors. They were checked against the
+allocator on the CPU (tests/test_memory.py does it again): within 15 % for float32. In bfloat16 some tensors are float32
+all the same, which the factors of HALF say.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .geometry import dit_token_count, preview_grid, prior_grid
+
+SAMPLING_COPIES = 6  # float32 rows as wide as the head: logits, filtered, sorted, probabilities, noise, race
+HALF = {"vae": 1.35, "dit": 1.15}  # peak elements in bfloat16 over those in float32, measured on the CPU
+
+
+class Job(NamedTuple):
+    """A run to predict: sides in pixels, references as fitted (width, height) in pixels."""
+
+    width: int = 1024
+    height: int = 1024
+    batch: int = 1
+    references: tuple[tuple[int, int], ...] = ()
+    prompt_tokens: int = 256
+    glyph_tokens: int = 64
+    guided: bool = True
+
+
+def prior_bytes(config: Any, itemsize: int, job: Job) -> int:
+    """Generate Prior: the key/value cache of all tokens and one layer's copy as it grows, or the prompt's widest layer."""
+    text = config.text_config
+    prompt = job.prompt_tokens + sum(prior_grid(*size).tokens + 2 for size in job.references)
+    large = prior_grid(job.width, job.height)
+    emitted = large.tokens + (0 if job.references else preview_grid(large).tokens)
+    head_width = text.hidden_size // text.num_attention_heads
+    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_width * itemsize
+    cache = job.batch * (prompt + emitted) * token_bytes
+    decoding = cache + cache // (2 * text.num_hidden_layers) + job.batch * text.vision_vocab_size * 4 * SAMPLING_COPIES
+    prefilling = prompt * (token_bytes + (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize)
+    return max(decoding, prefilling)
+
+
+def vision_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
+    """The vision half of Encode Reference: three tables of distances from every token to every row of the codebook."""
+    tokens = prior_grid(width, height).tokens
+    vision = config.vision_config
+    quantizing = tokens * (3 * config.vq_config.num_embeddings + 4 * vision.hidden_size) * itemsize
+    positions = round(1.5 * (vision.image_size // vision.patch_size) ** 2 * vision.hidden_size * 4)
+    encoding = tokens * (3 * vision.hidden_size + 2 * vision.intermediate_size) * itemsize + positions
+    return max(quantizing, encoding)
+
+
+def vae_encode_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
+    """The encoder's first resnet at full resolution: input, normed, activated and convolved, and the picture."""
+    return _vae_bytes(4 * config.block_out_channels[0] + 7, itemsize, width, height)
+
+
+def vae_decode_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
+    """The decoder's last block at full resolution, where the second width meets the first."""
+    narrow, wide = config.block_out_channels[:2]
+    return _vae_bytes(round(3.2 * wide) + narrow, itemsize, width, height)
+
+
+def _vae_bytes(channels: int, itemsize: int, width: int, height: int) -> int:
+    return round(channels * width * height * itemsize * (HALF["vae"] if itemsize < 4 else 1))
+
+
+def dit_bytes(config: Any, itemsize: int, job: Job, on_cpu: bool = False) -> int:
+    """The sampler: its own passes, which read the caches of all references, or the pass that writes the largest one.
+
+    Caches are kept on the CPU between runs, so there, joining those of several references holds them twice.
+    """
+    half = HALF["dit"] if itemsize < 4 else 1
+    width = config.num_attention_heads * config.attention_head_dim
+    own = job.batch * (dit_token_count(job.width, job.height) + job.glyph_tokens)
+    cached = [dit_token_count(*size) for size in job.references]
+    # The widest place is a feed-forward, 14 tensors of the stream's width; with many cached tokens it is the attention,
+    # where each layer joins cached and own keys and values.
+    stream = max(14 * own, 12.5 * own + 2 * job.batch * sum(cached)) * half * width * itemsize
+    rope = 2 * 4 * config.attention_head_dim * dit_token_count(job.width, job.height)
+    latents = own * config.patch_size**2 * config.in_channels * 4 * (3 if job.guided else 2)
+    caches = 2 * config.num_layers * sum(cached) * width * itemsize
+    reading = stream + rope + latents + caches * (2 if on_cpu and len(cached) > 1 else 1)
+    writing = caches + 14 * half * max(cached, default=0) * width * itemsize
+    return round(max(reading, writing))
+
+
+def predict(
+    configs: Mapping[str, Any], itemsizes: Mapping[str, int], job: Job, on_cpu: bool = False
+) -> dict[str, tuple[str, int]]:
+    """Each stage of a run as stage -> (component it runs, working bytes).
+
+    configs and itemsizes (bytes of one parameter) go by component.
+    """
+    ar, dit, vae = (configs[name] for name in ("vision_language_encoder", "transformer", "vae"))
+    ar_item, dit_item, vae_item = (itemsizes[name] for name in ("vision_language_encoder", "transformer", "vae"))
+    stages = {}
+    if job.references:
+        largest = max(job.references, key=lambda size: size[0] * size[1])
+        stages["Encode Reference, vision"] = ("vision_language_encoder", vision_bytes(ar, ar_item, *largest))
+        stages["Encode Reference, VAE"] = ("vae", vae_encode_bytes(vae, vae_item, *largest))
+    stages["Generate Prior"] = ("vision_language_encoder", prior_bytes(ar, ar_item, job))
+    stages["Sampler"] = ("transformer", dit_bytes(dit, dit_item, job, on_cpu))
+    stages["VAE Decode"] = ("vae", vae_decode_bytes(vae, vae_item, job.width, job.height))
+    return stages

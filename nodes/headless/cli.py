@@ -1,0 +1,182 @@
+"""The command line: `python . render | inspect | tiny | bench`."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from ...glmimage_core import memory
+from ...glmimage_core.checkpoint import MODEL_CLASSES, ComponentReport, describe, is_checkpoint, skeleton
+from ...glmimage_core.geometry import check_size
+from ...glmimage_core.residency import Residency
+from ...glmimage_core.tiny import SIZES, write_checkpoint
+from .. import NODE_CLASS_MAPPINGS
+from ..host import host
+from ..host.standalone import best_device
+from .bench import add_bench
+from .runner import Runner
+from .stock import STOCK_NODES, Folders
+from .workflow import WorkflowError, read_workflow
+
+ALL_NODES = STOCK_NODES | NODE_CLASS_MAPPINGS
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command. Returns the exit status: 0, 1 when it failed, 2 when what it was given is wrong."""
+    parser = argparse.ArgumentParser(prog="python .", description="GLM-Image without ComfyUI.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_render(commands)
+    _add_inspect(commands)
+    _add_tiny(commands)
+    add_bench(commands)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _quiet_libraries()
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(_one_line(error), file=sys.stderr)
+        return 2
+    except (OSError, torch.OutOfMemoryError) as error:
+        print(_one_line(error), file=sys.stderr)
+        return 1
+
+
+def _one_line(error: BaseException) -> str:
+    """The message, after the node that raised it where one did."""
+    message = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
+    return ": ".join([*getattr(error, "__notes__", []), " ".join(message.split())])
+
+
+def _quiet_libraries() -> None:
+    """Their loading bars would mix with ours."""
+    try:
+        import diffusers
+        import transformers
+    except ImportError:
+        return  # the command that needs them says so
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+
+
+def _add_render(commands) -> None:
+    parser = commands.add_parser("render", help="run a workflow file", description="Runs a workflow without ComfyUI.")
+    parser.add_argument("workflow", type=Path, metavar="WORKFLOW", help="API or UI format (.json), or a .png that carries one")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="NODE is an id or a title; may be repeated"
+    )
+    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="DIR/diffusers/NAME is a checkpoint")
+    parser.add_argument("--input", type=Path, default=Path("input"), metavar="DIR", help="where Load Image looks")
+    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where Save Image writes")
+    parser.add_argument("--device", default=None, help="cuda, mps or cpu; the best there is by default")
+    parser.set_defaults(run=_render)
+
+
+def _render(options) -> int:
+    host.models = options.models
+    host.on_progress = _show_progress
+    if options.device:
+        host.residency = Residency(torch.device(options.device))
+    workflow = read_workflow(options.workflow, ALL_NODES)
+    for assignment in options.set:
+        workflow.set(assignment, ALL_NODES)
+    folders = Folders(options.input, options.output, written=[])
+    runner = Runner(ALL_NODES, folders)
+    try:
+        runner.run(workflow)
+    finally:
+        for path in folders.written:
+            print(path)
+    return 0
+
+
+def _show_progress(label: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{label}: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done == total or done * 10 // total != (done - 1) * 10 // total:  # a log gets a line each tenth
+        print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
+
+
+def _add_inspect(commands) -> None:
+    parser = commands.add_parser(
+        "inspect", help="describe a checkpoint", description="Sizes, memory, and what is missing or broken."
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with model_index.json")
+    parser.add_argument("--width", type=int, default=1024, help="of the picture whose memory is predicted, in pixels")
+    parser.add_argument("--height", type=int, default=1024)
+    parser.add_argument("--references", type=int, default=1, help="how many references of that size")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(options) -> int:
+    check_size(options.width, options.height)
+    if not options.checkpoint.is_dir():
+        raise FileNotFoundError(f"{options.checkpoint} is not a folder")
+    reports = describe(options.checkpoint)
+    print(f"{'component':24} {'parameters':>13} {'on disk':>10} {'bfloat16':>10} {'float16':>10} {'float32':>10}  stored as")
+    for report in reports:
+        print(_component_line(report))
+    problems = [problem for report in reports for problem in report.problems]
+    if not is_checkpoint(options.checkpoint):
+        problems.insert(0, f"{options.checkpoint / 'model_index.json'} is missing or does not name a GlmImagePipeline")
+    for problem in problems:
+        print(f"problem: {problem}")
+    if problems:
+        return 1
+    _print_prediction(options, {report.name: report for report in reports})
+    return 0
+
+
+def _component_line(report: ComponentReport) -> str:
+    sizes = " ".join(f"{_human(report.parameters * itemsize):>10}" for itemsize in (2, 2, 4))
+    stored = ", ".join(str(dtype).removeprefix("torch.") for dtype in report.dtypes)
+    return f"{report.name:24} {report.parameters:>13,} {_human(report.disk_bytes):>10} {sizes}  {stored}"
+
+
+def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
+    size = (options.width, options.height)
+    job = memory.Job(*size, references=(size,) * options.references)
+    models = {name: skeleton(options.checkpoint, name) for name in MODEL_CLASSES}
+    itemsizes = {name: reports[name].stored_dtype.itemsize for name in MODEL_CLASSES}
+    configs = {name: model.config for name, model in models.items()}
+    stages = memory.predict(configs, itemsizes, job, on_cpu=best_device().type == "cpu")
+    weights = {name: reports[name].parameters * itemsizes[name] for name in MODEL_CLASSES}
+    print(
+        f"\nPredicted memory at {options.width}x{options.height} with {options.references} reference(s) of that size, "
+        "weights as stored, cfg above 1:"
+    )
+    for stage, (name, working) in stages.items():
+        print(f"  {stage:24} weights {_human(weights[name]):>10}  working {_human(working):>10}")
+    together = sum(weights.values()) + max(working for _, working in stages.values())
+    apart = max(weights[name] + working for name, working in stages.values())
+    print(f"  peak, all models resident        {_human(together):>10}  ({together} bytes)")
+    print(f"  peak, one model at a time        {_human(apart):>10}  ({apart} bytes)")
+
+
+def _human(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _add_tiny(commands) -> None:
+    parser = commands.add_parser(
+        "tiny", help="write a random checkpoint", description="Writes a small random checkpoint in the released layout."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="is made; must be empty")
+    parser.add_argument("--size", choices=list(SIZES), default="tiny", help="tiny: a few MB; medium: 1.6 GB, for benchmarks")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.set_defaults(run=_tiny)
+
+
+def _tiny(options) -> int:
+    write_checkpoint(options.folder, options.size, options.seed)
+    print(options.folder)
+    return 0

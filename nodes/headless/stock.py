@@ -1,0 +1,182 @@
+"""ComfyUI's own nodes that the shipped workflows use, with the same ids, inputs and files."""
+
+import hashlib
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where pictures are read and written. `written` collects the paths of what was saved."""
+
+    input: Path
+    output: Path
+    written: list[Path]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """folder / name. Raises ValueError for a name that leaves the folder."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} leaves the folder {folder}")
+    return path
+
+
+class LoadImage:
+    TITLE = "Load Image"
+    RETURN_TYPES = ("IMAGE", "MASK")
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("STRING", {})}, "hidden": {"folders": "FOLDERS"}}
+
+    @staticmethod
+    def _path(folders: Folders, image: str) -> Path:
+        path = inside(folders.input, image.removesuffix(" [input]"))
+        if not path.is_file():
+            raise FileNotFoundError(f"no picture {image!r} in {folders.input}")
+        return path
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, image, folders):
+        try:
+            cls._path(folders, image)
+        except (ValueError, FileNotFoundError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, image, folders):
+        return hashlib.sha256(cls._path(folders, image).read_bytes()).hexdigest()
+
+    def load(self, image, folders):
+        try:
+            with Image.open(self._path(folders, image)) as file:
+                picture = ImageOps.exif_transpose(file)
+                alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+                rgb = np.array(picture.convert("RGB"), dtype=np.float32) / 255
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{image} is not a picture") from error
+        mask = torch.zeros(1, 64, 64)
+        if alpha is not None:
+            mask = 1 - torch.from_numpy(np.array(alpha, dtype=np.float32) / 255)[None]
+        return (torch.from_numpy(rgb)[None], mask)
+
+
+class SaveImage:
+    TITLE = "Save Image"
+    RETURN_TYPES = ()
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    SUBFOLDER = ""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {"default": "ComfyUI"})},
+            "hidden": {"folders": "FOLDERS", "prompt": "PROMPT", "workflow": "WORKFLOW"},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix, folders):
+        try:
+            inside(folders.output, f"{filename_prefix or 'ComfyUI'}_00001_.png")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    def save(self, images, folders, prompt, workflow, filename_prefix="ComfyUI"):
+        info = PngInfo()
+        info.add_text("prompt", json.dumps(prompt))
+        if workflow is not None:
+            info.add_text("workflow", json.dumps(workflow))
+        height, width = images.shape[1:3]
+        stem = inside(folders.output / self.SUBFOLDER, _expand(filename_prefix or "ComfyUI", width, height))
+        for image in images:
+            path = _next_path(stem)
+            # Truncated, not rounded, as ComfyUI does: the same graph writes the same bytes in both.
+            levels = np.clip(image.cpu().numpy() * 255, 0, 255).astype(np.uint8)
+            _write_whole(path, Image.fromarray(levels), info)
+            folders.written.append(path)
+        return ()
+
+
+class PreviewImage(SaveImage):
+    """Saved too, below preview/, since there is no screen to show it on."""
+
+    TITLE = "Preview Image"
+    SUBFOLDER = "preview"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE", {})}, "hidden": SaveImage.INPUT_TYPES()["hidden"]}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls):
+        return True
+
+
+def _expand(prefix: str, width: int, height: int) -> str:
+    """ComfyUI's placeholders: %width% and %height% of the picture, %year% to %second% of the clock."""
+    now = time.localtime()
+    values = {"width": width, "height": height, "year": now.tm_year, "month": f"{now.tm_mon:02}", "day": f"{now.tm_mday:02}"}
+    values |= {"hour": f"{now.tm_hour:02}", "minute": f"{now.tm_min:02}", "second": f"{now.tm_sec:02}"}
+    for name, value in values.items():
+        prefix = prefix.replace(f"%{name}%", str(value))
+    return prefix
+
+
+def _next_path(stem: Path) -> Path:
+    """stem_00001_.png with the first number above all that are there."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(rf"{re.escape(stem.name)}_(\d+)_.*")
+    taken = [int(match[1]) for file in stem.parent.iterdir() if (match := pattern.fullmatch(file.name))]
+    return stem.with_name(f"{stem.name}_{max(taken, default=0) + 1:05}_.png")
+
+
+def _write_whole(path: Path, picture: Image.Image, info: PngInfo) -> None:
+    """Write a PNG so that either the whole file is there or none. Raises OSError that names the file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        picture.save(part, format="PNG", pnginfo=info, compress_level=4)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
+
+
+def _primitive(node_id: str, title: str, kind: str) -> type:
+    """A node that hands its one widget on."""
+
+    def INPUT_TYPES(cls):  # noqa: N802, ComfyUI's name
+        return {"required": {"value": (kind, {"control_after_generate": True} if kind == "INT" else {})}}
+
+    members = {
+        "TITLE": title,
+        "RETURN_TYPES": (kind,),
+        "FUNCTION": "value",
+        "INPUT_TYPES": classmethod(INPUT_TYPES),
+        "value": lambda self, value: (value,),
+    }
+    return type(node_id, (), members)
+
+
+STOCK_NODES = {
+    "LoadImage": LoadImage,
+    "SaveImage": SaveImage,
+    "PreviewImage": PreviewImage,
+    "PrimitiveInt": _primitive("PrimitiveInt", "Int", "INT"),
+    "PrimitiveFloat": _primitive("PrimitiveFloat", "Float", "FLOAT"),
+    "PrimitiveString": _primitive("PrimitiveString", "String", "STRING"),
+    "PrimitiveStringMultiline": _primitive("PrimitiveStringMultiline", "String (Multiline)", "STRING"),
+    "PrimitiveBoolean": _primitive("PrimitiveBoolean", "Boolean", "BOOLEAN"),
+}

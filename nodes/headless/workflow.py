@@ -1,0 +1,205 @@
+"""A workflow file in memory: API format, UI format, or a PNG that carries one.
+
+Everything is brought to API format: node id -> {"class_type", "inputs", "_meta": {"title"}}, an input being a value or
+a link [node id, output].
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+MUTED, BYPASSED = 2, 4  # litegraph's node modes
+NOTES = {"Note", "MarkdownNote"}
+CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize"}
+
+Nodes = dict[str, type]
+
+
+class WorkflowError(ValueError):
+    """What is wrong with a workflow or with a value in it, in one line that names node and input."""
+
+
+@dataclass
+class Workflow:
+    """prompt: the graph in API format. ui: the file's UI format, where it had one; pictures carry both."""
+
+    prompt: dict[str, dict]
+    ui: dict | None = None
+
+    def title(self, node_id: str) -> str:
+        """How to name a node to a person: its id and its title."""
+        node = self.prompt.get(node_id, {})
+        return f"node {node_id} ({node.get('_meta', {}).get('title') or node.get('class_type', 'missing')})"
+
+    def set(self, assignment: str, nodes: Nodes) -> None:
+        """Apply NODE.INPUT=VALUE, with NODE an id or a title. Raises WorkflowError when there is no such place."""
+        target, equals, value = assignment.partition("=")
+        name, dot, input_name = target.rpartition(".")
+        if not equals or not dot:
+            raise WorkflowError(f"--set {assignment}: write NODE.INPUT=VALUE")
+        titled = [node_id for node_id, node in self.prompt.items() if node.get("_meta", {}).get("title") == name]
+        matches = [name] if name in self.prompt else titled
+        if len(matches) != 1:
+            how = "no node has" if not matches else f"nodes {', '.join(matches)} all have"
+            raise WorkflowError(f"--set {assignment}: {how} the id or title {name!r}")
+        node = self.prompt[matches[0]]
+        if node["class_type"] in nodes and input_name not in input_types(nodes[node["class_type"]]):
+            known = ", ".join(input_types(nodes[node["class_type"]]))
+            raise WorkflowError(f"{self.title(matches[0])}: no input {input_name!r}; it has {known}")
+        node["inputs"][input_name] = value
+
+
+def read_workflow(path: Path, nodes: Nodes) -> Workflow:
+    """Read a .json or a .png. `nodes` maps class types to classes, for the order of widgets in UI format."""
+    try:
+        if path.suffix.lower() == ".png":
+            return _from_png(path, nodes)
+        return parse_workflow(json.loads(path.read_text("utf-8")), nodes)
+    except OSError as error:
+        raise WorkflowError(f"{path}: {error.strerror or 'not a picture'}") from error
+    except UnicodeDecodeError as error:
+        raise WorkflowError(f"{path} is neither a workflow in JSON nor a PNG") from error
+    except json.JSONDecodeError as error:
+        raise WorkflowError(f"{path} is not JSON: {error}") from error
+
+
+def _from_png(path: Path, nodes: Nodes) -> Workflow:
+    try:
+        with Image.open(path) as picture:
+            texts = getattr(picture, "text", {})
+    except UnidentifiedImageError as error:
+        raise WorkflowError(f"{path} is not a picture") from error
+    ui = json.loads(texts["workflow"]) if "workflow" in texts else None
+    if "prompt" in texts:
+        return Workflow(_api_format(json.loads(texts["prompt"])), ui)
+    if ui is not None:
+        return parse_workflow(ui, nodes)
+    raise WorkflowError(f"{path} carries no workflow")
+
+
+def parse_workflow(data: Any, nodes: Nodes) -> Workflow:
+    """A parsed JSON in either format."""
+    if isinstance(data, dict) and isinstance(data.get("nodes"), list):
+        return Workflow(to_api_format(data, nodes), data)
+    return Workflow(_api_format(data))
+
+
+def _api_format(data: Any) -> dict[str, dict]:
+    if isinstance(data, dict) and isinstance(data.get("prompt"), dict):
+        data = data["prompt"]
+    if not isinstance(data, dict) or not data:
+        raise WorkflowError("this is not a ComfyUI workflow: neither UI format (nodes, links) nor API format (class_type)")
+    for node_id, node in data.items():
+        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
+            raise WorkflowError(f"node {node_id} has no class_type: this is not a workflow in API format")
+        if not isinstance(node.setdefault("inputs", {}), dict):
+            raise WorkflowError(f"node {node_id} ({node['class_type']}): inputs is not an object")
+    return data
+
+
+def input_types(node_class: type) -> dict[str, tuple]:
+    """All declared inputs of a node, required before optional, as name -> (type, options)."""
+    declared = node_class.INPUT_TYPES()
+    entries = {**declared.get("required", {}), **declared.get("optional", {})}
+    return {name: (entry[0], entry[1] if len(entry) > 1 else {}) for name, entry in entries.items()}
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input of API format is a link [node id, output] and not a value."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and isinstance(value[1], int)
+
+
+def to_api_format(ui: dict, nodes: Nodes) -> dict[str, dict]:
+    """UI format to API format, as ComfyUI's frontend does when it queues a graph.
+
+    Widget values are positional there. Muted nodes drop out, bypassed ones hand an input of the same type through,
+    reroutes and frontend primitives dissolve, notes are ignored.
+    """
+    try:
+        return _UiGraph(ui, nodes).convert()
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise WorkflowError(f"the workflow's UI format is damaged: {error!r}") from error
+
+
+class _UiGraph:
+    """One graph in UI format while it is converted."""
+
+    def __init__(self, ui: dict, nodes: Nodes):
+        self.classes = nodes
+        self.nodes = {node["id"]: node for node in ui["nodes"]}
+        # A link is [id, from node, from output, to node, to input, type], or an object with the same in newer files.
+        self.origins = {}
+        for link in ui.get("links") or []:
+            if isinstance(link, dict):
+                self.origins[link["id"]] = (link["origin_id"], link["origin_slot"])
+            else:
+                self.origins[link[0]] = (link[1], link[2])
+
+    def convert(self) -> dict[str, dict]:
+        prompt = {}
+        for node in self.nodes.values():
+            if node.get("mode", 0) in (MUTED, BYPASSED) or node["type"] in {*NOTES, "Reroute", "PrimitiveNode"}:
+                continue
+            if node["type"] not in self.classes:
+                raise WorkflowError(f"node {node['id']} ({node['type']}): no such node here")
+            inputs = self._widget_values(node)
+            for slot in node.get("inputs", []):
+                if slot.get("link") is not None and (source := self._source(slot["link"])) is not None:
+                    inputs[slot["name"]] = source
+            title = node.get("title") or getattr(self.classes[node["type"]], "TITLE", node["type"])
+            prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
+        return prompt
+
+    def _widget_values(self, node: dict) -> dict[str, Any]:
+        values = node.get("widgets_values") or []
+        widgets = [
+            (name, options)
+            for name, (kind, options) in input_types(self.classes[node["type"]]).items()
+            if is_widget(kind, options)
+        ]
+        if isinstance(values, dict):
+            return {name: values[name] for name, _ in widgets if name in values}
+        waiting = list(values)
+        found = {name: options["default"] for name, options in widgets if "default" in options}
+        for name, options in widgets:
+            if not waiting:  # saved before the node gained its last inputs, which then have their defaults
+                break
+            found[name] = waiting.pop(0)
+            if options.get("control_after_generate") and waiting and waiting[0] in CONTROL_VALUES:
+                waiting.pop(0)
+        return found
+
+    def _source(self, link_id: int, depth: int = 0) -> Any:
+        """What a link carries: [node id, output], a primitive's value, or None where its node is muted."""
+        if depth > len(self.nodes):
+            raise WorkflowError(f"link {link_id} runs in a circle")
+        origin, output = self.origins[link_id]
+        if origin not in self.nodes:
+            raise WorkflowError(f"link {link_id} comes from node {origin}, which is missing")
+        node = self.nodes[origin]
+        if node["type"] == "PrimitiveNode":
+            return node["widgets_values"][0]
+        if node.get("mode", 0) == MUTED:
+            return None
+        if node["type"] == "Reroute" or node.get("mode", 0) == BYPASSED:
+            through = self._link_through(node, output)
+            return None if through is None else self._source(through, depth + 1)
+        return [str(origin), output]
+
+    @staticmethod
+    def _link_through(node: dict, output: int) -> int | None:
+        """The input link that a reroute or a bypassed node hands to one of its outputs: same place, else same type."""
+        inputs = node.get("inputs", [])
+        if node["type"] == "Reroute":
+            return inputs[0]["link"]
+        wanted = node["outputs"][output]["type"]
+        candidates = inputs[output : output + 1] + inputs
+        return next((slot["link"] for slot in candidates if slot["type"] == wanted and slot.get("link") is not None), None)
+
+
+def is_widget(kind: Any, options: dict) -> bool:
+    """Whether an input of this type shows as a widget, and so has its place among widgets_values."""
+    return (isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")) and not options.get("forceInput")

@@ -1,0 +1,98 @@
+"""Loading: one node a component, so that a graph holds only what it uses."""
+
+from pathlib import Path
+
+from ..glmimage_core import checkpoint as checkpoints
+from .host import host
+from .sockets import AR, CATEGORY, GLYPH_ENCODER
+
+DTYPE = (
+    ["auto", *checkpoints.DTYPES],
+    {
+        "default": "auto",
+        "tooltip": "Precision of the weights. auto keeps the one they are stored in, bfloat16 in the released checkpoint.",
+    },
+)
+QUANTIZATION = (["none"], {"default": "none", "tooltip": "none keeps the weights in the chosen dtype."})
+
+
+def _checkpoint_input():
+    names = list(checkpoints.list_checkpoints(host.checkpoint_roots()))
+    return (
+        names or ["GLM-Image"],
+        {
+            "tooltip": "Checkpoint folder below models/diffusers whose model_index.json names GlmImagePipeline, "
+            "such as the one downloaded from zai-org/GLM-Image."
+        },
+    )
+
+
+def _folder(checkpoint: str) -> Path:
+    return checkpoints.find_checkpoint(checkpoint, host.checkpoint_roots())
+
+
+class _Loader:
+    """What the loaders share: the checkpoint input, and a check of its name before anything runs."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"checkpoint": _checkpoint_input(), "dtype": DTYPE}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, checkpoint):
+        try:
+            _folder(checkpoint)
+        except FileNotFoundError as error:
+            return str(error)
+        return True
+
+
+class GLMImageLoadAR(_Loader):
+    DESCRIPTION = "Loads the 9B autoregressive model that plans a picture as prior tokens and reads reference images."
+    RETURN_TYPES = (AR,)
+    RETURN_NAMES = ("ar",)
+    OUTPUT_TOOLTIPS = ("The AR model with its tokenizer, for Generate Prior and Encode Reference.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"checkpoint": _checkpoint_input(), "dtype": DTYPE, "quantization": QUANTIZATION}}
+
+    def load(self, checkpoint, dtype, quantization):
+        return (checkpoints.load_ar(_folder(checkpoint), dtype),)
+
+
+class GLMImageLoadGlyphEncoder(_Loader):
+    DESCRIPTION = "Loads the small ByT5 model that encodes, letter by letter, the text to be drawn."
+    RETURN_TYPES = (GLYPH_ENCODER,)
+    RETURN_NAMES = ("glyph_encoder",)
+    OUTPUT_TOOLTIPS = ("The glyph encoder with its tokenizer, for Encode Prompt.",)
+
+    def load(self, checkpoint, dtype):
+        return (checkpoints.load_glyph_encoder(_folder(checkpoint), dtype),)
+
+
+class GLMImageLoadDiT(_Loader):
+    DESCRIPTION = "Loads the 7B diffusion transformer that paints the picture the prior tokens plan."
+    RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The diffusion transformer, for GLM-Image Sampler. It keeps the caches of its last references.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"checkpoint": _checkpoint_input(), "dtype": DTYPE, "quantization": QUANTIZATION}}
+
+    def load(self, checkpoint, dtype, quantization):
+        return (checkpoints.load_dit(_folder(checkpoint), dtype),)
+
+
+class GLMImageLoadVAE(_Loader):
+    DESCRIPTION = "Loads the VAE that turns latents into pixels and reference images into latents."
+    RETURN_TYPES = ("VAE",)
+    RETURN_NAMES = ("vae",)
+    OUTPUT_TOOLTIPS = ("The VAE, for GLM-Image VAE Decode, VAE Encode and Encode Reference.",)
+
+    def load(self, checkpoint, dtype):
+        return (checkpoints.load_vae(_folder(checkpoint), dtype),)

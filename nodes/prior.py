@@ -1,0 +1,154 @@
+"""Prior tokens: the AR stage, and handing its plan to the sampler."""
+
+import logging
+
+from ..glmimage_core import memory
+from ..glmimage_core.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX, check_size
+from ..glmimage_core.prior import Sampling, generate_prior
+from ..glmimage_core.references import check_references
+from .host import host
+from .sockets import AR, CATEGORY, PRIOR, PRIOR_KEY, REFERENCES, REFERENCES_KEY, seed_input
+
+log = logging.getLogger(__name__)
+
+
+def _side_input(name: str) -> tuple:
+    return (
+        "INT",
+        {
+            "default": 1024,
+            "min": MIN_SIDE,
+            "max": MAX_SIDE,
+            "step": PRIOR_PX,
+            "tooltip": f"{name} of the picture in pixels, a multiple of {PRIOR_PX}. Trained for 1 to 4 megapixels.",
+        },
+    )
+
+
+class GLMImageGeneratePrior:
+    DESCRIPTION = (
+        "The AR stage: writes the prior tokens that plan the composition, one token for each 32 x 32 pixels, after a small "
+        "preview when there are no references. Depends on this node's own seed only, so a new sampler seed keeps the plan."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "generate"
+    RETURN_TYPES = (PRIOR,)
+    RETURN_NAMES = ("prior",)
+    OUTPUT_TOOLTIPS = ("Prior tokens [batch, height / 32, width / 32] with what made them, for Apply Prior.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "ar": (AR, {"tooltip": "From Load GLM-Image AR Model."}),
+                "prompt": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "dynamicPrompts": True,
+                        "tooltip": "What the picture shows, or what an edit changes. Must not be empty. Long, precise "
+                        "descriptions work best; put text to be drawn in quotation marks.",
+                    },
+                ),
+                "width": _side_input("Width"),
+                "height": _side_input("Height"),
+                "batch_size": (
+                    "INT",
+                    {
+                        "default": 1,
+                        "min": 1,
+                        "max": 64,
+                        "tooltip": "How many different compositions to plan; they are decoded together.",
+                    },
+                ),
+                "seed": seed_input("the composition"),
+                "temperature": (
+                    "FLOAT",
+                    {
+                        "default": 0.9,
+                        "min": 0.0,
+                        "max": 2.0,
+                        "step": 0.05,
+                        "tooltip": "Higher is more varied. 0 always takes the likeliest token, which degenerates.",
+                    },
+                ),
+                "top_p": (
+                    "FLOAT",
+                    {
+                        "default": 0.75,
+                        "min": 0.01,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "Draw from the likeliest tokens that together have this probability. 1 is off.",
+                    },
+                ),
+                "top_k": (
+                    "INT",
+                    {
+                        "default": 50,
+                        "min": 0,
+                        "max": 16384,
+                        "tooltip": "Draw from this many likeliest tokens. 0 is off; 50 is what the reference does.",
+                    },
+                ),
+            },
+            "optional": {
+                "references": (REFERENCES, {"tooltip": "Images to edit or combine. Connect them to Apply Prior too."}),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, width, height):
+        try:
+            # A linked side is not known yet and comes as None; it is checked when the node runs.
+            check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    def generate(
+        self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()
+    ):
+        check_references(references, codebook=ar.codebook)
+        sampling = Sampling(temperature, top_p, top_k)
+        sizes = tuple((reference.width, reference.height) for reference in references)
+        job = memory.Job(width, height, batch_size, sizes, prompt_tokens=len(prompt.encode()))
+        with host.placed(ar.model, memory.prior_bytes(ar.model.config, ar.model.dtype.itemsize, job)):
+            progress = host.progress("Generate Prior")
+            return (generate_prior(ar, prompt, width, height, seed, batch_size, sampling, references, progress),)
+
+
+class GLMImageApplyPrior:
+    DESCRIPTION = (
+        "Puts the prior tokens, and for an edit the references, into the conditioning. The negative side is painted without "
+        "either, which is what guidance steers away from."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "apply"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("positive", "negative")
+    OUTPUT_TOOLTIPS = (
+        "The positive conditioning with prior and references, for GLM-Image Sampler.",
+        "The negative conditioning with the prior's size, for GLM-Image Sampler.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "positive": ("CONDITIONING", {"tooltip": "From Encode Prompt."}),
+                "negative": ("CONDITIONING", {"tooltip": "From Encode Prompt."}),
+                "prior": (PRIOR, {"tooltip": "From Generate Prior. Its size is the picture's size."}),
+            },
+            "optional": {
+                "references": (REFERENCES, {"tooltip": "The references Generate Prior saw, in the same order."}),
+            },
+        }
+
+    def apply(self, positive, negative, prior, references=()):
+        check_references(references, codebook=prior.codebook)
+        if tuple(reference.id for reference in references) != prior.references:
+            log.warning("the references differ from those the prior was generated with; the edit may not follow them")
+        positive = [[embeddings, options | {PRIOR_KEY: prior, REFERENCES_KEY: references}] for embeddings, options in positive]
+        negative = [[embeddings, options | {PRIOR_KEY: prior}] for embeddings, options in negative]
+        return (positive, negative)

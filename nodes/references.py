@@ -1,0 +1,56 @@
+"""Reference images: encoded once by the AR model and the VAE, used by both stages."""
+
+from ..glmimage_core import memory
+from ..glmimage_core.pixels import to_pictures
+from ..glmimage_core.references import Reference, check_references, fit, latents_of, vision_tokens
+from .host import host
+from .sockets import AR, CATEGORY, REFERENCES, glm_vae
+
+
+class GLMImageEncodeReference:
+    DESCRIPTION = (
+        "Encodes reference images for an edit. Each is resized once, to the nearest size both models can share, and may "
+        "have any size and aspect. Chain these nodes, or feed a batch, for several references; their order matters."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "encode"
+    RETURN_TYPES = (REFERENCES,)
+    RETURN_NAMES = ("references",)
+    OUTPUT_TOOLTIPS = ("All references so far in order, for Generate Prior and Apply Prior.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "ar": (AR, {"tooltip": "The AR model that will read these references in Generate Prior."}),
+                "vae": ("VAE", {"tooltip": "The VAE of the checkpoint whose DiT will paint the edit."}),
+                "image": ("IMAGE", {"tooltip": "One reference, or a batch of several. Alpha is ignored."}),
+            },
+            "optional": {
+                "references": (REFERENCES, {"tooltip": "References that come before this one."}),
+            },
+        }
+
+    def encode(self, ar, vae, image, references=()):
+        vae = glm_vae(vae)
+        check_references(references, ar.codebook, vae.space)
+        pictures = [fit(ar, picture) for picture in to_pictures(image)]
+        progress = host.progress("Encode Reference")
+        steps = 2 * len(pictures)
+
+        largest = max(pictures, key=lambda picture: picture.width * picture.height).size
+        with host.placed(ar.model, memory.vision_bytes(ar.model.config, ar.model.dtype.itemsize, *largest)):
+            tokens = []
+            for picture in pictures:
+                tokens.append(vision_tokens(ar, picture))
+                progress(len(tokens), steps)
+        with host.placed(vae.model, memory.vae_encode_bytes(vae.model.config, vae.model.dtype.itemsize, *largest)):
+            latents = []
+            for picture in pictures:
+                latents.append(latents_of(vae, picture))
+                progress(len(tokens) + len(latents), steps)
+        encoded = (
+            Reference(*picture.size, token, latent, ar.codebook, vae.space)
+            for picture, token, latent in zip(pictures, tokens, latents, strict=True)
+        )
+        return ((*references, *encoded),)

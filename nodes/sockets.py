@@ -1,0 +1,59 @@
+"""What travels on the wires: names of sockets and of entries in a conditioning, and the checks at a node's door."""
+
+from ..glmimage_core.denoise import Dit
+from ..glmimage_core.prior import Prior
+from ..glmimage_core.vae import Vae
+
+CATEGORY = "GLM-Image"
+
+AR = "GLM_IMAGE_AR"
+GLYPH_ENCODER = "GLM_IMAGE_GLYPH_ENCODER"
+REFERENCES = "GLM_IMAGE_REFERENCES"
+PRIOR = "GLM_IMAGE_PRIOR"
+
+PRIOR_KEY = "glm_image_prior"
+REFERENCES_KEY = "glm_image_references"
+
+SEED_MAX = 2**64 - 1
+
+
+def seed_input(what: str) -> tuple:
+    """A 64-bit seed widget. `what` completes "Seed of ..."."""
+    return (
+        "INT",
+        {
+            "default": 0,
+            "min": 0,
+            "max": SEED_MAX,
+            "control_after_generate": True,
+            "tooltip": f"Seed of {what}. Image i of a batch uses seed + i, so it can be made again alone.",
+        },
+    )
+
+
+def glm_dit(model) -> Dit:
+    """The DiT on a MODEL wire. Raises ValueError for a model of another family."""
+    if not isinstance(model, Dit):
+        raise ValueError("model is not a GLM-Image DiT; connect Load GLM-Image DiT")
+    return model
+
+
+def glm_vae(vae) -> Vae:
+    """The VAE on a VAE wire. Raises ValueError for a VAE of another family."""
+    if not isinstance(vae, Vae):
+        raise ValueError("vae is not GLM-Image's; connect Load GLM-Image VAE")
+    return vae
+
+
+def one_conditioning(conditioning: list, name: str) -> tuple:
+    """The embeddings and options of a conditioning with one entry. Raises ValueError for combined ones."""
+    if len(conditioning) != 1:
+        raise ValueError(f"{name} holds {len(conditioning)} combined conditionings; GLM-Image takes one")
+    return conditioning[0]
+
+
+def applied_prior(options: dict) -> Prior:
+    """The prior in the positive conditioning. Raises ValueError where none was applied."""
+    if PRIOR_KEY not in options:
+        raise ValueError("positive carries no prior tokens; connect GLM-Image Apply Prior between prompt and sampler")
+    return options[PRIOR_KEY]
