@@ -76,12 +76,13 @@ def write_checkpoint(folder: Path, size: str = "tiny", seed: int = 0, dtype: tor
 @torch.no_grad()
 def fill(model: torch.nn.Module, key: str) -> None:
     """Fill a model with random weights that keep activations near unit size, so that every input shows in the output."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for name, parameter in model.named_parameters():
         number = int.from_bytes(hashlib.sha256(f"{key}/{name}".encode()).digest()[:7], "big")
         noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
         if parameter.ndim == 1:  # norms around 1, biases around 0
             parameter.copy_(0.1 * noise + (1 if name.endswith("weight") else 0))
-        elif "embed" in name or "shared" in name:
+        elif id(parameter) in tables:
             parameter.copy_(noise)
         else:
             parameter.copy_(noise / parameter[0].numel() ** 0.5)

@@ -24,16 +24,4 @@ NODE_CLASS_MAPPINGS = {
     )
 }
 
-NODE_DISPLAY_NAME_MAPPINGS = {
-    "GLMImageLoadAR": "Load GLM-Image AR Model",
-    "GLMImageLoadGlyphEncoder": "Load GLM-Image Glyph Encoder",
-    "GLMImageLoadDiT": "Load GLM-Image DiT",
-    "GLMImageLoadVAE": "Load GLM-Image VAE",
-    "GLMImageEncodePrompt": "GLM-Image Encode Prompt",
-    "GLMImageEncodeReference": "GLM-Image Encode Reference",
-    "GLMImageGeneratePrior": "GLM-Image Generate Prior",
-    "GLMImageApplyPrior": "GLM-Image Apply Prior",
-    "GLMImageSampler": "GLM-Image Sampler",
-    "GLMImageVAEEncode": "GLM-Image VAE Encode",
-    "GLMImageVAEDecode": "GLM-Image VAE Decode",
-}
+NODE_DISPLAY_NAME_MAPPINGS = {name: node.TITLE for name, node in NODE_CLASS_MAPPINGS.items()}

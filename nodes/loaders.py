@@ -51,6 +51,7 @@ class _Loader:
 
 
 class GLMImageLoadAR(_Loader):
+    TITLE = "Load GLM-Image AR Model"
     DESCRIPTION = "Loads the 9B autoregressive model that plans a picture as prior tokens and reads reference images."
     RETURN_TYPES = (AR,)
     RETURN_NAMES = ("ar",)
@@ -65,6 +66,7 @@ class GLMImageLoadAR(_Loader):
 
 
 class GLMImageLoadGlyphEncoder(_Loader):
+    TITLE = "Load GLM-Image Glyph Encoder"
     DESCRIPTION = "Loads the small ByT5 model that encodes, letter by letter, the text to be drawn."
     RETURN_TYPES = (GLYPH_ENCODER,)
     RETURN_NAMES = ("glyph_encoder",)
@@ -75,6 +77,7 @@ class GLMImageLoadGlyphEncoder(_Loader):
 
 
 class GLMImageLoadDiT(_Loader):
+    TITLE = "Load GLM-Image DiT"
     DESCRIPTION = "Loads the 7B diffusion transformer that paints the picture the prior tokens plan."
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
@@ -89,6 +92,7 @@ class GLMImageLoadDiT(_Loader):
 
 
 class GLMImageLoadVAE(_Loader):
+    TITLE = "Load GLM-Image VAE"
     DESCRIPTION = "Loads the VAE that turns latents into pixels and reference images into latents."
     RETURN_TYPES = ("VAE",)
     RETURN_NAMES = ("vae",)

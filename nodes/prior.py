@@ -26,6 +26,7 @@ def _side_input(name: str) -> tuple:
 
 
 class GLMImageGeneratePrior:
+    TITLE = "GLM-Image Generate Prior"
     DESCRIPTION = (
         "The AR stage: writes the prior tokens that plan the composition, one token for each 32 x 32 pixels, after a small "
         "preview when there are no references. Depends on this node's own seed only, so a new sampler seed keeps the plan."
@@ -119,6 +120,7 @@ class GLMImageGeneratePrior:
 
 
 class GLMImageApplyPrior:
+    TITLE = "GLM-Image Apply Prior"
     DESCRIPTION = (
         "Puts the prior tokens, and for an edit the references, into the conditioning. The negative side is painted without "
         "either, which is what guidance steers away from."

@@ -10,6 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class GLMImageEncodePrompt:
+    TITLE = "GLM-Image Encode Prompt"
     DESCRIPTION = (
         "Finds the text to be drawn (what stands in quotation marks) and encodes it for the DiT. Everything else in the "
         "prompt reaches the picture through Generate Prior, so give both the same prompt."

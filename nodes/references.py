@@ -8,6 +8,7 @@ from .sockets import AR, CATEGORY, REFERENCES, glm_vae
 
 
 class GLMImageEncodeReference:
+    TITLE = "GLM-Image Encode Reference"
     DESCRIPTION = (
         "Encodes reference images for an edit. Each is resized once, to the nearest size both models can share, and may "
         "have any size and aspect. Chain these nodes, or feed a batch, for several references; their order matters."

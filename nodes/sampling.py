@@ -12,6 +12,7 @@ from .sockets import CATEGORY, REFERENCES_KEY, applied_prior, glm_dit, one_condi
 
 
 class GLMImageSampler:
+    TITLE = "GLM-Image Sampler"
     DESCRIPTION = (
         "Paints the latents of the picture that the prior plans, with the reference implementation's schedule and guidance. "
         "References are run through the DiT once and stay cached as long as they do not change."

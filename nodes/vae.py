@@ -11,6 +11,7 @@ from .sockets import CATEGORY, glm_vae
 
 
 class GLMImageVAEEncode:
+    TITLE = "GLM-Image VAE Encode"
     DESCRIPTION = "Encodes images into latents, for a sampler run with denoise below 1. For an edit use Encode Reference."
     CATEGORY = CATEGORY
     FUNCTION = "encode"
@@ -34,6 +35,7 @@ class GLMImageVAEEncode:
 
 
 class GLMImageVAEDecode:
+    TITLE = "GLM-Image VAE Decode"
     DESCRIPTION = "Decodes latents into images."
     CATEGORY = CATEGORY
     FUNCTION = "decode"

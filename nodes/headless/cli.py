@@ -16,7 +16,7 @@ from .. import NODE_CLASS_MAPPINGS
 from ..host import host
 from ..host.standalone import best_device
 from .bench import add_bench
-from .runner import Runner
+from .runner import NodeError, Runner
 from .stock import STOCK_NODES, Folders
 from .workflow import WorkflowError, read_workflow
 
@@ -39,18 +39,10 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(_one_line(error), file=sys.stderr)
-        return 2
-    except (OSError, torch.OutOfMemoryError) as error:
-        print(_one_line(error), file=sys.stderr)
-        return 1
-
-
-def _one_line(error: BaseException) -> str:
-    """The message, after the node that raised it where one did."""
-    message = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
-    return ": ".join([*getattr(error, "__notes__", []), " ".join(message.split())])
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        cause = error.error if isinstance(error, NodeError) else error
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2 if isinstance(cause, ValueError | FileNotFoundError | ImportError) else 1
 
 
 def _quiet_libraries() -> None:

@@ -10,6 +10,15 @@ from .stock import Folders
 from .workflow import Nodes, Workflow, WorkflowError, input_types, is_link
 
 
+class NodeError(RuntimeError):
+    """What a node raised while it ran, with the node's name."""
+
+    def __init__(self, node: str, error: Exception):
+        message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        super().__init__(f"{node}: {message}")
+        self.error = error
+
+
 class Runner:
     """Runs workflows one after another.
 
@@ -27,8 +36,7 @@ class Runner:
     def run(self, workflow: Workflow) -> None:
         """Check everything, then run what the output nodes need.
 
-        Raises WorkflowError, before anything runs, when the workflow or a value is wrong. What a node raises while it
-        runs passes through, with a note that names the node.
+        Raises WorkflowError, before anything runs, when the workflow or a value is wrong, and NodeError when a node fails.
         """
         order = self.check(workflow)
         keys: dict[str, Hashable] = {}
@@ -159,9 +167,8 @@ class Runner:
         arguments = self._arguments(workflow, node_id, keys)
         try:
             return getattr(node_class(), node_class.FUNCTION)(**arguments)
-        except BaseException as error:
-            error.add_note(workflow.title(node_id))
-            raise
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            raise NodeError(workflow.title(node_id), error) from error
 
 
 def _checked(place: str, value: Any, kind: Any, options: dict, validates_itself: bool) -> Any:

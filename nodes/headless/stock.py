@@ -151,7 +151,7 @@ def _write_whole(path: Path, picture: Image.Image, info: PngInfo) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
+        raise OSError(f"could not write {path}: {error}") from error
 
 
 def _primitive(node_id: str, title: str, kind: str) -> type:

@@ -1,0 +1,79 @@
+"""Loads the pack as a package, as ComfyUI does, and writes one tiny checkpoint for the whole run.
+
+Everything in the suite runs the real model classes of transformers and diffusers at tiny size.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that reaches for the net fails
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+
+pack = runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
+
+from glm_image_pack.glmimage_core import checkpoint as checkpoints  # noqa: E402
+from glm_image_pack.glmimage_core import references as reference_images  # noqa: E402
+from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
+from glm_image_pack.nodes.host import host  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """A models folder with the tiny checkpoint GLM-Image."""
+    folder = tmp_path_factory.mktemp("models")
+    write_checkpoint(folder / "diffusers" / "GLM-Image")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(models) -> Path:
+    return models / "diffusers" / "GLM-Image"
+
+
+@pytest.fixture(scope="session")
+def ar(folder):
+    return checkpoints.load_ar(folder)
+
+
+@pytest.fixture(scope="session")
+def encoder(folder):
+    return checkpoints.load_glyph_encoder(folder)
+
+
+@pytest.fixture
+def dit(folder):
+    """Loaded anew for each test, since it keeps reference caches."""
+    return checkpoints.load_dit(folder)
+
+
+@pytest.fixture(scope="session")
+def vae(folder):
+    return checkpoints.load_vae(folder)
+
+
+@pytest.fixture
+def encode_reference(ar, vae):
+    """A PIL picture to a Reference."""
+
+    def encode(picture):
+        fitted = reference_images.fit(ar, picture)
+        tokens, latents = reference_images.vision_tokens(ar, fitted), reference_images.latents_of(vae, fitted)
+        return reference_images.Reference(*fitted.size, tokens, latents, ar.codebook, vae.space)
+
+    return encode
+
+
+@pytest.fixture(autouse=True)
+def quiet_host(models):
+    """The standalone host over the tiny checkpoint, as it was before after each test."""
+    host.models = models
+    host.residency = None
+    host.on_progress = lambda label, done, total: None
+    yield host
+    host.residency = None
+    host.on_progress = lambda label, done, total: None

@@ -1,0 +1,172 @@
+"""The DiT stage: batches, guidance, latents, masks, reference caches."""
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import denoise
+from glm_image_pack.glmimage_core.denoise import guided_velocity, initial_noise, reference_cache, sample
+from glm_image_pack.glmimage_core.geometry import Grid, prior_grid
+from glm_image_pack.glmimage_core.prior import Prior, Sampling
+from pictures import pattern
+
+
+def plan(width=256, height=256, batch=1, seed=0, rows=256) -> Prior:
+    tokens = torch.randint(0, rows, (batch, *prior_grid(width, height)), generator=torch.Generator().manual_seed(seed))
+    return Prior(tokens, None, width, height, "", seed, Sampling(), "codebook")
+
+
+@pytest.fixture
+def glyphs(encoder):
+    from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+
+    return encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
+
+
+def test_each_image_of_a_batch_can_be_painted_again_alone(dit, glyphs):
+    prior = plan(batch=3)
+    batch = sample(dit, prior, *glyphs, seeds=[4, 5, 6], steps=3)
+    for i, seed in enumerate([4, 5, 6]):
+        alone = Prior(prior.tokens[i : i + 1], None, 256, 256, "", 0, Sampling(), "codebook")
+        assert torch.allclose(batch[i : i + 1], sample(dit, alone, *glyphs, seeds=[seed], steps=3), atol=1e-4)
+    assert batch.shape == (3, 16, 32, 32)
+
+
+def test_one_prior_serves_several_seeds(dit, glyphs):
+    both = sample(dit, plan(), *glyphs, seeds=[1, 2], steps=2)
+    assert torch.allclose(both[1:], sample(dit, plan(), *glyphs, seeds=[2], steps=2), atol=1e-4)
+
+
+def test_noise_is_the_first_of_a_generator_of_its_seed():
+    state = torch.get_rng_state()
+    noise = initial_noise([7, 8], 16, Grid(4, 6))
+    assert torch.equal(noise[0], torch.randn(1, 16, 4, 6, generator=torch.Generator().manual_seed(7))[0])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_cfg_one_leaves_the_negative_out(dit, glyphs, monkeypatch):
+    calls = []
+    forward = dit.model.forward
+    monkeypatch.setattr(dit.model, "forward", lambda **inputs: calls.append(inputs["prior_token_drop"].any()) or forward(**inputs))
+    sample(dit, plan(), *glyphs, seeds=[0], steps=2, cfg=1)
+    assert [bool(dropped) for dropped in calls] == [False, False]
+    calls.clear()
+    sample(dit, plan(), *glyphs, seeds=[0], steps=2, cfg=1.5)
+    assert [bool(dropped) for dropped in calls] == [False, True, False, True]
+
+
+def test_guidance_is_linear_from_the_negative(dit, glyphs):
+    prior = plan()
+    conditions = denoise.conditions_of(dit, prior.tokens, glyphs[0], 256, 256, 1)
+    without = denoise.without_prior(dit, conditions, glyphs[1])
+    x, t = initial_noise([0], 16, Grid(32, 32)), torch.tensor(500.0)
+    with torch.inference_mode():
+        v0, v1, v3 = (guided_velocity(dit, x, t, conditions, without, cfg, None) for cfg in (0, 1, 3))
+    assert torch.allclose(v3, v0 + 3 * (v1 - v0), atol=1e-4)
+    assert (v1 - v0).abs().max() > 0.1
+
+
+def test_what_the_dit_sees_changes_the_picture(dit, glyphs, encoder, encode_reference):
+    from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+
+    reference = encode_reference(pattern(128, 160, 3))
+    other = encode_reference(pattern(128, 160, 5))
+    base = {"positive": glyphs[0], "negative": glyphs[1], "seeds": [0], "steps": 2}
+    pictures = [
+        sample(dit, plan(), **base),
+        sample(dit, plan(seed=1), **base),
+        sample(dit, plan(), **base | {"seeds": [1]}),
+        sample(dit, plan(), **base | {"positive": encode_glyph_texts(encoder, ["SHUT"])}),
+        sample(dit, plan(), **base | {"negative": encode_glyph_texts(encoder, ["SHUT"])}),
+        sample(dit, plan(), **base, cfg=3),
+        sample(dit, plan(), **base, references=[reference]),
+        sample(dit, plan(), **base, references=[other]),
+        sample(dit, plan(), **base, references=[reference, other]),
+    ]
+    for i, one in enumerate(pictures):
+        for another in pictures[:i]:
+            assert (one - another).abs().max() > 1e-3
+
+
+def test_denoise_keeps_more_of_a_latent_the_lower_it_is(dit, glyphs):
+    latents = dit.space.denormalise(initial_noise([9], 16, Grid(32, 32)))
+    distances = [
+        (sample(dit, plan(), *glyphs, seeds=[0], steps=4, denoise=d, latents=latents) - latents).norm() for d in (1.0, 0.6, 0.2, 0.0)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] == 0
+
+
+def test_full_denoise_ignores_the_latent(dit, glyphs):
+    latents = initial_noise([9], 16, Grid(32, 32))
+    with_latent = sample(dit, plan(), *glyphs, seeds=[0], steps=2, latents=latents)
+    assert torch.equal(with_latent, sample(dit, plan(), *glyphs, seeds=[0], steps=2))
+
+
+def test_what_is_masked_out_comes_back_unchanged(dit, glyphs):
+    latents = dit.space.denormalise(initial_noise([9], 16, Grid(32, 32)))
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 16:] = 1
+    painted = sample(dit, plan(), *glyphs, seeds=[0], steps=3, latents=latents, mask=mask)
+    assert torch.allclose(painted[..., :16], latents[..., :16], atol=1e-5)
+    assert (painted[..., 16:] - latents[..., 16:]).abs().max() > 0.5
+
+
+def test_progress_counts_steps_and_an_interruption_leaves_nothing_half_done(dit, glyphs, encode_reference, monkeypatch):
+    reference = encode_reference(pattern(128, 160, 3))
+    seen = []
+    expected = sample(dit, plan(), *glyphs, seeds=[0], steps=3, references=[reference], progress=lambda *step: seen.append(step))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    dit.kept.clear()
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(dit.model.transformer_blocks[1], "forward", lambda *args, **kwargs: stop(0, 0))
+        sample(dit, plan(), *glyphs, seeds=[0], steps=3, references=[reference])
+    assert dit.kept == {}  # stopped half way through writing the cache
+    with pytest.raises(KeyboardInterrupt):
+        sample(dit, plan(), *glyphs, seeds=[0], steps=3, references=[reference], progress=stop)
+    assert torch.equal(expected, sample(dit, plan(), *glyphs, seeds=[0], steps=3, references=[reference]))
+
+
+def test_a_reference_is_run_once_and_forgotten_when_the_next_run_does_without(dit, glyphs, encode_reference, monkeypatch):
+    first, second = encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 128, 5))
+    runs = []
+    original = denoise.reference_keys_values
+    monkeypatch.setattr(denoise, "reference_keys_values", lambda d, r: runs.append(r.id) or original(d, r))
+    for references in ([first], [first], [encode_reference(pattern(128, 160, 3))], [second, first], [second]):
+        sample(dit, plan(), *glyphs, seeds=[len(runs)], steps=1, references=references)
+    assert runs == [first.id, second.id]
+    assert list(dit.kept) == [second.id]
+    sample(dit, plan(), *glyphs, seeds=[0], steps=1)
+    assert dit.kept == {}
+
+
+def test_caches_of_several_references_are_joined_in_order(dit, encode_reference):
+    first, second = encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 192, 5))
+    with torch.inference_mode():
+        cache = reference_cache(dit, [first, second])
+        tokens = [4 * reference.vision_tokens.numel() for reference in (first, second)]
+        for layer in range(2):
+            assert cache[layer].k_caches[0].shape[1] == sum(tokens)
+            assert torch.equal(cache[layer].k_caches[0][:, : tokens[0]], dit.kept[first.id][layer][0])
+            assert torch.equal(cache[layer].v_caches[0][:, tokens[0] :], dit.kept[second.id][layer][1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents": torch.zeros(1, 16, 40, 32)}, "prior plans 256x256 pixels, but the latent image is of 256x320"),
+        ({"denoise": 0.5}, "denoise is 0.5, which starts from a latent image"),
+        ({"denoise": 1.5}, "denoise is 1.5"),
+        ({"steps": 0}, "steps is 0"),
+        ({"prior": plan(batch=3)}, "plans 3 images and 2"),
+        ({"latents": torch.zeros(3, 16, 32, 32)}, "3 latent images do not go with 2"),
+        ({"prior": plan(rows=2000)}, "another model"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_model_runs(dit, glyphs, monkeypatch, change, message):
+    monkeypatch.setattr(dit.model, "forward", lambda **inputs: pytest.fail("the model ran"))
+    arguments = {"prior": plan(), "positive": glyphs[0], "negative": glyphs[1], "seeds": [0, 1]} | change
+    with pytest.raises(ValueError, match=message):
+        sample(dit, **arguments)

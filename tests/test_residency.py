@@ -1,0 +1,112 @@
+"""Which models are on a small device. cpu:0 plays the device: a place of its own to PyTorch, in the same memory."""
+
+import gc
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core.residency import Residency, model_bytes
+
+DEVICE = torch.device("cpu", 0)
+
+
+class Device:
+    """A device of so many bytes."""
+
+    def __init__(self, size: int, make_room=lambda needed: None):
+        self.size = size
+        self.residency = Residency(DEVICE, self.free, make_room)
+
+    def free(self) -> int:
+        return self.size - sum(model_bytes(model) for model in self.residency.resident)
+
+
+def linear(bytes_: int) -> torch.nn.Module:
+    return torch.nn.Linear(bytes_ // 4, 1, bias=False)
+
+
+def test_models_stay_while_there_is_room_and_the_one_unused_for_longest_leaves():
+    device = Device(1000)
+    a, b, c = linear(400), linear(400), linear(400)
+    for model in (a, b, a):
+        with device.residency.hold(model):
+            assert model in device.residency.resident
+    with device.residency.hold(c):
+        assert device.residency.resident == [a, c]
+    assert b.weight.device == torch.device("cpu")
+
+
+def test_working_memory_counts():
+    device = Device(1000)
+    a, b = linear(400), linear(400)
+    with device.residency.hold(a):
+        pass
+    with device.residency.hold(b, working_bytes=300):
+        assert device.residency.resident == [b]
+    with device.residency.hold(b, working_bytes=600):
+        assert device.residency.resident == [b]
+
+
+def test_others_are_asked_for_room_before_our_own_models_leave():
+    asked = []
+
+    def give_back(needed):
+        asked.append(needed)
+        device.size += 500
+
+    device = Device(1000, give_back)
+    a, b = linear(800), linear(400)
+    for model in (a, b):
+        with device.residency.hold(model):
+            pass
+    assert asked == [400]
+    assert device.residency.resident == [a, b]
+
+
+def test_a_model_that_nobody_holds_is_gone():
+    device = Device(1000)
+    a = linear(400)
+    with device.residency.hold(a):
+        pass
+    del a
+    gc.collect()
+    assert device.residency.resident == [] and device.free() == 1000
+
+
+def test_a_move_that_fails_leaves_nothing_behind(monkeypatch):
+    device = Device(1000)
+    a = linear(400)
+    places = []
+
+    def broken(place):
+        places.append(place)
+        if place == DEVICE:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(a, "to", broken)
+    with pytest.raises(torch.OutOfMemoryError), device.residency.hold(a):
+        pass
+    assert places == [DEVICE, torch.device("cpu")]
+    assert device.residency.resident == []
+
+
+def test_nothing_moves_when_the_device_is_the_home():
+    residency = Residency(torch.device("cpu"))
+    a = linear(400)
+    with residency.hold(a) as device:
+        assert device == torch.device("cpu")
+    assert residency.resident == []
+    residency.release(a)
+
+
+def test_a_released_model_is_back_home():
+    device = Device(1000)
+    a = linear(400)
+    with device.residency.hold(a):
+        pass
+    device.residency.release(a)
+    assert device.residency.resident == [] and a.weight.device == torch.device("cpu")
+
+
+def test_a_device_that_cannot_tell_its_memory_says_so():
+    with pytest.raises(ValueError, match="free_bytes"):
+        Residency(DEVICE).free_bytes()
