@@ -1,0 +1,215 @@
+"""Finding, describing and refusing checkpoint folders."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core.tiny import write_checkpoint
+from safetensors.torch import load_file, save_file
+
+LOADERS = {
+    "vision_language_encoder": checkpoints.load_ar,
+    "text_encoder": checkpoints.load_glyph_encoder,
+    "transformer": checkpoints.load_dit,
+    "vae": checkpoints.load_vae,
+}
+
+
+@pytest.fixture
+def broken(folder, tmp_path) -> Path:
+    """A copy of the tiny checkpoint to break."""
+    return Path(shutil.copytree(folder, tmp_path / "broken"))
+
+
+def weights_of(folder: Path) -> Path:
+    return next(folder.glob("*.safetensors"))
+
+
+def test_checkpoints_are_found_by_their_path_below_a_root(tmp_path, folder):
+    for name in ("GLM-Image", "nested/deeper/copy"):
+        (tmp_path / "a" / name).mkdir(parents=True)
+        shutil.copy(folder / "model_index.json", tmp_path / "a" / name)
+    (tmp_path / "a" / "other").mkdir()
+    (tmp_path / "a" / "other" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "a" / "damaged").mkdir()
+    (tmp_path / "a" / "damaged" / "model_index.json").write_text("{")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "linked").symlink_to(folder)
+    found = checkpoints.list_checkpoints([tmp_path / "a", tmp_path / "b", tmp_path / "missing"])
+    assert list(found) == ["GLM-Image", "linked", "nested/deeper/copy"]
+    assert found["linked"] == tmp_path / "b" / "linked"
+
+
+def test_a_checkpoint_not_found_says_where_it_looked_and_what_a_folder_holds(models):
+    with pytest.raises(FileNotFoundError) as error:
+        checkpoints.find_checkpoint("nothing", [models / "diffusers", Path("elsewhere")])
+    for part in (str(models / "diffusers"), "elsewhere", "GLM-Image", "model_index.json", "vision_language_encoder"):
+        assert part in str(error.value)
+
+
+def test_another_pipelines_folder_says_so(tmp_path):
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(FileNotFoundError, match="does not name a GlmImagePipeline"):
+        checkpoints.find_checkpoint("flux", [tmp_path])
+    with pytest.raises(ValueError, match="does not name a GlmImagePipeline"):
+        checkpoints.load_vae(tmp_path / "flux")
+
+
+@pytest.mark.parametrize("component", LOADERS)
+def test_a_missing_component_is_named(broken, component):
+    shutil.rmtree(broken / component)
+    with pytest.raises(FileNotFoundError, match=f"{component}.config.json is missing"):
+        LOADERS[component](broken)
+
+
+@pytest.mark.parametrize("component", LOADERS)
+def test_missing_weights_are_named(broken, component):
+    weights_of(broken / component).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{component} is missing its weights"):
+        LOADERS[component](broken)
+
+
+@pytest.mark.parametrize("component", LOADERS)
+@pytest.mark.parametrize("keep", [0, 5, 0.5, 0.999])
+def test_a_truncated_file_is_named_before_it_is_loaded(broken, component, keep):
+    file = weights_of(broken / component)
+    content = file.read_bytes()
+    file.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(ValueError, match=rf"{file.name} is truncated or corrupt"):
+        LOADERS[component](broken)
+
+
+@pytest.mark.parametrize("component", LOADERS)
+def test_a_corrupt_header_is_named(broken, component):
+    file = weights_of(broken / component)
+    content = bytearray(file.read_bytes())
+    content[20:60] = b"\xff" * 40
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file.name} is truncated or corrupt"):
+        LOADERS[component](broken)
+
+
+@pytest.mark.parametrize("component", LOADERS)
+def test_a_config_of_another_shape_does_not_match(broken, component):
+    file = broken / component / "config.json"
+    config = json.loads(file.read_text())
+    part = config.get("text_config", config)
+    key = {"text_encoder": "d_ff", "vae": "latent_channels", "transformer": "text_embed_dim"}.get(component, "intermediate_size")
+    part[key] *= 2
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="does not match its weights"):
+        LOADERS[component](broken)
+
+
+@pytest.mark.parametrize("component", LOADERS)
+def test_a_tensor_that_is_not_there_does_not_match(broken, component):
+    file = weights_of(broken / component)
+    tensors = load_file(file)
+    removed = sorted(key for key in tensors if tensors[key].ndim == 2)[-1]
+    del tensors[removed]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 tensors not found") as error:
+        LOADERS[component](broken)
+    assert removed in str(error.value)
+
+
+def test_a_missing_shard_is_named(broken):
+    folder = broken / "transformer"
+    tensors = load_file(weights_of(folder))
+    names = ["diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors"]
+    weights_of(folder).unlink()
+    halves = [dict(list(tensors.items())[i::2]) for i in (0, 1)]
+    for name, half in zip(names, halves, strict=True):
+        save_file(half, folder / name, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, half in zip(names, halves, strict=True) for key in half}}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert checkpoints.load_dit(broken).model.config.num_layers == 2
+    (folder / names[1]).unlink()
+    with pytest.raises(FileNotFoundError, match=names[1]):
+        checkpoints.load_dit(broken)
+
+
+@pytest.mark.parametrize(("loader", "side"), [(checkpoints.load_ar, "processor"), (checkpoints.load_glyph_encoder, "tokenizer")])
+def test_a_missing_tokenizer_is_named(broken, loader, side):
+    shutil.rmtree(broken / side)
+    with pytest.raises(FileNotFoundError, match=f"{side}.tokenizer_config.json is missing"):
+        loader(broken)
+
+
+def test_a_vae_without_statistics_is_not_glm_images(broken):
+    file = broken / "vae" / "config.json"
+    config = json.loads(file.read_text())
+    del config["latents_mean"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="latents_mean"):
+        checkpoints.load_dit(broken)
+
+
+@pytest.mark.parametrize("component", LOADERS)
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16", "float32"])
+def test_weights_come_in_the_precision_asked_for(folder, component, dtype):
+    model = LOADERS[component](folder, dtype).model
+    assert model.dtype == (torch.float32 if dtype == "auto" else getattr(torch, dtype))
+    assert not model.training
+
+
+def test_auto_is_the_stored_precision(tmp_path):
+    write_checkpoint(tmp_path / "half", dtype=torch.bfloat16)
+    assert checkpoints.load_dit(tmp_path / "half").model.dtype == torch.bfloat16
+    assert checkpoints.describe_model(tmp_path / "half", "vae").stored_dtype == torch.bfloat16
+
+
+def test_one_codebook_is_recognised_in_another_precision_and_another_one_is_not(folder, tmp_path):
+    write_checkpoint(tmp_path / "half", dtype=torch.bfloat16)
+    write_checkpoint(tmp_path / "other", seed=1)
+    codebooks = [checkpoints.load_ar(path).codebook for path in (folder, tmp_path / "half", tmp_path / "other")]
+    assert codebooks[0] == codebooks[1] != codebooks[2]
+
+
+def test_a_description_counts_parameters_and_bytes(folder):
+    reports = {report.name: report for report in checkpoints.describe(folder)}
+    model = checkpoints.load_dit(folder).model
+    assert reports["transformer"].parameters == sum(p.numel() for p in model.parameters())
+    assert reports["transformer"].disk_bytes == weights_of(folder / "transformer").stat().st_size
+    assert not any(report.problems for report in reports.values())
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [
+        ({"transformers": "5.0.0", "diffusers": "0.40.0"}, "needs transformers 5.1 or newer, not 5.0.0"),
+        ({"transformers": "5.1.0", "diffusers": "0.36.1"}, "needs diffusers 0.37 or newer, not 0.36.1"),
+        ({"transformers": "5.1.0"}, "needs diffusers 0.37 or newer, which is missing: pip install"),
+        ({}, "needs transformers 5.1 or newer, which is missing: pip install"),
+    ],
+)
+def test_a_library_too_old_or_missing_says_what_to_install(folder, monkeypatch, installed, message):
+    def version(name):
+        if name not in installed:
+            raise checkpoints.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(checkpoints, "version", version)
+    with pytest.raises(ImportError, match=message):
+        checkpoints.load_vae(folder)
+
+
+def test_the_pack_imports_quickly_without_transformers_diffusers_or_cuda():
+    """In a fresh interpreter in which transformers and diffusers cannot be imported, the nodes are all there."""
+    root = Path(__file__).resolve().parents[1]
+    program = (
+        "import sys, runpy\n"
+        "sys.modules['transformers'] = sys.modules['diffusers'] = None\n"
+        f"pack = runpy.run_path({str(root / '__main__.py')!r})['load_pack']('pack')\n"
+        "import torch\n"
+        "for node in pack.NODE_CLASS_MAPPINGS.values(): node.INPUT_TYPES()\n"
+        "print(len(pack.NODE_CLASS_MAPPINGS), torch.cuda.is_initialized(), 'socket' in dir(sys.modules.get('requests')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root.parent)
+    assert done.stdout.split() == ["11", "False", "False"], done.stderr

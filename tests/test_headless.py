@@ -1,0 +1,462 @@
+"""Workflow files without ComfyUI: formats, checks, running, saving, the command line."""
+
+import gc
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
+from glm_image_pack.nodes.headless.cli import main
+from glm_image_pack.nodes.headless.runner import NodeError, Runner
+from glm_image_pack.nodes.headless.stock import STOCK_NODES, Folders
+from glm_image_pack.nodes.headless.workflow import Workflow, WorkflowError, parse_workflow, read_workflow
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pictures import pattern
+
+ROOT = Path(__file__).resolve().parents[1]
+ALL = STOCK_NODES | NODE_CLASS_MAPPINGS
+NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+SMALL = {"width": 256, "height": 288, "steps": 2}
+
+
+def shipped(name: str, kind: str = "api") -> Workflow:
+    """A shipped workflow at a size for tests."""
+    workflow = read_workflow(ROOT / "workflows" / ("api" if kind == "api" else "") / f"{name}.json", ALL)
+    for node in workflow.prompt.values():
+        node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
+    return workflow
+
+
+@pytest.fixture
+def folders(tmp_path) -> Folders:
+    return Folders(ROOT / "workflows" / "input", tmp_path / "output", [])
+
+
+@pytest.fixture
+def runner(folders):
+    return Runner(ALL, folders, keep=True)
+
+
+def set_input(workflow: Workflow, class_type: str, **values) -> None:
+    for node in workflow.prompt.values():
+        if node["class_type"] == class_type:
+            node["inputs"] |= values
+
+
+def ran(runner: Runner, workflow: Workflow) -> set[str]:
+    return {workflow.prompt[node_id]["class_type"] for node_id in runner.executed}
+
+
+# Shipped workflows
+
+
+def test_there_are_the_promised_workflows():
+    assert NAMES == ["image_edit", "same_prior_new_seed", "several_references", "text_to_image", "variations"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_formats_of_a_workflow_are_one_graph_and_as_the_script_writes_them(name, tmp_path):
+    ui = read_workflow(ROOT / "workflows" / f"{name}.json", ALL)
+    api = read_workflow(ROOT / "workflows" / "api" / f"{name}.json", ALL)
+    assert ui.prompt == api.prompt and ui.ui and not api.ui
+
+
+def test_the_script_writes_the_shipped_files(tmp_path):
+    program = (
+        "import runpy, sys, pathlib\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / 'make_workflows.py')!r})['write'](pathlib.Path({str(tmp_path)!r}))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    for path in [*(ROOT / "workflows").glob("*.json"), *(ROOT / "workflows" / "api").glob("*.json")]:
+        assert (tmp_path / path.relative_to(ROOT / "workflows")).read_text("utf-8") == path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_workflow_types_its_prompt_once_and_names_the_checkpoint(name):
+    workflow = shipped(name)
+    texts = [node["inputs"]["prompt"] for node in workflow.prompt.values() if "prompt" in node["inputs"]]
+    assert len(texts) == 2 and texts[0] == texts[1] and isinstance(texts[0], list)
+    checkpoints = {node["inputs"]["checkpoint"] for node in workflow.prompt.values() if "checkpoint" in node["inputs"]}
+    assert checkpoints == {"GLM-Image"}
+
+
+@pytest.mark.parametrize("kind", ["api", "ui"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_workflow_paints(name, kind, runner, folders):
+    workflow = shipped(name, kind)
+    runner.run(workflow)
+    count = {"variations": 4, "same_prior_new_seed": 2}.get(name, 1)
+    assert len(folders.written) == count
+    pictures = {Image.open(path).tobytes() for path in folders.written}
+    assert len(pictures) == count
+    assert all(Image.open(path).size == (256, 288) for path in folders.written)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_has_a_thumbnail(name):
+    with Image.open(ROOT / "workflows" / f"{name}.jpg") as picture:
+        assert picture.format == "JPEG" and min(picture.size) >= 256
+
+
+# Running again
+
+
+def test_a_new_sampler_seed_leaves_the_ar_stage_alone(runner):
+    workflow = shipped("text_to_image")
+    runner.run(workflow)
+    assert "GLMImageGeneratePrior" in ran(runner, workflow)
+    runner.run(workflow)
+    assert runner.executed == []
+    set_input(workflow, "GLMImageSampler", seed=1)
+    runner.run(workflow)
+    assert ran(runner, workflow) == {"GLMImageSampler", "GLMImageVAEDecode", "SaveImage"}
+
+
+def test_a_second_edit_with_the_same_reference_does_not_run_it_again(runner, monkeypatch):
+    from glm_image_pack.glmimage_core import denoise
+
+    runs = []
+    original = denoise.reference_keys_values
+    monkeypatch.setattr(denoise, "reference_keys_values", lambda dit, reference: runs.append(1) or original(dit, reference))
+    workflow = shipped("image_edit")
+    runner.run(workflow)
+    set_input(workflow, "PrimitiveStringMultiline", value="another edit")
+    runner.run(workflow)
+    assert {"GLMImageGeneratePrior", "GLMImageSampler"} < ran(runner, workflow)
+    assert "GLMImageEncodeReference" not in ran(runner, workflow)
+    assert len(runs) == 1
+
+
+def test_a_picture_that_changed_on_disk_is_read_again(runner, folders, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    pattern(160, 128, 3).save(source / "glm-image-scene.png")
+    runner.folders = Folders(source, folders.output, [])
+    workflow = shipped("image_edit")
+    runner.run(workflow)
+    pattern(160, 128, 5).save(source / "glm-image-scene.png")
+    runner.run(workflow)
+    assert {"LoadImage", "GLMImageEncodeReference", "GLMImageGeneratePrior"} < ran(runner, workflow)
+
+
+def test_without_keeping_a_model_is_let_go_after_its_last_use(folders, quiet_host):
+    from transformers import GlmImageForConditionalGeneration
+
+    alive = []
+
+    def count(label, done, total):
+        if label == "Sampler":
+            gc.collect()
+            alive.append(sum(isinstance(thing, GlmImageForConditionalGeneration) for thing in gc.get_objects()))
+
+    gc.collect()
+    before = sum(isinstance(thing, GlmImageForConditionalGeneration) for thing in gc.get_objects())
+    quiet_host.on_progress = count
+    runner = Runner(ALL, folders)
+    runner.run(shipped("text_to_image"))
+    assert alive and set(alive) == {before}
+
+
+def test_an_interruption_passes_through_and_the_next_run_goes_on_from_there(runner, quiet_host, folders):
+    def stop(label, done, total):
+        if label == "Sampler":
+            raise KeyboardInterrupt
+
+    workflow = shipped("text_to_image")
+    quiet_host.on_progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(workflow)
+    assert folders.written == []
+    quiet_host.on_progress = lambda *step: None
+    runner.run(workflow)
+    assert "GLMImageGeneratePrior" not in ran(runner, workflow) and len(folders.written) == 1
+
+
+# UI format
+
+
+def graph(*nodes, links=()) -> dict:
+    return {"nodes": list(nodes), "links": list(links), "version": 0.4}
+
+
+def node(node_id, node_type, inputs=(), values=(), mode=0, outputs=()):
+    slots = [{"name": name, "type": kind, "link": link} for name, kind, link in inputs]
+    out = [{"name": kind, "type": kind, "links": []} for kind in outputs]
+    return {"id": node_id, "type": node_type, "inputs": slots, "widgets_values": list(values), "mode": mode, "outputs": out}
+
+
+LOAD = node(1, "LoadImage", values=["a.png", "image"], outputs=["IMAGE", "MASK"])
+SAVE = node(9, "SaveImage", inputs=[("images", "IMAGE", 2)], values=["out"])
+
+
+def test_reroutes_notes_and_frontend_primitives_dissolve():
+    ui = graph(
+        LOAD,
+        node(2, "Reroute", inputs=[("", "*", 1)], outputs=["*"]),
+        node(3, "Note", values=["hello"]),
+        node(4, "PrimitiveNode", values=["typed once", "fixed"], outputs=["STRING"]),
+        node(9, "SaveImage", inputs=[("images", "IMAGE", 2), ("filename_prefix", "STRING", 3)], values=["out"]),
+        links=[[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 9, 0, "IMAGE"], {"id": 3, "origin_id": 4, "origin_slot": 0}],
+    )
+    prompt = parse_workflow(ui, ALL).prompt
+    assert set(prompt) == {"1", "9"}
+    assert prompt["9"]["inputs"] == {"images": ["1", 0], "filename_prefix": "typed once"}
+
+
+def test_a_muted_node_drops_out_and_a_bypassed_one_hands_through():
+    def middle(mode):
+        return node(
+            5, "GLMImageVAEDecode", inputs=[("vae", "VAE", None), ("samples", "IMAGE", 1)], mode=mode, outputs=["IMAGE"]
+        )
+
+    links = [[1, 1, 0, 5, 1, "IMAGE"], [2, 5, 0, 9, 0, "IMAGE"]]
+    assert parse_workflow(graph(LOAD, middle(4), SAVE, links=links), ALL).prompt["9"]["inputs"]["images"] == ["1", 0]
+    assert "images" not in parse_workflow(graph(LOAD, middle(2), SAVE, links=links), ALL).prompt["9"]["inputs"]
+
+
+def test_the_entry_after_a_seed_is_skipped_and_later_inputs_have_their_defaults():
+    values = ["p", 512, 640, 2, 77, "randomize", 0.5]
+    prompt = parse_workflow(graph(node(3, "GLMImageGeneratePrior", values=values)), ALL).prompt
+    expected = {"prompt": "p", "width": 512, "height": 640, "batch_size": 2, "seed": 77, "temperature": 0.5, "top_p": 0.75, "top_k": 50}
+    assert prompt["3"]["inputs"] == expected
+
+
+def test_a_picture_carries_its_workflow_and_paints_itself_again(runner, folders, tmp_path):
+    runner.run(shipped("text_to_image", "ui"))
+    with Image.open(folders.written[0]) as picture:
+        assert set(picture.text) == {"prompt", "workflow"}
+    again = read_workflow(folders.written[0], ALL)
+    Runner(ALL, folders).run(again)
+    first, second = (Image.open(path).tobytes() for path in folders.written)
+    assert first == second
+    only_ui = tmp_path / "ui.png"
+    info = Image.open(folders.written[0])
+    text = PngInfo()
+    text.add_text("workflow", info.text["workflow"])
+    info.save(only_ui, pnginfo=text)
+    assert read_workflow(only_ui, ALL).prompt.keys() == again.prompt.keys()
+
+
+# Bad workflows
+
+
+def broken(change) -> Workflow:
+    workflow = shipped("text_to_image")
+    ids = {node["class_type"]: node_id for node_id, node in workflow.prompt.items()}
+    change(workflow.prompt, ids)
+    return workflow
+
+
+BAD = {
+    "a missing node": (lambda p, i: p.pop(i["GLMImageLoadVAE"]), "vae is linked to node .*, which is missing"),
+    "an unknown node": (lambda p, i: p[i["SaveImage"]].update(class_type="Nowhere"), "no such node here: Nowhere"),
+    "a link to a wrong output": (lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae=[i["GLMImageLoadVAE"], 3]), "vae is linked to output 3"),
+    "a link of a wrong type": (
+        lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae=[i["GLMImageLoadAR"], 0]),
+        "vae takes VAE, but .*AR Model.* gives GLM_IMAGE_AR",
+    ),
+    "a value where a link belongs": (lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae="file"), "vae is 'file', but takes a link"),
+    "a loop": (
+        lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(positive=[i["GLMImageApplyPrior"], 0])
+        or p[i["GLMImageApplyPrior"]]["inputs"].update(prior=[i["GLMImageGeneratePrior"], 0])
+        or p[i["GLMImageEncodePrompt"]]["inputs"].update(prompt=[i["GLMImageEncodePrompt"], 2]),
+        "Encode Prompt.*lead back to itself",
+    ),
+    "a value below its range": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(steps=0), "steps is 0; its minimum is 1"),
+    "a value above its range": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(cfg=99), "cfg is 99.0; its maximum is 20"),
+    "top_p 0": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(top_p=0), "top_p is 0.0"),
+    "top_p above 1": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(top_p=1.5), "top_p is 1.5"),
+    "a negative temperature": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(temperature=-1), "temperature is -1.0"),
+    "a value that is no number": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(steps="many"), "steps is 'many', which is no INT"),
+    "not a number": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(cfg=float("nan")), "cfg is nan"),
+    "a size between grids": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(width=1000), "width 1000 .* 992 or 1024"),
+    "a size out of range": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(height=9999), "height 9999 is outside"),
+    "a choice that is none": (lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(tiling="maybe"), "tiling is 'maybe'; it must be one of auto, on, off"),
+    "an input left out": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].pop("seed"), "seed is missing"),
+    "no checkpoint": (lambda p, i: p[i["GLMImageLoadDiT"]]["inputs"].update(checkpoint="none"), "no GLM-Image checkpoint 'none'"),
+    "a file name that leaves its folder": (lambda p, i: p[i["SaveImage"]]["inputs"].update(filename_prefix="../../x"), "leaves the folder"),
+    "no output": (lambda p, i: p.pop(i["SaveImage"]), "no output"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_workflow_is_refused_before_anything_runs(name, runner, folders):
+    change, message = BAD[name]
+    with pytest.raises(WorkflowError, match=message) as error:
+        runner.run(broken(change))
+    assert "\n" not in str(error.value)
+    assert runner.executed == [] and not folders.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [("../pyproject.toml", "leaves the folder"), ("/etc/passwd", "leaves the folder"), ("none.png", "no picture 'none.png'")],
+)
+def test_a_reference_outside_the_input_folder_is_refused(runner, image, message):
+    workflow = shipped("image_edit")
+    set_input(workflow, "LoadImage", image=image)
+    with pytest.raises(WorkflowError, match=message):
+        runner.run(workflow)
+
+
+def test_an_empty_prompt_names_the_node(runner):
+    workflow = shipped("text_to_image")
+    set_input(workflow, "PrimitiveStringMultiline", value=" ")
+    with pytest.raises(NodeError, match="GLM-Image Generate Prior.*prompt is empty"):
+        runner.run(workflow)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"a": 1}', '{"1": {"inputs": {}}}', "{", '{"nodes": [{"id": 1}], "links": []}', "\x00"])
+def test_a_file_that_is_no_workflow_says_so(tmp_path, content):
+    path = tmp_path / "workflow.json"
+    path.write_text(content)
+    with pytest.raises(WorkflowError):
+        read_workflow(path, ALL)
+
+
+def test_a_picture_without_a_workflow_says_so(tmp_path):
+    pattern(64, 64, 3).save(tmp_path / "plain.png")
+    with pytest.raises(WorkflowError, match="carries no workflow"):
+        read_workflow(tmp_path / "plain.png", ALL)
+
+
+# The command line
+
+
+PROGRESS = re.compile(r"[A-Z][A-Za-z, ]+: \d+/\d+")
+
+
+class Command:
+    """The command line, called in this process."""
+
+    def __init__(self, capsys):
+        self.capsys = capsys
+
+    def __call__(self, *arguments) -> "Command":
+        self.status = main([str(argument) for argument in arguments])
+        self.stdout, stderr = self.capsys.readouterr()
+        self.progress = [line for line in stderr.splitlines() if PROGRESS.fullmatch(line)]
+        self.messages = [line for line in stderr.splitlines() if not PROGRESS.fullmatch(line)]
+        return self
+
+
+@pytest.fixture
+def command(capsys):
+    return Command(capsys)
+
+
+def render(models, output, *more, workflow="text_to_image") -> list:
+    """Arguments that render a shipped workflow at a size for tests."""
+    arguments = ["render", ROOT / "workflows" / "api" / f"{workflow}.json", "--models", models, "--output", output]
+    arguments += ["--input", ROOT / "workflows" / "input", "--set", "GLM-Image Sampler.steps=2"]
+    return [*arguments, "--set", "GLM-Image Generate Prior.width=256", "--set", "GLM-Image Generate Prior.height=288", *more]
+
+
+def process(*arguments, **options) -> subprocess.CompletedProcess:
+    """The command line in a process of its own."""
+    return subprocess.run([sys.executable, str(ROOT), *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    return tmp_path / "output"
+
+
+def test_render_prints_each_written_path_and_keeps_progress_apart(models, output, command):
+    command(*render(models, output))
+    assert command.status == 0 and command.messages == []
+    (path,) = command.stdout.splitlines()
+    with Image.open(path) as picture:
+        assert picture.size == (256, 288)
+    assert {"Generate Prior: 312/312", "Sampler: 2/2"} < set(command.progress)
+    assert command(*render(models, output)).stdout.splitlines() == [path.replace("00001", "00002")]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "GLM-Image Sampler.steps=0"], "node 10 (GLM-Image Sampler): steps is 0"),
+        (["--set", "10.cfg=high"], "node 10 (GLM-Image Sampler): cfg is 'high', which is no FLOAT"),
+        (["--set", "GLM-Image Sampler.stepz=1"], "no input 'stepz'"),
+        (["--set", "Nobody.steps=1"], "no node has the id or title 'Nobody'"),
+        (["--set", "nonsense"], "NODE.INPUT=VALUE"),
+        (["--set", "GLM-Image Generate Prior.width=1000"], "992 or 1024"),
+        (["--set", "Prompt.value="], "GLM-Image Generate Prior): the prompt is empty"),
+        (["--models", "nowhere"], "no GLM-Image checkpoint 'GLM-Image' in nowhere/diffusers"),
+    ],
+)
+def test_a_wrong_value_exits_with_2_and_one_line(models, output, command, more, message):
+    command(*render(models, output, *more))
+    assert command.status == 2 and command.stdout == ""
+    assert len(command.messages) == 1 and message in command.messages[0]
+
+
+def test_a_title_that_several_nodes_have_is_refused(models, output, command):
+    workflow = ROOT / "workflows" / "api" / "several_references.json"
+    command("render", workflow, "--models", models, "--set", "GLM-Image Encode Reference.image=x")
+    assert command.status == 2 and "all have the id or title" in command.messages[0]
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(models, output):
+    def limit():  # no file may grow beyond this, as if the disk were full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = process(*render(models, output), preexec_fn=limit)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "text_to_image_00001_.png" in last and "Save Image" in last
+    assert [path for path in output.rglob("*") if path.is_file()] == []
+
+
+def test_inspect_describes_a_checkpoint(folder, command):
+    command("inspect", folder, "--width", 512, "--height", 512)
+    assert command.status == 0
+    for word in ("vision_language_encoder", "transformer", "267,648", "float32", "peak, one model at a time"):
+        assert word in command.stdout
+
+
+def test_inspect_says_what_is_broken(folder, tmp_path, command):
+    shutil.copytree(folder, tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "vae")
+    file = next((tmp_path / "broken" / "transformer").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    assert command("inspect", tmp_path / "broken").status == 1
+    assert "vae/config.json is missing" in command.stdout and "truncated or corrupt" in command.stdout
+    assert command("inspect", tmp_path / "nothing").status == 2
+
+
+def test_tiny_writes_a_checkpoint_that_renders_and_does_not_overwrite(tmp_path, output, command):
+    folder = tmp_path / "models" / "diffusers" / "GLM-Image"
+    assert command("tiny", folder).status == 0
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 5_000_000
+    assert command(*render(tmp_path / "models", output, workflow="image_edit")).status == 0
+    assert command("tiny", folder).status == 2 and "not empty" in command.messages[0]
+
+
+def test_the_command_line_runs_from_anywhere(models, output, tmp_path):
+    done = process(*render(models, output), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_library_missing_is_named(models, output, command, monkeypatch):
+    def version(name):
+        if name == "diffusers":
+            raise checkpoints.PackageNotFoundError(name)
+        return "99.0"
+
+    monkeypatch.setattr(checkpoints, "version", version)
+    assert command(*render(models, output)).status == 2
+    assert "pip install -U diffusers" in command.messages[0]
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_its_table(command):
+    assert command("bench", "--width", 256, "--height", 256, "--steps", 2, "--rounds", 1).status == 0
+    assert "diffusers" in command.stdout and "nodes and graph add" in command.stdout
+    reuse = [line for line in command.stdout.splitlines() if "new sampler seed" in line]
+    assert len(reuse) == 2 and all("AR stage" in line and "then 0.0000" in line for line in reuse)

@@ -1,0 +1,106 @@
+"""Predicted memory against the allocator, and who is on a small device during a whole run."""
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import memory
+from glm_image_pack.glmimage_core.residency import Residency, model_bytes
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from pictures import pattern
+from torch.profiler import ProfilerActivity, profile
+
+
+def allocator_peak(run) -> int:
+    """The most bytes of tensors alive at once during run(), beyond those alive before, as PyTorch's allocator counts."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [(event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = peak = 0
+    for _, change in sorted(events):
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def edit(models, side: int, sampler_steps: int = 2):
+    """An edit of a side x side picture with one reference of that size, node by node."""
+    ar, encoder, dit, vae = models
+    image = torch.rand(1, side, side, 3, generator=torch.Generator().manual_seed(0))
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, 'a sign "OPEN"')
+    (references,) = NODES["GLMImageEncodeReference"]().encode(ar, vae, image)
+    (prior,) = NODES["GLMImageGeneratePrior"]().generate(ar, "an edit", side, side, 1, 0, references=references)
+    positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, references)
+    (latent,) = NODES["GLMImageSampler"]().sample(dit, positive, negative, 0, sampler_steps, 1.5)
+    return NODES["GLMImageVAEDecode"]().decode(vae, latent)
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_the_peak_of_a_tiny_edit_is_predicted_within_15_percent(folder, ar, encoder, dit, vae, side):
+    models = (ar, encoder, dit, vae)
+    weights = sum(model_bytes(part.model) for part in models)
+    measured = weights + allocator_peak(lambda: edit(models, side))
+    names = list(checkpoints.MODEL_CLASSES)
+    configs = {name: checkpoints.skeleton(folder, name).config for name in names}
+    job = memory.Job(side, side, references=((side, side),))
+    stages = memory.predict(configs, dict.fromkeys(names, 4), job, on_cpu=True)
+    predicted = weights + max(working for _, working in stages.values())
+    assert predicted == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("references", [(), ((256, 256),), ((512, 512), (256, 384))])
+@pytest.mark.parametrize("side", [256, 512])
+def test_the_samplers_memory_is_predicted_within_15_percent(dit, encode_reference, encoder, side, references):
+    from glm_image_pack.glmimage_core.denoise import sample
+    from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+    from test_denoise import plan
+
+    glyphs = encode_glyph_texts(encoder, ["OPEN"])
+    encoded = [encode_reference(pattern(*size, 3)) for size in references]
+    assert tuple((r.width, r.height) for r in encoded) == references
+
+    def run():
+        dit.kept.clear()
+        sample(dit, plan(side, side), glyphs, glyphs, [0], 1, references=encoded)
+
+    job = memory.Job(side, side, references=references, glyph_tokens=glyphs.shape[1])
+    run()
+    dit.kept.clear()
+    assert memory.dit_bytes(dit.model.config, 4, job, on_cpu=True) == pytest.approx(allocator_peak(run), rel=0.15)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_ar_stages_memory_is_predicted_within_15_percent(ar, batch):
+    from glm_image_pack.glmimage_core.prior import generate_prior
+
+    measured = allocator_peak(lambda: generate_prior(ar, "a prompt of some length", 256, 256, 0, batch))
+    job = memory.Job(256, 256, batch, prompt_tokens=40)
+    assert memory.prior_bytes(ar.model.config, 4, job) == pytest.approx(measured, rel=0.15)
+
+
+def test_on_a_small_device_one_big_model_is_there_at_a_time_and_the_picture_is_the_same(quiet_host, folder):
+    """A device that holds the largest model and its work, but not two models: cpu:0 plays it."""
+    models = (
+        checkpoints.load_ar(folder),
+        checkpoints.load_glyph_encoder(folder),
+        checkpoints.load_dit(folder),
+        checkpoints.load_vae(folder),
+    )
+    expected = edit(models, 256)[0]
+    together = []
+    budget = {"size": 0}
+    residency = Residency(
+        torch.device("cpu", 0), lambda: budget["size"] - sum(model_bytes(model) for model in residency.resident)
+    )
+    quiet_host.residency = residency
+    quiet_host.on_progress = lambda *step: together.append({type(model).__name__ for model in residency.resident})
+
+    models[2].kept.clear()
+    roomy = edit(models, 256)[0]
+    assert all(len(names) == 1 for names in together)  # a budget of nothing: never two
+    assert torch.allclose(roomy, expected, atol=1e-4)
+
+    together.clear()
+    budget["size"] = 10**9
+    assert torch.allclose(edit(models, 256)[0], expected, atol=1e-4)
+    assert len(together[-1]) == 4  # room for all: nobody leaves

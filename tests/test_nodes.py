@@ -1,0 +1,136 @@
+"""The nodes as ComfyUI sees them. Ids, input names, output order and combo strings are a file format: tests/data/nodes.json
+holds what has been published, and a change to it may only add at the end of a list.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
+from pictures import pattern
+from test_denoise import plan
+
+PUBLISHED = json.loads((Path(__file__).parent / "data" / "nodes.json").read_text("utf-8"))
+
+
+def described(node: type) -> dict:
+    """What a saved workflow relies on: inputs in order with combo strings and defaults, outputs in order."""
+    inputs = []
+    for section, entries in node.INPUT_TYPES().items():
+        for name, (kind, options) in entries.items():
+            combo = kind if isinstance(kind, list) and name != "checkpoint" else None
+            kind = "COMBO" if isinstance(kind, list) else kind
+            inputs.append([section, name, kind, combo, options.get("default")])
+    return {"title": node.TITLE, "inputs": inputs, "outputs": [list(pair) for pair in zip(node.RETURN_NAMES, node.RETURN_TYPES)]}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_has_been_published_is_unchanged(name):
+    now, then = described(NODES[name]), PUBLISHED[name]
+    assert now["inputs"][: len(then["inputs"])] == [
+        [*old[:3], new[3] if old[3] and new[3][: len(old[3])] == old[3] else old[3], old[4]]
+        for old, new in zip(then["inputs"], now["inputs"])
+    ]
+    assert now["outputs"][: len(then["outputs"])] == then["outputs"]
+    assert now["title"] == then["title"]
+
+
+def test_every_node_is_published():
+    assert list(PUBLISHED) == list(NODES) == list(NODE_DISPLAY_NAME_MAPPINGS)
+
+
+@pytest.mark.parametrize("node", NODES.values(), ids=NODES)
+def test_every_node_input_and_output_says_what_it_is(node):
+    assert node.CATEGORY == "GLM-Image" and len(node.DESCRIPTION) > 20
+    assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
+    assert all(len(text) > 10 for text in node.OUTPUT_TOOLTIPS)
+    for entries in node.INPUT_TYPES().values():
+        for name, (_, options) in entries.items():
+            assert len(options["tooltip"]) > 10, name
+
+
+def test_loaders_list_the_checkpoints_there_are(quiet_host, tmp_path):
+    for name in ("GLMImageLoadAR", "GLMImageLoadDiT", "GLMImageLoadVAE", "GLMImageLoadGlyphEncoder"):
+        assert NODES[name].INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image"]
+        assert NODES[name].VALIDATE_INPUTS("GLM-Image") is True
+        assert "no GLM-Image checkpoint 'other'" in NODES[name].VALIDATE_INPUTS("other")
+    quiet_host.models = tmp_path
+    assert str(tmp_path) in NODES["GLMImageLoadVAE"].VALIDATE_INPUTS("GLM-Image")
+
+
+def test_a_bad_size_is_refused_when_the_graph_is_queued():
+    validate = NODES["GLMImageGeneratePrior"].VALIDATE_INPUTS
+    assert validate(1024, 768) is True
+    assert "992 or 1024" in validate(1000, 1024)
+    assert "8192" in validate(1024, 8192)
+    assert validate(None, 1024) is True and "1001" in validate(None, 1001)  # width comes over a link
+
+
+def test_glyph_text_is_shown_and_can_be_overridden(encoder):
+    node = NODES["GLMImageEncodePrompt"]()
+    quoted, _, shown = node.encode(encoder, 'the dog\'s sign says "OPEN" and "LATE"')
+    given, _, taken = node.encode(encoder, "no quotes at all", "", " OPEN \n\nLATE\n")
+    assert shown == taken == "OPEN\nLATE"
+    assert torch.equal(quoted[0][0], given[0][0])
+    assert node.encode(encoder, "nothing to draw")[2] == ""
+
+
+def test_a_negative_prompt_acts_by_its_quoted_text_and_says_when_it_does_not(encoder, caplog):
+    node = NODES["GLMImageEncodePrompt"]()
+    plain = node.encode(encoder, "a house")[1][0][0]
+    assert torch.equal(plain, node.encode(encoder, "a house", "ugly, blurry")[1][0][0])
+    assert "changes nothing" in caplog.text
+    assert not torch.equal(plain[:, :1], node.encode(encoder, "a house", 'the word "SALE"')[1][0][0][:, :1])
+
+
+def test_apply_prior_changes_no_input_in_place(encoder):
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
+    applied, _ = NODES["GLMImageApplyPrior"]().apply(positive, negative, plan())
+    assert positive[0][1] == {} and negative[0][1] == {}
+    assert applied[0][1]["glm_image_prior"].width == 256
+
+
+def test_references_that_the_plan_did_not_see_are_noticed(encoder, ar, encode_reference, caplog):
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
+    (prior,) = NODES["GLMImageGeneratePrior"]().generate(ar, "a house", 256, 256, 1, 0)
+    NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, (encode_reference(pattern(128, 128, 3)),))
+    assert "differ" in caplog.text
+
+
+def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
+    applied, unwanted = NODES["GLMImageApplyPrior"]().apply(positive, negative, plan())
+    sampler = NODES["GLMImageSampler"]()
+    with pytest.raises(ValueError, match="Apply Prior"):
+        sampler.sample(dit, positive, negative, 0, 1, 1.5)
+    with pytest.raises(ValueError, match="Load GLM-Image DiT"):
+        sampler.sample(object(), applied, unwanted, 0, 1, 1.5)
+    with pytest.raises(ValueError, match="2 combined"):
+        sampler.sample(dit, applied * 2, unwanted, 0, 1, 1.5)
+    with pytest.raises(ValueError, match="256x256 pixels, but the latent image is of 512x256"):
+        sampler.sample(dit, applied, unwanted, 0, 1, 1.5, 1.0, {"samples": torch.zeros(1, 16, 32, 64)})
+    with pytest.raises(ValueError, match="Load GLM-Image VAE"):
+        NODES["GLMImageVAEDecode"]().decode(object(), {"samples": torch.zeros(1, 16, 32, 32)})
+
+
+def test_an_encoded_picture_can_be_repainted_in_part(encoder, dit, vae):
+    image = torch.rand(1, 256, 256, 3, generator=torch.Generator().manual_seed(0))
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
+    applied = NODES["GLMImageApplyPrior"]().apply(positive, negative, plan())
+    (latent,) = NODES["GLMImageVAEEncode"]().encode(vae, image)
+    mask = torch.zeros(1, 256, 256)
+    mask[:, :, 128:] = 1  # as a noise mask comes from ComfyUI: the picture's size, no channel
+    (painted,) = NODES["GLMImageSampler"]().sample(dit, *applied, 0, 2, 1.5, 0.7, latent | {"noise_mask": mask})
+    assert torch.allclose(painted["samples"][..., :15], latent["samples"][..., :15], atol=1e-4)
+    assert not torch.allclose(painted["samples"][..., 17:], latent["samples"][..., 17:], atol=1e-2)
+    assert NODES["GLMImageVAEDecode"]().decode(vae, painted, "on")[0].shape == (1, 256, 256, 3)
+
+
+def test_a_latent_batch_is_painted_as_a_batch(encoder, dit):
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
+    applied = NODES["GLMImageApplyPrior"]().apply(positive, negative, plan())
+    (latent,) = NODES["GLMImageSampler"]().sample(dit, *applied, 5, 1, 1.5, 1.0, {"samples": torch.zeros(2, 16, 32, 32)})
+    (alone,) = NODES["GLMImageSampler"]().sample(dit, *applied, 6, 1, 1.5)
+    assert torch.allclose(latent["samples"][1:], alone["samples"], atol=1e-4)
