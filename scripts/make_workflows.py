@@ -28,6 +28,7 @@ COMBINE = "The mug from the second picture stands on the lawn in front of the ho
 
 CONTROL = "control_after_generate"
 CHECKPOINT = {"checkpoint": "GLM-Image", "dtype": "auto"}
+TOP = 0  # of the first row of nodes
 SCENE, MUG = "glm-image-scene.png", "glm-image-mug.png"
 
 
@@ -39,7 +40,7 @@ class Graph:
         self.nodes: list[dict] = []
         self.links: list[list] = []
         self.groups: list[dict] = []
-        self.add("MarkdownNote", (0, -320), (380, 260), values=[note], title="About this workflow")
+        self.add("MarkdownNote", (0, TOP + 680), (380, 260), values=[note], title="About this workflow")
 
     def add(self, node_type, position, size, title=None, values=None, **inputs) -> dict:
         """Place a node. inputs: links and widget values by name; all other widgets take their defaults."""
@@ -86,9 +87,12 @@ class Graph:
             {"name": name, "type": kind, "links": []} for name, kind in zip(names, node_class.RETURN_TYPES, strict=True)
         ]
 
-    def group(self, title: str, left: int, top: int, width: int, height: int, color: str) -> None:
+    def group(self, title: str, color: str, left: int, top: int, width: int, height: int) -> None:
+        """A coloured frame around nodes that span this rectangle, with room for its title and theirs."""
+        bounding = [left - 20, top - 90, width + 40, height + 110]
+        number = len(self.groups) + 1
         self.groups.append(
-            {"id": len(self.groups) + 1, "title": title, "bounding": [left, top, width, height], "color": color, "font_size": 24, "flags": {}}
+            {"id": number, "title": f"{number}  {title}", "bounding": bounding, "color": color, "font_size": 24, "flags": {}}
         )
 
     def ui(self) -> dict:
@@ -109,45 +113,36 @@ class Graph:
 def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sampler_seeds=(0,)) -> dict:
     """One of the shipped graphs: loaders, the prompt typed once, references, the plan, and a sampler for each seed."""
     graph = Graph(name, note)
-    below = 40 + 420 * len(pictures)
+    models, words, plan, paint = 0, 480, 960, 1440
 
-    graph.group("1  Models", -20, -40, 420, 640, "#3f5159")
-    ar = graph.add("GLMImageLoadAR", (0, 0), (380, 130), **CHECKPOINT)
-    encoder = graph.add("GLMImageLoadGlyphEncoder", (0, 180), (380, 110), **CHECKPOINT)
-    dit = graph.add("GLMImageLoadDiT", (0, 340), (380, 130), **CHECKPOINT)
-    vae = graph.add("GLMImageLoadVAE", (0, 520), (380, 110), **CHECKPOINT)
-    graph.groups[0]["bounding"][3] = 690
+    graph.group("Models", "#3f5159", models, TOP, 380, 610)
+    ar = graph.add("GLMImageLoadAR", (models, TOP), (380, 130), **CHECKPOINT)
+    encoder = graph.add("GLMImageLoadGlyphEncoder", (models, TOP + 180), (380, 100), **CHECKPOINT)
+    dit = graph.add("GLMImageLoadDiT", (models, TOP + 330), (380, 130), **CHECKPOINT)
+    vae = graph.add("GLMImageLoadVAE", (models, TOP + 510), (380, 100), **CHECKPOINT)
 
-    graph.group("2  Prompt" + (" and references" if pictures else ""), 440, -40, 460, 700 if not pictures else 720 + below, "#5b4a6b")
-    text = graph.add("PrimitiveStringMultiline", (460, 0), (420, 220), title="Prompt", value=prompt)
-    encoded = graph.add(
-        "GLMImageEncodePrompt", (460, 270), (420, 330), glyph_encoder=(encoder, 0), prompt=(text, 0)
-    )
+    graph.group("Prompt", "#5b4a6b", words, TOP, 380, 610)
+    text = graph.add("PrimitiveStringMultiline", (words, TOP), (380, 260), title="Prompt", value=prompt)
+    encoded = graph.add("GLMImageEncodePrompt", (words, TOP + 310), (380, 300), glyph_encoder=(encoder, 0), prompt=(text, 0))
+
     references = {}
+    if pictures:
+        graph.group("References", "#6b4a55", words, TOP + 770, 620 * len(pictures) - 60, 360)
     for number, picture in enumerate(pictures):
-        top = 660 + 420 * number
-        image = graph.add("LoadImage", (460, top), (240, 340), title=f"Reference {number + 1}", image=picture)
+        left = words + 620 * number
+        image = graph.add("LoadImage", (left, TOP + 770), (240, 360), title=f"Reference {number + 1}", image=picture)
         node = graph.add(
-            "GLMImageEncodeReference", (720, top), (240, 130), ar=(ar, 0), vae=(vae, 0), image=(image, 0), **references
+            "GLMImageEncodeReference", (left + 260, TOP + 770), (300, 110), ar=(ar, 0), vae=(vae, 0), image=(image, 0), **references
         )
         references = {"references": (node, 0)}
-    if pictures:
-        graph.groups[1]["bounding"][2:] = [540, 740 + 420 * len(pictures)]
 
-    plan = 1020 if pictures else 940
-    graph.group("3  Plan", plan, -40, 420, 640, "#5f5a3a")
+    graph.group("Plan", "#5f5a3a", plan, TOP, 380, 610)
     prior = graph.add(
-        "GLMImageGeneratePrior",
-        (plan + 20, 0),
-        (380, 380),
-        ar=(ar, 0),
-        prompt=(text, 0),
-        batch_size=batch,
-        **references,
+        "GLMImageGeneratePrior", (plan, TOP), (380, 400), ar=(ar, 0), prompt=(text, 0), batch_size=batch, **references
     )
     applied = graph.add(
         "GLMImageApplyPrior",
-        (plan + 20, 440),
+        (plan, TOP + 480),
         (380, 130),
         positive=(encoded, 0),
         negative=(encoded, 1),
@@ -155,24 +150,22 @@ def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sample
         **references,
     )
 
-    paint = plan + 460
-    graph.group("4  Paint", paint, -40, 820, 60 + 400 * len(sampler_seeds), "#3d5a44")
+    several = len(sampler_seeds) > 1
+    graph.group("Paint", "#3d5a44", paint, TOP, 800, 470 * len(sampler_seeds) - 60)
     for number, seed in enumerate(sampler_seeds):
-        top = 400 * number
+        top = TOP + 470 * number
         sampler = graph.add(
             "GLMImageSampler",
-            (paint + 20, top),
-            (340, 300),
+            (paint, top),
+            (340, 250),
             model=(dit, 0),
             positive=(applied, 0),
             negative=(applied, 1),
             seed=seed,
-            title=f"Sampler {number + 1}" if len(sampler_seeds) > 1 else None,
+            title=f"Sampler {number + 1}" if several else None,
         )
-        decoded = graph.add("GLMImageVAEDecode", (paint + 20, top + 320 - 0), (340, 110), vae=(vae, 0), samples=(sampler, 0))
-        decoded["pos"] = [paint + 400, top]
-        saved = graph.add("SaveImage", (paint + 400, top + 140), (400, 220), images=(decoded, 0), filename_prefix=f"glm-image/{name}")
-        saved["pos"] = [paint + 400, top + 130]
+        decoded = graph.add("GLMImageVAEDecode", (paint, top + 300), (340, 110), vae=(vae, 0), samples=(sampler, 0))
+        graph.add("SaveImage", (paint + 380, top), (420, 410), images=(decoded, 0), filename_prefix=f"glm-image/{name}")
     return graph.ui()
 
 

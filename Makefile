@@ -1,0 +1,47 @@
+# Each target does all its own set-up, so it works on a fresh machine with Python 3.10 or newer and nothing else.
+PYTHON ?= python3
+# The exact version keeps the download small where a CPU build of it is at hand. Set TORCH=torch to take the newest.
+TORCH ?= torch==2.13.0
+DEMO ?= demo
+
+.PHONY: venv demo test test-oldest lint clean
+
+venv: .venv/ready
+demo: .venv/ready
+	@rm -rf $(DEMO)
+	.venv/bin/python . tiny $(DEMO)/models/diffusers/GLM-Image
+	.venv/bin/python . render workflows/text_to_image.json $(SMALL)
+	.venv/bin/python . render workflows/image_edit.json $(SMALL)
+	@echo "The pictures are in $(DEMO)/output/glm-image. The checkpoint is tiny and random, so they show patterns, not prompts."
+
+SMALL = --models $(DEMO)/models --input workflows/input --output $(DEMO)/output --device cpu \
+	--set "GLM-Image Generate Prior.width=512" --set "GLM-Image Generate Prior.height=512" --set "GLM-Image Sampler.steps=20"
+
+# The whole suite on the newest libraries.
+test: .venv/ready
+	.venv/bin/python -m pytest
+
+# The fast part of the suite on the oldest supported libraries.
+test-oldest: .venv-oldest/ready
+	.venv-oldest/bin/python -m pytest -m "not slow"
+
+lint: .venv/ready
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+
+.venv/ready: requirements.txt Makefile
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet $(TORCH)
+	.venv/bin/python -m pip install --quiet --upgrade -r requirements.txt pytest ruff
+	touch $@
+
+.venv-oldest/ready: requirements.txt Makefile
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --quiet $(TORCH)
+	.venv-oldest/bin/python -m pip install --quiet -r requirements.txt transformers==5.1.0 diffusers==0.37.0 pytest
+	touch $@
+
+clean:
+	rm -rf .venv .venv-oldest $(DEMO)

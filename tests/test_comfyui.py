@@ -1,0 +1,231 @@
+"""The pack in a real ComfyUI server on the CPU, driven over HTTP and websocket.
+
+Runs when COMFYUI_DIR names a ComfyUI checkout; COMFYUI_PYTHON is its interpreter, this one by default. Needs the package
+websocket-client here.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
+from glm_image_pack.nodes.headless.runner import Runner
+from glm_image_pack.nodes.headless.stock import STOCK_NODES, Folders
+from glm_image_pack.nodes.headless.workflow import Workflow
+from PIL import Image
+from test_headless import NAMES, shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+COMFYUI = os.environ.get("COMFYUI_DIR")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not COMFYUI, reason="COMFYUI_DIR names no ComfyUI checkout to run the pack in"),
+]
+
+
+class Server:
+    """A ComfyUI with this pack, the tiny checkpoint and the shipped reference pictures."""
+
+    def __init__(self, base: Path, models: Path):
+        websocket = pytest.importorskip("websocket", reason="needs websocket-client")
+        (base / "custom_nodes").mkdir(parents=True)
+        (base / "custom_nodes" / "comfyui-glm-image").symlink_to(ROOT)
+        (base / "models").mkdir()
+        (base / "models" / "diffusers").symlink_to(models / "diffusers")
+        (base / "input").symlink_to(ROOT / "workflows" / "input")
+        self.output = base / "output"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        self.client = uuid.uuid4().hex
+        self.log = (base / "log").open("w+")
+        self.process = subprocess.Popen(
+            [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+            + ["--base-directory", str(base)],
+            cwd=COMFYUI,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        for _ in range(120):
+            try:
+                self.get("/system_stats")
+                break
+            except urllib.error.URLError:
+                assert self.process.poll() is None, Path(self.log.name).read_text()
+                time.sleep(1)
+        self.socket = websocket.create_connection(f"ws://{self.address}/ws?clientId={self.client}", timeout=120)
+
+    def get(self, path: str):
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as answer:
+            return json.loads(answer.read())
+
+    def post(self, path: str, data: dict) -> tuple[int, dict | None]:
+        request = urllib.request.Request(
+            f"http://{self.address}{path}", json.dumps(data).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                content = answer.read()
+                return answer.status, json.loads(content) if content else None
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def queue(self, workflow: Workflow) -> str:
+        status, answer = self.post("/prompt", {"prompt": workflow.prompt, "client_id": self.client})
+        assert status == 200, answer
+        return answer["prompt_id"]
+
+    def messages(self, prompt_id: str):
+        """Everything the server says about a prompt, until it has ended."""
+        while True:
+            content = self.socket.recv()
+            if not isinstance(content, str):
+                continue  # a preview picture
+            message = json.loads(content)
+            if message["data"].get("prompt_id", prompt_id) != prompt_id:
+                continue
+            yield message
+            if message["type"] in ("execution_error", "execution_interrupted", "execution_success"):
+                return
+
+    def run(self, workflow: Workflow) -> tuple[list[Path], set[str], list[dict]]:
+        """Run to the end. Returns the pictures, the ids of the nodes that came from the cache, and all messages."""
+        prompt_id = self.queue(workflow)
+        messages = list(self.messages(prompt_id))
+        assert messages[-1]["type"] == "execution_success", messages[-1]
+        cached = {node for message in messages if message["type"] == "execution_cached" for node in message["data"]["nodes"]}
+        for _ in range(50):  # the history is written just after the last message
+            if prompt_id in (history := self.get(f"/history/{prompt_id}")):
+                break
+            time.sleep(0.1)
+        images = [image for output in history[prompt_id]["outputs"].values() for image in output["images"]]
+        return [self.output / image["subfolder"] / image["filename"] for image in images], cached, messages
+
+    def close(self) -> None:
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, models):
+    server = Server(tmp_path_factory.mktemp("comfyui"), models)
+    yield server
+    server.close()
+
+
+def nodes_of(workflow: Workflow, *classes: str) -> set[str]:
+    return {node_id for node_id, node in workflow.prompt.items() if node["class_type"] in classes}
+
+
+def with_values(workflow: Workflow, class_type: str, **values) -> Workflow:
+    for node_id in nodes_of(workflow, class_type):
+        workflow.prompt[node_id]["inputs"] |= values
+    return workflow
+
+
+def test_the_nodes_and_templates_are_there(server):
+    nodes = server.get("/object_info")
+    for name, node in NODE_CLASS_MAPPINGS.items():
+        assert nodes[name]["display_name"] == node.TITLE and nodes[name]["category"] == "GLM-Image"
+        assert nodes[name]["output_tooltips"] == list(node.OUTPUT_TOOLTIPS)
+    assert sorted(server.get("/workflow_templates")["comfyui-glm-image"]) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, name, tmp_path):
+    pictures, _, messages = server.run(shipped(name))
+    folders = Folders(ROOT / "workflows" / "input", tmp_path, [])
+    Runner(STOCK_NODES | NODE_CLASS_MAPPINGS, folders).run(shipped(name))
+    assert [Image.open(path).size for path in pictures] == [(256, 288)] * len(folders.written)
+    ours = {Image.open(path).tobytes() for path in folders.written}
+    for path in pictures:
+        theirs = Image.open(path).tobytes()
+        assert any(max(abs(a - b) for a, b in zip(theirs, other, strict=True)) <= 1 for other in ours)
+    progress = [message["data"] for message in messages if message["type"] == "progress"]
+    assert {step["value"] for step in progress if step["max"] == 2} == {1, 2}  # the sampler
+    assert any(step["value"] == step["max"] > 60 for step in progress)  # the AR stage
+
+
+def test_a_second_run_is_cached_and_a_new_sampler_seed_leaves_the_ar_stage_alone(server):
+    workflow = with_values(shipped("image_edit"), "GLMImageSampler", seed=100)
+    server.run(workflow)
+    _, cached, _ = server.run(workflow)
+    assert cached == set(workflow.prompt)
+    _, cached, _ = server.run(with_values(workflow, "GLMImageSampler", seed=101))
+    assert cached == set(workflow.prompt) - nodes_of(workflow, "GLMImageSampler", "GLMImageVAEDecode", "SaveImage")
+
+
+def test_a_new_prompt_does_not_encode_the_reference_again(server):
+    workflow = shipped("image_edit")
+    server.run(workflow)
+    _, cached, _ = server.run(with_values(workflow, "PrimitiveStringMultiline", value="something else"))
+    assert nodes_of(workflow, "GLMImageEncodeReference", "LoadImage") <= cached
+    assert not nodes_of(workflow, "GLMImageGeneratePrior", "GLMImageEncodePrompt") & cached
+
+
+@pytest.mark.parametrize(
+    ("class_type", "values", "message"),
+    [
+        ("GLMImageGeneratePrior", {"width": 1000}, "992 or 1024"),
+        ("GLMImageGeneratePrior", {"height": 8192}, "outside"),
+        ("GLMImageGeneratePrior", {"top_p": 0}, "min"),
+        ("GLMImageSampler", {"steps": 0}, "min"),
+        ("GLMImageLoadDiT", {"checkpoint": "none"}, "no GLM-Image checkpoint 'none'"),
+        ("GLMImageVAEDecode", {"tiling": "maybe"}, "maybe"),
+    ],
+)
+def test_a_bad_value_is_refused_when_it_is_queued(server, class_type, values, message):
+    workflow = with_values(shipped("text_to_image"), class_type, **values)
+    status, answer = server.post("/prompt", {"prompt": workflow.prompt, "client_id": server.client})
+    assert status == 400
+    (node_id,) = nodes_of(workflow, class_type)
+    assert message in json.dumps(answer["node_errors"][node_id])
+
+
+def test_what_only_shows_while_running_names_the_node(server):
+    workflow = with_values(shipped("text_to_image"), "PrimitiveStringMultiline", value=" ")
+    last = list(server.messages(server.queue(workflow)))[-1]
+    assert last["type"] == "execution_error"
+    assert last["data"]["node_type"] == "GLMImageGeneratePrior" and "prompt is empty" in last["data"]["exception_message"]
+
+
+@pytest.mark.parametrize("stage", ["GLMImageGeneratePrior", "GLMImageSampler"])
+def test_an_interrupt_stops_within_moments_and_the_next_run_is_unaffected(server, stage):
+    workflow = shipped("image_edit")
+    expected, _, _ = server.run(workflow)
+    long = with_values(shipped("image_edit"), "GLMImageGeneratePrior", width=2048, height=2048, seed=time.time_ns())
+    if stage == "GLMImageSampler":
+        long = with_values(shipped("image_edit"), "GLMImageSampler", steps=1000, seed=time.time_ns())
+    done, total, asked = 0, 0, None
+    (node_id,) = nodes_of(long, stage)
+    for message in server.messages(server.queue(long)):
+        if message["type"] == "progress" and message["data"]["node"] == node_id:
+            done, total = message["data"]["value"], message["data"]["max"]
+            if done >= 3 and asked is None:
+                asked = time.monotonic()
+                server.post("/interrupt", {})
+    assert message["type"] == "execution_interrupted" and message["data"]["node_type"] == stage
+    assert time.monotonic() - asked < 5 and done < total / 2
+    again, _, _ = server.run(with_values(shipped("image_edit"), "SaveImage", filename_prefix="again"))
+    assert Image.open(again[0]).tobytes() == Image.open(expected[0]).tobytes()
+
+
+def test_memory_can_be_freed_and_the_graph_runs_again(server):
+    workflow = shipped("text_to_image")
+    before, _, _ = server.run(workflow)
+    assert server.post("/free", {"unload_models": True, "free_memory": True})[0] == 200
+    time.sleep(2)
+    after, cached, _ = server.run(with_values(workflow, "SaveImage", filename_prefix="after"))
+    assert not nodes_of(workflow, "GLMImageLoadAR", "GLMImageGeneratePrior") & cached
+    assert Image.open(before[0]).tobytes() == Image.open(after[0]).tobytes()
