@@ -34,9 +34,8 @@ MODEL_CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
 }
 SIDE_FILES = {"processor": "tokenizer_config.json", "tokenizer": "tokenizer_config.json"}
-LAYOUT = (
-    "a checkpoint is a folder with model_index.json (of a GlmImagePipeline) and the folders "
-    + ", ".join([*MODEL_CLASSES, *SIDE_FILES])
+LAYOUT = "a checkpoint is a folder with model_index.json (of a GlmImagePipeline) and the folders " + ", ".join(
+    [*MODEL_CLASSES, *SIDE_FILES]
 )
 
 
@@ -181,7 +180,7 @@ def _read_headers(folder: Path, report: ComponentReport) -> dict[str, tuple[int,
         report.disk_bytes += file.stat().st_size
         try:
             with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():
+                for key in tensors.keys():  # noqa: SIM118, not a dict
                     piece = tensors.get_slice(key)
                     shapes[key] = tuple(piece.get_shape())
                     dtype = _SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8)
@@ -236,7 +235,7 @@ def skeleton(folder: Path, name: str) -> torch.nn.Module:
 
 
 def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
-    """"auto" is the precision the weights are stored in (bfloat16 in the released checkpoint)."""
+    """ "auto" is the precision the weights are stored in (bfloat16 in the released checkpoint)."""
     return report.stored_dtype if choice == "auto" else DTYPES[choice]
 
 
@@ -247,15 +246,19 @@ def load_ar(folder: Path, dtype: str = "auto") -> ArModel:
 
     _need_file(folder / "processor" / "tokenizer_config.json")
     model = _load_transformers(GlmImageForConditionalGeneration, folder / "vision_language_encoder", dtype, report)
-    processor = _pil_image_processor_class().from_pretrained(folder / "processor", local_files_only=True)
-    return ArModel(
-        model,
-        AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True),
-        processor,
-        shortest_edge=round(processor.size["shortest_edge"] ** 0.5),
-        longest_edge=round(processor.size["longest_edge"] ** 0.5),
-        codebook=_codebook_id(model),
-    )
+    processor = load_image_processor(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True)
+    return ArModel(model, tokenizer, processor, *reference_limits(processor), _codebook_id(model))
+
+
+def load_image_processor(folder: Path):
+    """The processor's image half, always the one over PIL."""
+    return _pil_image_processor_class().from_pretrained(folder / "processor", local_files_only=True)
+
+
+def reference_limits(image_processor) -> tuple[int, int]:
+    """The shortest and the longest side in pixels that the processor gives a reference, from the areas it is configured by."""
+    return round(image_processor.size["shortest_edge"] ** 0.5), round(image_processor.size["longest_edge"] ** 0.5)
 
 
 def load_glyph_encoder(folder: Path, dtype: str = "auto") -> GlyphEncoder:

@@ -170,9 +170,7 @@ def velocity(
     )[0].float()
 
 
-def conditions_of(
-    dit: Dit, tokens: torch.Tensor, glyphs: torch.Tensor, width: int, height: int, batch: int
-) -> Conditions:
+def conditions_of(dit: Dit, tokens: torch.Tensor, glyphs: torch.Tensor, width: int, height: int, batch: int) -> Conditions:
     """The conditions of the positive branch. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels."""
     device = dit.model.device
     prior = prior_for_dit(tokens).expand(batch, -1).to(device)
@@ -189,9 +187,7 @@ def conditions_of(
 
 def without_prior(dit: Dit, conditions: Conditions, glyphs: torch.Tensor) -> Conditions:
     """The conditions of the negative branch: every prior token dropped, other glyph embeddings, all else the same."""
-    return replace(
-        conditions, glyphs=glyphs.to(dit.model.device, dit.model.dtype), drop=torch.ones_like(conditions.drop)
-    )
+    return replace(conditions, glyphs=glyphs.to(dit.model.device, dit.model.dtype), drop=torch.ones_like(conditions.drop))
 
 
 def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVCache | None":
@@ -251,8 +247,6 @@ def _check_prior(dit: Dit, prior: Prior, batch: int) -> None:
 def _check_latents(latents: torch.Tensor, prior: Prior, batch: int, grid: Grid) -> None:
     if tuple(latents.shape[2:]) != grid:
         height, width = (side * LATENT_PX for side in latents.shape[2:])
-        raise ValueError(
-            f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}"
-        )
+        raise ValueError(f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}")
     if len(latents) not in (1, batch):
         raise ValueError(f"{len(latents)} latent images do not go with {batch} images to paint; use 1 or {batch}")

@@ -8,9 +8,7 @@ from PIL import Image
 def check_image(image: torch.Tensor) -> None:
     """Raise ValueError unless image is a finite [B, H, W, C] tensor with 1, 3 or 4 channels."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
-        raise ValueError(
-            f"an image is a tensor [batch, height, width, 1, 3 or 4 channels], this one is {list(image.shape)}"
-        )
+        raise ValueError(f"an image is a tensor [batch, height, width, 1, 3 or 4 channels], this one is {list(image.shape)}")
     if not torch.isfinite(image).all():
         raise ValueError("the image has pixels that are NaN or infinite; the node that made it went wrong")
 

@@ -143,13 +143,9 @@ def prompt_ids(
         raise ValueError(f"the prompt contains {reserved[0]!r}, a control token of the AR model; remove it")
     content = [{"type": "image"} for _ in references] + [{"type": "text", "text": prompt}]
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-    sizes = "".join(
-        f"{tokenizer.grid_bos_token}{grid.height} {grid.width}{tokenizer.grid_eos_token}" for grid in reversed(grids)
-    )
+    sizes = "".join(f"{tokenizer.grid_bos_token}{grid.height} {grid.width}{tokenizer.grid_eos_token}" for grid in reversed(grids))
     # As in transformers' processors: a text that brings its own first token gets no other one put before it.
-    ids = tokenizer(
-        f"{text}{sizes}{tokenizer.bos_token}", add_special_tokens=not text.startswith(tokenizer.bos_token)
-    ).input_ids
+    ids = tokenizer(f"{text}{sizes}{tokenizer.bos_token}", add_special_tokens=not text.startswith(tokenizer.bos_token)).input_ids
     placeholder = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
     whole: list[int] = []
     starts: list[int] = []
@@ -163,9 +159,7 @@ def prompt_ids(
     return torch.tensor(whole), starts
 
 
-def prompt_positions(
-    length: int, starts: Sequence[int], grids: Sequence[Grid]
-) -> tuple[torch.Tensor, int]:
+def prompt_positions(length: int, starts: Sequence[int], grids: Sequence[Grid]) -> tuple[torch.Tensor, int]:
     """Where every token of the prompt stands in time, height and width, and the next free position.
 
     starts, grids: where each reference's vision tokens start among the `length` ids, and their grid. Text advances all

@@ -26,12 +26,11 @@ class Residency:
         device: torch.device,
         free_bytes: Callable[[], int] | None = None,
         make_room: Callable[[int], None] = lambda needed: None,
-        home: torch.device = torch.device("cpu"),
     ):
         self.device = device
         self.free_bytes = free_bytes or (lambda: free_device_bytes(device))
         self._make_room = make_room
-        self._home = home
+        self._home = torch.device("cpu")
         self._resident: list[weakref.ref[torch.nn.Module]] = []  # the one unused for longest first
 
     @property

@@ -107,9 +107,7 @@ class GLMImageGeneratePrior:
             return str(error)
         return True
 
-    def generate(
-        self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()
-    ):
+    def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
         check_references(references, codebook=ar.codebook)
         sampling = Sampling(temperature, top_p, top_k)
         sizes = tuple((reference.width, reference.height) for reference in references)

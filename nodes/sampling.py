@@ -1,7 +1,7 @@
 """The DiT stage: from noise to the latents of the picture the prior plans."""
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import interpolate
 
 from ..glmimage_core import memory
 from ..glmimage_core.denoise import sample
@@ -102,4 +102,4 @@ def _noise_mask(latent: dict) -> torch.Tensor | None:
     if "noise_mask" not in latent:
         return None
     mask = latent["noise_mask"]
-    return F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), latent["samples"].shape[-2:], mode="bilinear")
+    return interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), latent["samples"].shape[-2:], mode="bilinear")

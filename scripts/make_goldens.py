@@ -22,6 +22,7 @@ runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
 
 from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
 from oracle import load_pipeline, run_pipeline  # noqa: E402
+
 from pictures import pattern  # noqa: E402
 
 CASES = [

@@ -1,6 +1,6 @@
 """Draws the reference pictures that the shipped workflows name, into workflows/input.
 
-    python scripts/make_pictures.py
+python scripts/make_pictures.py
 """
 
 from pathlib import Path

@@ -132,7 +132,13 @@ def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sample
         left = words + 620 * number
         image = graph.add("LoadImage", (left, TOP + 770), (240, 360), title=f"Reference {number + 1}", image=picture)
         node = graph.add(
-            "GLMImageEncodeReference", (left + 260, TOP + 770), (300, 110), ar=(ar, 0), vae=(vae, 0), image=(image, 0), **references
+            "GLMImageEncodeReference",
+            (left + 260, TOP + 770),
+            (300, 110),
+            ar=(ar, 0),
+            vae=(vae, 0),
+            image=(image, 0),
+            **references,
         )
         references = {"references": (node, 0)}
 
@@ -174,7 +180,7 @@ def all_workflows() -> dict[str, dict]:
     return {
         "text_to_image": build(
             "text_to_image",
-            "## Text to image\nType the prompt once, in **Prompt**. Put text that should be drawn in \"quotation marks\".\n\n"
+            '## Text to image\nType the prompt once, in **Prompt**. Put text that should be drawn in "quotation marks".\n\n'
             "**Generate Prior** plans the composition, **Sampler** paints it. A new seed in the sampler keeps the composition; "
             "a new seed in Generate Prior changes it.",
             PROMPT,
@@ -195,8 +201,8 @@ def all_workflows() -> dict[str, dict]:
         ),
         "variations": build(
             "variations",
-            "## Variations\n**batch_size** in Generate Prior plans that many different compositions in one go. Image i uses seed + i "
-            "in both stages, so you can make your favourite again alone.",
+            "## Variations\n**batch_size** in Generate Prior plans that many different compositions in one go. Image i uses "
+            "seed + i in both stages, so you can make your favourite again alone.",
             PROMPT,
             batch=4,
         ),

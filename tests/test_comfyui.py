@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
+from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.runner import Runner
-from glm_image_pack.nodes.headless.stock import STOCK_NODES, Folders
+from glm_image_pack.nodes.headless.stock import Folders
 from glm_image_pack.nodes.headless.workflow import Workflow
 from PIL import Image
 from test_headless import NAMES, shipped
@@ -49,8 +50,10 @@ class Server:
         self.client = uuid.uuid4().hex
         self.log = (base / "log").open("w+")
         self.process = subprocess.Popen(
-            [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-            + ["--base-directory", str(base)],
+            [
+                *(os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu"),
+                *("--base-directory", str(base), "--listen", "127.0.0.1", "--port", str(port)),
+            ],
             cwd=COMFYUI,
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -146,7 +149,7 @@ def test_the_nodes_and_templates_are_there(server):
 def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, name, tmp_path):
     pictures, _, messages = server.run(shipped(name))
     folders = Folders(ROOT / "workflows" / "input", tmp_path, [])
-    Runner(STOCK_NODES | NODE_CLASS_MAPPINGS, folders).run(shipped(name))
+    Runner(ALL_NODES, folders).run(shipped(name))
     assert [Image.open(path).size for path in pictures] == [(256, 288)] * len(folders.written)
     ours = {Image.open(path).tobytes() for path in folders.written}
     for path in pictures:

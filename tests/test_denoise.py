@@ -6,6 +6,7 @@ from glm_image_pack.glmimage_core import denoise
 from glm_image_pack.glmimage_core.denoise import guided_velocity, initial_noise, reference_cache, sample
 from glm_image_pack.glmimage_core.geometry import Grid, prior_grid
 from glm_image_pack.glmimage_core.prior import Prior, Sampling
+
 from pictures import pattern
 
 
@@ -45,7 +46,9 @@ def test_noise_is_the_first_of_a_generator_of_its_seed():
 def test_cfg_one_leaves_the_negative_out(dit, glyphs, monkeypatch):
     calls = []
     forward = dit.model.forward
-    monkeypatch.setattr(dit.model, "forward", lambda **inputs: calls.append(inputs["prior_token_drop"].any()) or forward(**inputs))
+    monkeypatch.setattr(
+        dit.model, "forward", lambda **inputs: calls.append(inputs["prior_token_drop"].any()) or forward(**inputs)
+    )
     sample(dit, plan(), *glyphs, seeds=[0], steps=2, cfg=1)
     assert [bool(dropped) for dropped in calls] == [False, False]
     calls.clear()
@@ -89,7 +92,8 @@ def test_what_the_dit_sees_changes_the_picture(dit, glyphs, encoder, encode_refe
 def test_denoise_keeps_more_of_a_latent_the_lower_it_is(dit, glyphs):
     latents = dit.space.denormalise(initial_noise([9], 16, Grid(32, 32)))
     distances = [
-        (sample(dit, plan(), *glyphs, seeds=[0], steps=4, denoise=d, latents=latents) - latents).norm() for d in (1.0, 0.6, 0.2, 0.0)
+        (sample(dit, plan(), *glyphs, seeds=[0], steps=4, denoise=d, latents=latents) - latents).norm()
+        for d in (1.0, 0.6, 0.2, 0.0)
     ]
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] == 0

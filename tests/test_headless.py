@@ -1,6 +1,7 @@
 """Workflow files without ComfyUI: formats, checks, running, saving, the command line."""
 
 import gc
+import json
 import re
 import resource
 import shutil
@@ -10,24 +11,24 @@ from pathlib import Path
 
 import pytest
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
+from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.nodes.headless.runner import NodeError, Runner
-from glm_image_pack.nodes.headless.stock import STOCK_NODES, Folders
+from glm_image_pack.nodes.headless.stock import Folders
 from glm_image_pack.nodes.headless.workflow import Workflow, WorkflowError, parse_workflow, read_workflow
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
 from pictures import pattern
 
 ROOT = Path(__file__).resolve().parents[1]
-ALL = STOCK_NODES | NODE_CLASS_MAPPINGS
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 SMALL = {"width": 256, "height": 288, "steps": 2}
 
 
 def shipped(name: str, kind: str = "api") -> Workflow:
     """A shipped workflow at a size for tests."""
-    workflow = read_workflow(ROOT / "workflows" / ("api" if kind == "api" else "") / f"{name}.json", ALL)
+    workflow = read_workflow(ROOT / "workflows" / ("api" if kind == "api" else "") / f"{name}.json", ALL_NODES)
     for node in workflow.prompt.values():
         node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
     return workflow
@@ -40,7 +41,7 @@ def folders(tmp_path) -> Folders:
 
 @pytest.fixture
 def runner(folders):
-    return Runner(ALL, folders, keep=True)
+    return Runner(ALL_NODES, folders, keep=True)
 
 
 def set_input(workflow: Workflow, class_type: str, **values) -> None:
@@ -62,8 +63,8 @@ def test_there_are_the_promised_workflows():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_formats_of_a_workflow_are_one_graph_and_as_the_script_writes_them(name, tmp_path):
-    ui = read_workflow(ROOT / "workflows" / f"{name}.json", ALL)
-    api = read_workflow(ROOT / "workflows" / "api" / f"{name}.json", ALL)
+    ui = read_workflow(ROOT / "workflows" / f"{name}.json", ALL_NODES)
+    api = read_workflow(ROOT / "workflows" / "api" / f"{name}.json", ALL_NODES)
     assert ui.prompt == api.prompt and ui.ui and not api.ui
 
 
@@ -158,7 +159,7 @@ def test_without_keeping_a_model_is_let_go_after_its_last_use(folders, quiet_hos
     gc.collect()
     before = sum(isinstance(thing, GlmImageForConditionalGeneration) for thing in gc.get_objects())
     quiet_host.on_progress = count
-    runner = Runner(ALL, folders)
+    runner = Runner(ALL_NODES, folders)
     runner.run(shipped("text_to_image"))
     assert alive and set(alive) == {before}
 
@@ -204,35 +205,57 @@ def test_reroutes_notes_and_frontend_primitives_dissolve():
         node(9, "SaveImage", inputs=[("images", "IMAGE", 2), ("filename_prefix", "STRING", 3)], values=["out"]),
         links=[[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 9, 0, "IMAGE"], {"id": 3, "origin_id": 4, "origin_slot": 0}],
     )
-    prompt = parse_workflow(ui, ALL).prompt
+    prompt = parse_workflow(ui, ALL_NODES).prompt
     assert set(prompt) == {"1", "9"}
     assert prompt["9"]["inputs"] == {"images": ["1", 0], "filename_prefix": "typed once"}
 
 
 def test_a_muted_node_drops_out_and_a_bypassed_one_hands_through():
     def middle(mode):
-        return node(
-            5, "GLMImageVAEDecode", inputs=[("vae", "VAE", None), ("samples", "IMAGE", 1)], mode=mode, outputs=["IMAGE"]
-        )
+        return node(5, "GLMImageVAEDecode", inputs=[("vae", "VAE", None), ("samples", "IMAGE", 1)], mode=mode, outputs=["IMAGE"])
 
     links = [[1, 1, 0, 5, 1, "IMAGE"], [2, 5, 0, 9, 0, "IMAGE"]]
-    assert parse_workflow(graph(LOAD, middle(4), SAVE, links=links), ALL).prompt["9"]["inputs"]["images"] == ["1", 0]
-    assert "images" not in parse_workflow(graph(LOAD, middle(2), SAVE, links=links), ALL).prompt["9"]["inputs"]
+    assert parse_workflow(graph(LOAD, middle(4), SAVE, links=links), ALL_NODES).prompt["9"]["inputs"]["images"] == ["1", 0]
+    assert "images" not in parse_workflow(graph(LOAD, middle(2), SAVE, links=links), ALL_NODES).prompt["9"]["inputs"]
 
 
 def test_the_entry_after_a_seed_is_skipped_and_later_inputs_have_their_defaults():
     values = ["p", 512, 640, 2, 77, "randomize", 0.5]
-    prompt = parse_workflow(graph(node(3, "GLMImageGeneratePrior", values=values)), ALL).prompt
-    expected = {"prompt": "p", "width": 512, "height": 640, "batch_size": 2, "seed": 77, "temperature": 0.5, "top_p": 0.75, "top_k": 50}
+    prompt = parse_workflow(graph(node(3, "GLMImageGeneratePrior", values=values)), ALL_NODES).prompt
+    expected = {
+        "prompt": "p",
+        "width": 512,
+        "height": 640,
+        "batch_size": 2,
+        "seed": 77,
+        "temperature": 0.5,
+        "top_p": 0.75,
+        "top_k": 50,
+    }
     assert prompt["3"]["inputs"] == expected
+
+
+def test_a_subgraph_unfolds_as_in_the_frontend():
+    """The image edit with its middle folded into a subgraph, as ComfyUI's frontend saved it and as it queued it."""
+    data = json.loads((ROOT / "tests" / "data" / "subgraph.json").read_text("utf-8"))
+    prompt = parse_workflow(data["ui"], ALL_NODES).prompt
+    assert {node_id: node["inputs"] for node_id, node in prompt.items()} == {
+        node_id: node["inputs"] for node_id, node in data["prompt"].items()
+    }
+    (folded,) = (node for node in data["ui"]["nodes"] if node["id"] == 15)
+    folded["widgets_values_named"]["seed"] = 77
+    assert parse_workflow(data["ui"], ALL_NODES).prompt["15:10"]["inputs"]["seed"] == 77
+    data["ui"]["definitions"]["subgraphs"][0]["nodes"].append({"id": 99, "type": folded["type"], "inputs": []})
+    with pytest.raises(WorkflowError, match="damaged"):  # a subgraph within itself
+        parse_workflow(data["ui"], ALL_NODES)
 
 
 def test_a_picture_carries_its_workflow_and_paints_itself_again(runner, folders, tmp_path):
     runner.run(shipped("text_to_image", "ui"))
     with Image.open(folders.written[0]) as picture:
         assert set(picture.text) == {"prompt", "workflow"}
-    again = read_workflow(folders.written[0], ALL)
-    Runner(ALL, folders).run(again)
+    again = read_workflow(folders.written[0], ALL_NODES)
+    Runner(ALL_NODES, folders).run(again)
     first, second = (Image.open(path).tobytes() for path in folders.written)
     assert first == second
     only_ui = tmp_path / "ui.png"
@@ -240,7 +263,7 @@ def test_a_picture_carries_its_workflow_and_paints_itself_again(runner, folders,
     text = PngInfo()
     text.add_text("workflow", info.text["workflow"])
     info.save(only_ui, pnginfo=text)
-    assert read_workflow(only_ui, ALL).prompt.keys() == again.prompt.keys()
+    assert read_workflow(only_ui, ALL_NODES).prompt.keys() == again.prompt.keys()
 
 
 # Bad workflows
@@ -256,31 +279,54 @@ def broken(change) -> Workflow:
 BAD = {
     "a missing node": (lambda p, i: p.pop(i["GLMImageLoadVAE"]), "vae is linked to node .*, which is missing"),
     "an unknown node": (lambda p, i: p[i["SaveImage"]].update(class_type="Nowhere"), "no such node here: Nowhere"),
-    "a link to a wrong output": (lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae=[i["GLMImageLoadVAE"], 3]), "vae is linked to output 3"),
+    "a link to a wrong output": (
+        lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae=[i["GLMImageLoadVAE"], 3]),
+        "vae is linked to output 3",
+    ),
     "a link of a wrong type": (
         lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae=[i["GLMImageLoadAR"], 0]),
         "vae takes VAE, but .*AR Model.* gives GLM_IMAGE_AR",
     ),
-    "a value where a link belongs": (lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae="file"), "vae is 'file', but takes a link"),
+    "a value where a link belongs": (
+        lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae="file"),
+        "vae is 'file', but takes a link",
+    ),
     "a loop": (
-        lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(positive=[i["GLMImageApplyPrior"], 0])
-        or p[i["GLMImageApplyPrior"]]["inputs"].update(prior=[i["GLMImageGeneratePrior"], 0])
-        or p[i["GLMImageEncodePrompt"]]["inputs"].update(prompt=[i["GLMImageEncodePrompt"], 2]),
+        lambda p, i: (
+            p[i["GLMImageSampler"]]["inputs"].update(positive=[i["GLMImageApplyPrior"], 0])
+            or p[i["GLMImageApplyPrior"]]["inputs"].update(prior=[i["GLMImageGeneratePrior"], 0])
+            or p[i["GLMImageEncodePrompt"]]["inputs"].update(prompt=[i["GLMImageEncodePrompt"], 2])
+        ),
         "Encode Prompt.*lead back to itself",
     ),
     "a value below its range": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(steps=0), "steps is 0; its minimum is 1"),
     "a value above its range": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(cfg=99), "cfg is 99.0; its maximum is 20"),
     "top_p 0": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(top_p=0), "top_p is 0.0"),
     "top_p above 1": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(top_p=1.5), "top_p is 1.5"),
-    "a negative temperature": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(temperature=-1), "temperature is -1.0"),
-    "a value that is no number": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(steps="many"), "steps is 'many', which is no INT"),
+    "a negative temperature": (
+        lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(temperature=-1),
+        "temperature is -1.0",
+    ),
+    "a value that is no number": (
+        lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(steps="many"),
+        "steps is 'many', which is no INT",
+    ),
     "not a number": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].update(cfg=float("nan")), "cfg is nan"),
-    "a size between grids": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(width=1000), "width 1000 .* 992 or 1024"),
+    "a size between grids": (
+        lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(width=1000),
+        "width 1000 .* 992 or 1024",
+    ),
     "a size out of range": (lambda p, i: p[i["GLMImageGeneratePrior"]]["inputs"].update(height=9999), "height 9999 is outside"),
-    "a choice that is none": (lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(tiling="maybe"), "tiling is 'maybe'; it must be one of auto, on, off"),
+    "a choice that is none": (
+        lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(tiling="maybe"),
+        "tiling is 'maybe'; it must be one of auto, on, off",
+    ),
     "an input left out": (lambda p, i: p[i["GLMImageSampler"]]["inputs"].pop("seed"), "seed is missing"),
     "no checkpoint": (lambda p, i: p[i["GLMImageLoadDiT"]]["inputs"].update(checkpoint="none"), "no GLM-Image checkpoint 'none'"),
-    "a file name that leaves its folder": (lambda p, i: p[i["SaveImage"]]["inputs"].update(filename_prefix="../../x"), "leaves the folder"),
+    "a file name that leaves its folder": (
+        lambda p, i: p[i["SaveImage"]]["inputs"].update(filename_prefix="../../x"),
+        "leaves the folder",
+    ),
     "no output": (lambda p, i: p.pop(i["SaveImage"]), "no output"),
 }
 
@@ -312,18 +358,20 @@ def test_an_empty_prompt_names_the_node(runner):
         runner.run(workflow)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"a": 1}', '{"1": {"inputs": {}}}', "{", '{"nodes": [{"id": 1}], "links": []}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"a": 1}', '{"1": {"inputs": {}}}', "{", '{"nodes": [{"id": 1}], "links": []}', "\x00"]
+)
 def test_a_file_that_is_no_workflow_says_so(tmp_path, content):
     path = tmp_path / "workflow.json"
     path.write_text(content)
     with pytest.raises(WorkflowError):
-        read_workflow(path, ALL)
+        read_workflow(path, ALL_NODES)
 
 
 def test_a_picture_without_a_workflow_says_so(tmp_path):
     pattern(64, 64, 3).save(tmp_path / "plain.png")
     with pytest.raises(WorkflowError, match="carries no workflow"):
-        read_workflow(tmp_path / "plain.png", ALL)
+        read_workflow(tmp_path / "plain.png", ALL_NODES)
 
 
 # The command line

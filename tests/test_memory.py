@@ -1,13 +1,17 @@
 """Predicted memory against the allocator, and who is on a small device during a whole run."""
 
+import re
+
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import memory
 from glm_image_pack.glmimage_core.residency import Residency, model_bytes
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from pictures import pattern
+from glm_image_pack.nodes.headless.cli import main
 from torch.profiler import ProfilerActivity, profile
+
+from pictures import pattern
 
 
 def allocator_peak(run) -> int:
@@ -15,7 +19,9 @@ def allocator_peak(run) -> int:
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events = [(event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        (event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     alive = peak = 0
     for _, change in sorted(events):
         alive += change
@@ -36,15 +42,11 @@ def edit(models, side: int, sampler_steps: int = 2):
 
 
 @pytest.mark.parametrize("side", [256, 512])
-def test_the_peak_of_a_tiny_edit_is_predicted_within_15_percent(folder, ar, encoder, dit, vae, side):
+def test_inspect_predicts_the_peak_of_a_tiny_edit_within_15_percent(folder, ar, encoder, dit, vae, side, capsys):
     models = (ar, encoder, dit, vae)
-    weights = sum(model_bytes(part.model) for part in models)
-    measured = weights + allocator_peak(lambda: edit(models, side))
-    names = list(checkpoints.MODEL_CLASSES)
-    configs = {name: checkpoints.skeleton(folder, name).config for name in names}
-    job = memory.Job(side, side, references=((side, side),))
-    stages = memory.predict(configs, dict.fromkeys(names, 4), job, on_cpu=True)
-    predicted = weights + max(working for _, working in stages.values())
+    measured = sum(model_bytes(part.model) for part in models) + allocator_peak(lambda: edit(models, side))
+    assert main(["inspect", str(folder), "--width", str(side), "--height", str(side)]) == 0
+    predicted = int(re.search(r"all models resident.*\((\d+) bytes\)", capsys.readouterr().out)[1])
     assert predicted == pytest.approx(measured, rel=0.15)
 
 

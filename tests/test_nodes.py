@@ -9,8 +9,9 @@ import pytest
 import torch
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
-from pictures import pattern
 from test_denoise import plan
+
+from pictures import pattern
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "nodes.json").read_text("utf-8"))
 
@@ -23,7 +24,11 @@ def described(node: type) -> dict:
             combo = kind if isinstance(kind, list) and name != "checkpoint" else None
             kind = "COMBO" if isinstance(kind, list) else kind
             inputs.append([section, name, kind, combo, options.get("default")])
-    return {"title": node.TITLE, "inputs": inputs, "outputs": [list(pair) for pair in zip(node.RETURN_NAMES, node.RETURN_TYPES)]}
+    return {
+        "title": node.TITLE,
+        "inputs": inputs,
+        "outputs": [list(pair) for pair in zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True)],
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -31,7 +36,7 @@ def test_what_has_been_published_is_unchanged(name):
     now, then = described(NODES[name]), PUBLISHED[name]
     assert now["inputs"][: len(then["inputs"])] == [
         [*old[:3], new[3] if old[3] and new[3][: len(old[3])] == old[3] else old[3], old[4]]
-        for old, new in zip(then["inputs"], now["inputs"])
+        for old, new in zip(then["inputs"], now["inputs"], strict=False)
     ]
     assert now["outputs"][: len(then["outputs"])] == then["outputs"]
     assert now["title"] == then["title"]
@@ -134,3 +139,16 @@ def test_a_latent_batch_is_painted_as_a_batch(encoder, dit):
     (latent,) = NODES["GLMImageSampler"]().sample(dit, *applied, 5, 1, 1.5, 1.0, {"samples": torch.zeros(2, 16, 32, 32)})
     (alone,) = NODES["GLMImageSampler"]().sample(dit, *applied, 6, 1, 1.5)
     assert torch.allclose(latent["samples"][1:], alone["samples"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_node_has_a_help_page_that_names_its_inputs(name):
+    page = (Path(__file__).resolve().parents[1] / "nodes" / "web" / "docs" / f"{name}.md").read_text("utf-8")
+    assert page.startswith(f"# {NODES[name].TITLE}\n")
+    widgets = [
+        name
+        for entries in NODES[name].INPUT_TYPES().values()
+        for name, (kind, _) in entries.items()
+        if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING")
+    ]
+    assert all(f"**{widget}**" in page for widget in widgets)

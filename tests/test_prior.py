@@ -7,6 +7,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.prior import Sampling, generate_prior, prompt_ids, prompt_positions
+
 from pictures import pattern
 
 PROMPT = "a red house"
@@ -91,7 +92,13 @@ def test_sampling_settings_change_what_is_drawn(ar):
 
 @pytest.mark.parametrize(
     ("values", "name"),
-    [((-0.1,), "temperature"), ((float("nan"),), "temperature"), ((0.9, 0), "top_p"), ((0.9, 1.1), "top_p"), ((0.9, 0.5, -1), "top_k")],
+    [
+        ((-0.1,), "temperature"),
+        ((float("nan"),), "temperature"),
+        ((0.9, 0), "top_p"),
+        ((0.9, 1.1), "top_p"),
+        ((0.9, 0.5, -1), "top_k"),
+    ],
 )
 def test_meaningless_sampling_is_refused(values, name):
     with pytest.raises(ValueError, match=name):

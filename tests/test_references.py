@@ -7,9 +7,10 @@ from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.pixels import to_pictures
 from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.references import check_references, fit, vision_tokens
-from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
 from glm_image_pack.glmimage_core.tiny import write_checkpoint
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image
+
 from pictures import pattern
 
 SIDES = [33, 64, 100, 129, 333, 512, 720, 1080, 1920, 2048, 3000, 4096]

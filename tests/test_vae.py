@@ -4,6 +4,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core.pixels import from_picture
 from glm_image_pack.glmimage_core.vae import decode, encode, needs_tiling
+
 from pictures import pattern
 
 

@@ -8,19 +8,25 @@ from pathlib import Path
 import torch
 
 from ...glmimage_core import memory
-from ...glmimage_core.checkpoint import MODEL_CLASSES, ComponentReport, describe, is_checkpoint, skeleton
-from ...glmimage_core.geometry import check_size
+from ...glmimage_core.checkpoint import (
+    MODEL_CLASSES,
+    ComponentReport,
+    describe,
+    is_checkpoint,
+    load_image_processor,
+    reference_limits,
+    skeleton,
+)
+from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
 from ...glmimage_core.residency import Residency
 from ...glmimage_core.tiny import SIZES, write_checkpoint
-from .. import NODE_CLASS_MAPPINGS
 from ..host import host
 from ..host.standalone import best_device
+from . import ALL_NODES
 from .bench import add_bench
 from .runner import NodeError, Runner
-from .stock import STOCK_NODES, Folders
-from .workflow import WorkflowError, read_workflow
-
-ALL_NODES = STOCK_NODES | NODE_CLASS_MAPPINGS
+from .stock import Folders
+from .workflow import read_workflow
 
 
 def main(arguments: list[str]) -> int:
@@ -131,16 +137,17 @@ def _component_line(report: ComponentReport) -> str:
 
 
 def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
-    size = (options.width, options.height)
-    job = memory.Job(*size, references=(size,) * options.references)
+    grid = reference_grid(options.width, options.height, *reference_limits(load_image_processor(options.checkpoint)))
+    fitted = (grid.width * PRIOR_PX, grid.height * PRIOR_PX)
+    job = memory.Job(options.width, options.height, references=(fitted,) * options.references)
     models = {name: skeleton(options.checkpoint, name) for name in MODEL_CLASSES}
     itemsizes = {name: reports[name].stored_dtype.itemsize for name in MODEL_CLASSES}
     configs = {name: model.config for name, model in models.items()}
     stages = memory.predict(configs, itemsizes, job, on_cpu=best_device().type == "cpu")
     weights = {name: reports[name].parameters * itemsizes[name] for name in MODEL_CLASSES}
     print(
-        f"\nPredicted memory at {options.width}x{options.height} with {options.references} reference(s) of that size, "
-        "weights as stored, cfg above 1:"
+        f"\nPredicted memory at {options.width}x{options.height} with {options.references} reference(s) of that size "
+        f"(fitted to {fitted[0]}x{fitted[1]}), weights as stored, cfg above 1:"
     )
     for stage, (name, working) in stages.items():
         print(f"  {stage:24} weights {_human(weights[name]):>10}  working {_human(working):>10}")

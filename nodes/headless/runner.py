@@ -1,9 +1,9 @@
 """Checks a workflow and walks it: each node once, after the nodes it needs, and again only when its inputs changed."""
 
+import hashlib
 import inspect
 import math
 from collections import Counter
-from collections.abc import Hashable
 from typing import Any
 
 from .stock import Folders
@@ -31,7 +31,7 @@ class Runner:
         self.folders = folders
         self.keep = keep
         self.executed: list[str] = []  # ids of the nodes that ran in the last run, in order
-        self._results: dict[Hashable, tuple] = {}
+        self._results: dict[str, tuple] = {}
 
     def run(self, workflow: Workflow) -> None:
         """Check everything, then run what the output nodes need.
@@ -39,8 +39,8 @@ class Runner:
         Raises WorkflowError, before anything runs, when the workflow or a value is wrong, and NodeError when a node fails.
         """
         order = self.check(workflow)
-        keys: dict[str, Hashable] = {}
-        uses: Counter[Hashable] = Counter()
+        keys: dict[str, str] = {}
+        uses: Counter[str] = Counter()
         for node_id in order:
             keys[node_id] = self._key(workflow, node_id, keys)
             uses.update(keys[source] for source, _ in self._links(workflow, node_id).values())
@@ -60,9 +60,7 @@ class Runner:
             if node["class_type"] not in self.nodes:
                 raise WorkflowError(f"{workflow.title(node_id)}: no such node here: {node['class_type']}")
         outputs = [
-            node_id
-            for node_id, node in workflow.prompt.items()
-            if getattr(self.nodes[node["class_type"]], "OUTPUT_NODE", False)
+            node_id for node_id, node in workflow.prompt.items() if getattr(self.nodes[node["class_type"]], "OUTPUT_NODE", False)
         ]
         if not outputs:
             raise WorkflowError("the workflow has no output, such as a Save Image node")
@@ -89,9 +87,7 @@ class Runner:
         """Declared inputs that are links, as name -> (node id, output)."""
         node = workflow.prompt[node_id]
         declared = input_types(self.nodes[node["class_type"]])
-        return {
-            name: (str(value[0]), value[1]) for name, value in node["inputs"].items() if name in declared and is_link(value)
-        }
+        return {name: (str(value[0]), value[1]) for name, value in node["inputs"].items() if name in declared and is_link(value)}
 
     def _check_links(self, workflow: Workflow, node_id: str, depths: dict[str, int], path: tuple[str, ...]) -> int:
         """Check the links above a node; fills depths, the length of the longest chain above each."""
@@ -136,7 +132,7 @@ class Runner:
             names = ", ".join(name for name in own if name != "folders")
             raise WorkflowError(f"{workflow.title(node_id)}: {names}: {answer}")
 
-    def _arguments(self, workflow: Workflow, node_id: str, keys: dict[str, Hashable]) -> dict[str, Any]:
+    def _arguments(self, workflow: Workflow, node_id: str, keys: dict[str, str]) -> dict[str, Any]:
         node = workflow.prompt[node_id]
         node_class = self.nodes[node["class_type"]]
         links = self._links(workflow, node_id)
@@ -146,23 +142,22 @@ class Runner:
         hidden = {"FOLDERS": self.folders, "PROMPT": workflow.prompt, "WORKFLOW": workflow.ui}
         return arguments | {name: hidden[kind] for name, kind in node_class.INPUT_TYPES().get("hidden", {}).items()}
 
-    def _key(self, workflow: Workflow, node_id: str, keys: dict[str, Hashable]) -> Hashable:
+    def _key(self, workflow: Workflow, node_id: str, keys: dict[str, str]) -> str:
         """Equal for nodes that will give the same results: class, values, what their links are made of, files read."""
         node = workflow.prompt[node_id]
         node_class = self.nodes[node["class_type"]]
         links = self._links(workflow, node_id)
-        parts = [
-            (name, ("link", keys[links[name][0]], links[name][1]) if name in links else repr(node["inputs"][name]))
-            for name in sorted(set(input_types(node_class)) & set(node["inputs"]))
-        ]
-        changed = ""
+        parts = [node["class_type"]]
+        for name in sorted(set(input_types(node_class)) & set(node["inputs"])):
+            source, output = links.get(name, (None, None))
+            parts.append(f"{name}={node['inputs'][name]!r}" if source is None else f"{name}<-{keys[source]}.{output}")
         if hasattr(node_class, "IS_CHANGED") and not links:
-            changed = node_class.IS_CHANGED(**node["inputs"], folders=self.folders)
-        # What an output node leaves is a file, so two of them never stand for each other.
-        alone = node_id if getattr(node_class, "OUTPUT_NODE", False) else ""
-        return (node["class_type"], tuple(parts), changed, alone)
+            parts.append(node_class.IS_CHANGED(**node["inputs"], folders=self.folders))
+        if getattr(node_class, "OUTPUT_NODE", False):
+            parts.append(node_id)  # what an output node leaves is a file, so two of them never stand for each other
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def _execute(self, workflow: Workflow, node_id: str, keys: dict[str, Hashable]) -> tuple:
+    def _execute(self, workflow: Workflow, node_id: str, keys: dict[str, str]) -> tuple:
         node_class = self.nodes[workflow.prompt[node_id]["class_type"]]
         arguments = self._arguments(workflow, node_id, keys)
         try:

@@ -157,7 +157,7 @@ def _write_whole(path: Path, picture: Image.Image, info: PngInfo) -> None:
 def _primitive(node_id: str, title: str, kind: str) -> type:
     """A node that hands its one widget on."""
 
-    def INPUT_TYPES(cls):  # noqa: N802, ComfyUI's name
+    def INPUT_TYPES(cls):
         return {"required": {"value": (kind, {"control_after_generate": True} if kind == "INT" else {})}}
 
     members = {

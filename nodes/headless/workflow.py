@@ -13,6 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 MUTED, BYPASSED = 2, 4  # litegraph's node modes
 NOTES = {"Note", "MarkdownNote"}
+LINK_FIELDS = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+SUBGRAPH_INPUT, SUBGRAPH_OUTPUT = -10, -20  # ids of the nodes that stand for a subgraph's own inputs and outputs
+MOST_PASSED = 1000  # reroutes, bypasses and subgraph borders in a row; more is a circle
 CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize"}
 
 Nodes = dict[str, type]
@@ -116,41 +119,49 @@ def to_api_format(ui: dict, nodes: Nodes) -> dict[str, dict]:
     """UI format to API format, as ComfyUI's frontend does when it queues a graph.
 
     Widget values are positional there. Muted nodes drop out, bypassed ones hand an input of the same type through,
-    reroutes and frontend primitives dissolve, notes are ignored.
+    reroutes and frontend primitives dissolve, notes are ignored, subgraphs unfold with ids like "7:3".
     """
     try:
-        return _UiGraph(ui, nodes).convert()
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        subgraphs = {graph["id"]: graph for graph in ui.get("definitions", {}).get("subgraphs", [])}
+        return _UiGraph(ui, nodes, subgraphs).convert()
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise WorkflowError(f"the workflow's UI format is damaged: {error!r}") from error
 
 
 class _UiGraph:
-    """One graph in UI format while it is converted."""
+    """One graph in UI format while it is converted: the whole one, or a subgraph where `node` of `parent` stands for it."""
 
-    def __init__(self, ui: dict, nodes: Nodes):
-        self.classes = nodes
+    def __init__(self, ui: dict, classes: Nodes, subgraphs: dict, parent: "_UiGraph | None" = None, node: dict | None = None):
+        self.classes, self.subgraphs, self.parent, self.node = classes, subgraphs, parent, node
+        self.prefix = f"{parent.prefix}{node['id']}:" if parent else ""
+        self.inputs = [slot["name"] for slot in ui.get("inputs", [])]  # a subgraph's own
         self.nodes = {node["id"]: node for node in ui["nodes"]}
         # A link is [id, from node, from output, to node, to input, type], or an object with the same in newer files.
-        self.origins = {}
-        for link in ui.get("links") or []:
-            if isinstance(link, dict):
-                self.origins[link["id"]] = (link["origin_id"], link["origin_slot"])
-            else:
-                self.origins[link[0]] = (link[1], link[2])
+        links = [link if isinstance(link, dict) else dict(zip(LINK_FIELDS, link, strict=False)) for link in ui.get("links") or []]
+        self.origins = {link["id"]: (link["origin_id"], link["origin_slot"]) for link in links}
+        self.results = {link["target_slot"]: link["id"] for link in links if link.get("target_id") == SUBGRAPH_OUTPUT}
+        self.children = {
+            node["id"]: _UiGraph(subgraphs[node["type"]], classes, subgraphs, self, node)
+            for node in self.nodes.values()
+            if node["type"] in subgraphs
+        }
 
     def convert(self) -> dict[str, dict]:
         prompt = {}
         for node in self.nodes.values():
             if node.get("mode", 0) in (MUTED, BYPASSED) or node["type"] in {*NOTES, "Reroute", "PrimitiveNode"}:
                 continue
+            if node["id"] in self.children:
+                prompt |= self.children[node["id"]].convert()
+                continue
             if node["type"] not in self.classes:
-                raise WorkflowError(f"node {node['id']} ({node['type']}): no such node here")
+                raise WorkflowError(f"node {self.prefix}{node['id']} ({node['type']}): no such node here")
             inputs = self._widget_values(node)
             for slot in node.get("inputs", []):
                 if slot.get("link") is not None and (source := self._source(slot["link"])) is not None:
                     inputs[slot["name"]] = source
             title = node.get("title") or getattr(self.classes[node["type"]], "TITLE", node["type"])
-            prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
+            prompt[f"{self.prefix}{node['id']}"] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
         return prompt
 
     def _widget_values(self, node: dict) -> dict[str, Any]:
@@ -160,10 +171,10 @@ class _UiGraph:
             for name, (kind, options) in input_types(self.classes[node["type"]]).items()
             if is_widget(kind, options)
         ]
-        if isinstance(values, dict):
-            return {name: values[name] for name, _ in widgets if name in values}
-        waiting = list(values)
         found = {name: options["default"] for name, options in widgets if "default" in options}
+        if isinstance(values, dict):
+            return found | {name: values[name] for name, _ in widgets if name in values}
+        waiting = list(values)
         for name, options in widgets:
             if not waiting:  # saved before the node gained its last inputs, which then have their defaults
                 break
@@ -172,13 +183,15 @@ class _UiGraph:
                 waiting.pop(0)
         return found
 
-    def _source(self, link_id: int, depth: int = 0) -> Any:
-        """What a link carries: [node id, output], a primitive's value, or None where its node is muted."""
-        if depth > len(self.nodes):
+    def _source(self, link_id: int, passed: int = 0) -> Any:
+        """What a link carries: [node id, output], a value, or None where nothing comes."""
+        if passed > MOST_PASSED:
             raise WorkflowError(f"link {link_id} runs in a circle")
         origin, output = self.origins[link_id]
+        if origin == SUBGRAPH_INPUT and self.parent:
+            return self.parent._promoted(self, output, passed)
         if origin not in self.nodes:
-            raise WorkflowError(f"link {link_id} comes from node {origin}, which is missing")
+            raise WorkflowError(f"link {link_id} comes from node {self.prefix}{origin}, which is missing")
         node = self.nodes[origin]
         if node["type"] == "PrimitiveNode":
             return node["widgets_values"][0]
@@ -186,8 +199,22 @@ class _UiGraph:
             return None
         if node["type"] == "Reroute" or node.get("mode", 0) == BYPASSED:
             through = self._link_through(node, output)
-            return None if through is None else self._source(through, depth + 1)
-        return [str(origin), output]
+            return None if through is None else self._source(through, passed + 1)
+        if origin in self.children:
+            child = self.children[origin]
+            return child._source(child.results[output], passed + 1) if output in child.results else None
+        return [f"{self.prefix}{origin}", output]
+
+    def _promoted(self, child: "_UiGraph", place: int, passed: int) -> Any:
+        """What an input of a subgraph carries inside: the link to its node here, else its widget there, else None."""
+        name = child.inputs[place]
+        slots = child.node.get("inputs", [])
+        link = next((slot.get("link") for slot in slots if slot["name"] == name), None)
+        if link is not None:
+            return self._source(link, passed + 1)
+        widgets = [slot["name"] for slot in slots if "widget" in slot]
+        by_place = dict(zip(widgets, child.node.get("widgets_values") or [], strict=False))
+        return child.node.get("widgets_values_named", by_place).get(name)
 
     @staticmethod
     def _link_through(node: dict, output: int) -> int | None:
