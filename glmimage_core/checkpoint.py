@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ import torch
 from .denoise import Dit
 from .glyphs import GlyphEncoder
 from .prior import ArModel
+from .schedule import Shift
 from .vae import LatentSpace, Vae
 
 PIPELINE_CLASS = "GlmImagePipeline"
@@ -34,6 +36,7 @@ MODEL_CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
 }
 SIDE_FILES = {"processor": "tokenizer_config.json", "tokenizer": "tokenizer_config.json"}
+SIDE_OF = {"vision_language_encoder": ("processor",), "text_encoder": ("tokenizer",)}
 LAYOUT = "a checkpoint is a folder with model_index.json (of a GlmImagePipeline) and the folders " + ", ".join(
     [*MODEL_CLASSES, *SIDE_FILES]
 )
@@ -42,21 +45,22 @@ LAYOUT = "a checkpoint is a folder with model_index.json (of a GlmImagePipeline)
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder's model_index.json names the GLM-Image pipeline."""
     try:
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        return read_json(folder / "model_index.json").get("_class_name") == PIPELINE_CLASS
     except (OSError, ValueError):
         return False
-    return isinstance(index, dict) and index.get("_class_name") == PIPELINE_CLASS
 
 
 def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
     """Every checkpoint below the roots, by its path relative to its root with forward slashes, sorted by name.
 
-    The first root wins where two hold the same name. Linked folders are followed; a checkpoint is not searched for others.
+    The first root wins where two hold the same name. Linked folders are followed, unless they lead back up; a checkpoint is
+    not searched for others.
     """
     found: dict[str, Path] = {}
     for root in roots:
         for folder, below, files in os.walk(root, followlinks=True):
             path = Path(folder)
+            below[:] = [name for name in below if not path.resolve().is_relative_to((path / name).resolve())]
             name = path.relative_to(root)
             if "model_index.json" in files:
                 below.clear()
@@ -120,26 +124,30 @@ def describe(folder: Path) -> list[ComponentReport]:
     """Report on every component of a checkpoint; what is missing or broken is in the reports' problems."""
     models = [describe_model(folder, name) for name in MODEL_CLASSES]
     side = []
-    for name, needed in SIDE_FILES.items():
+    for name in SIDE_FILES:
         report = ComponentReport(name, "tokenizer" if name == "tokenizer" else "GlmImageProcessor")
         if (folder / name).is_dir():
             report.disk_bytes = sum(file.stat().st_size for file in (folder / name).iterdir() if file.is_file())
-        if not (folder / name / needed).is_file():
-            report.problems.append(f"{folder / name / needed} is missing")
+        report.problems += _side_problems(folder, name)
         side.append(report)
     return models + side
+
+
+def _side_problems(folder: Path, name: str) -> list[str]:
+    try:
+        read_json(folder / name / SIDE_FILES[name])
+    except (FileNotFoundError, ValueError) as error:
+        return [str(error)]
+    return []
 
 
 def describe_model(folder: Path, name: str) -> ComponentReport:
     """Report on one model component, comparing the headers of its files with the shapes its config implies."""
     report = ComponentReport(name, MODEL_CLASSES[name][1])
-    config_file = folder / name / "config.json"
-    if not config_file.is_file():
-        report.problems.append(f"{config_file} is missing; {LAYOUT}")
-        return report
     try:
+        read_json(folder / name / "config.json")
         stored = _read_headers(folder / name, report)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         report.problems.append(str(error))
         return report
     if not report.problems:
@@ -153,17 +161,38 @@ def check_model(folder: Path, name: str) -> ComponentReport:
     if not is_checkpoint(folder):
         raise ValueError(f"{folder / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
     report = describe_model(folder, name)
+    for side in SIDE_OF.get(name, ()):
+        report.problems += _side_problems(folder, side)
     for problem in report.problems:
         raise (FileNotFoundError if "is missing" in problem else ValueError)(problem)
+    if name in ("transformer", "vae"):
+        latent_space(folder)
+        scheduler_shift(folder)
     return report
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a component: the shards that its index names, or its only file."""
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        return [folder / shard for shard in shards]
-    return sorted(folder.glob("*.safetensors"))[:1]
+    """The safetensors that the libraries will read: the shards that an index names, or the one file."""
+    for stem in ("model", "diffusion_pytorch_model"):  # transformers' name, diffusers' name
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return [folder / shard for shard in sorted(set(read_json(index).get("weight_map", {}).values()))]
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+    return []
+
+
+def read_json(file: Path) -> dict:
+    """The object in a JSON file. Raises FileNotFoundError or ValueError that names the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; {LAYOUT}")
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it holds no object")
+    return content
 
 
 def _read_headers(folder: Path, report: ComponentReport) -> dict[str, tuple[int, ...]]:
@@ -209,6 +238,9 @@ def _compare_with_config(folder: Path, name: str, stored: dict[str, tuple[int, .
         by_parameter.setdefault(id(tensor), []).append(key)
         expected[key] = tuple(tensor.shape)
     missing = [keys[0] for keys in by_parameter.values() if not any(key in stored for key in keys)]
+    # The libraries rename what older releases of theirs saved, so an unknown name of the same shape may be the one missed.
+    renamed = Counter(shape for key, shape in stored.items() if key not in expected)
+    missing = [key for key in missing if not _take(renamed, expected[key])]
     wrong = [key for key in expected if key in stored and stored[key] != expected[key]]
     if not missing and not wrong:
         return []
@@ -223,6 +255,12 @@ def _compare_with_config(folder: Path, name: str, stored: dict[str, tuple[int, .
     ]
 
 
+def _take(counter: Counter, thing) -> bool:
+    """Take one of a thing out of a counter; whether there was one."""
+    counter[thing] -= 1
+    return counter[thing] >= 0
+
+
 def skeleton(folder: Path, name: str) -> torch.nn.Module:
     """The component built from its config on the meta device: shapes without memory."""
     check_libraries()
@@ -235,8 +273,15 @@ def skeleton(folder: Path, name: str) -> torch.nn.Module:
 
 
 def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
-    """ "auto" is the precision the weights are stored in (bfloat16 in the released checkpoint)."""
-    return report.stored_dtype if choice == "auto" else DTYPES[choice]
+    """The dtype of a choice; auto is the precision the weights are stored in (bfloat16 in the released checkpoint).
+
+    Raises ValueError where that is one in which the models cannot run.
+    """
+    if choice != "auto":
+        return DTYPES[choice]
+    if report.stored_dtype not in DTYPES.values():
+        raise ValueError(f"{report.name} is stored as {report.stored_dtype}, in which it cannot run; choose {', '.join(DTYPES)}")
+    return report.stored_dtype
 
 
 def load_ar(folder: Path, dtype: str = "auto") -> ArModel:
@@ -244,7 +289,6 @@ def load_ar(folder: Path, dtype: str = "auto") -> ArModel:
     report = check_model(folder, "vision_language_encoder")
     from transformers import AutoTokenizer, GlmImageForConditionalGeneration
 
-    _need_file(folder / "processor" / "tokenizer_config.json")
     model = _load_transformers(GlmImageForConditionalGeneration, folder / "vision_language_encoder", dtype, report)
     processor = load_image_processor(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True)
@@ -266,18 +310,17 @@ def load_glyph_encoder(folder: Path, dtype: str = "auto") -> GlyphEncoder:
     report = check_model(folder, "text_encoder")
     from transformers import ByT5Tokenizer, T5EncoderModel
 
-    _need_file(folder / "tokenizer" / "tokenizer_config.json")
     model = _load_transformers(T5EncoderModel, folder / "text_encoder", dtype, report)
     return GlyphEncoder(model, ByT5Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
 
 
 def load_dit(folder: Path, dtype: str = "auto") -> Dit:
-    """Load the DiT, on the CPU, with the latent space of the VAE beside it."""
+    """Load the DiT, on the CPU, with the latent space of the VAE and the shift of the scheduler beside it."""
     report = check_model(folder, "transformer")
-    space = latent_space(folder)
+    space, shift = latent_space(folder), scheduler_shift(folder)
     from diffusers import GlmImageTransformer2DModel
 
-    return Dit(_load_diffusers(GlmImageTransformer2DModel, folder / "transformer", dtype, report), space)
+    return Dit(_load_diffusers(GlmImageTransformer2DModel, folder / "transformer", dtype, report), space, shift)
 
 
 def load_vae(folder: Path, dtype: str = "auto") -> Vae:
@@ -291,30 +334,41 @@ def load_vae(folder: Path, dtype: str = "auto") -> Vae:
 
 def latent_space(folder: Path) -> LatentSpace:
     """The mean and standard deviation of each latent channel, from the VAE's config."""
-    file = _need_file(folder / "vae" / "config.json")
-    config = json.loads(file.read_text("utf-8"))
+    file = folder / "vae" / "config.json"
+    config = read_json(file)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if not mean or not std:
         raise ValueError(f"{file} has no latents_mean and latents_std: this is not the VAE of GLM-Image")
     return LatentSpace(tuple(mean), tuple(std))
 
 
-def _need_file(file: Path) -> Path:
+def scheduler_shift(folder: Path) -> Shift:
+    """The shift that the checkpoint's scheduler is configured with. A checkpoint without one has the released shift."""
+    file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; {LAYOUT}")
-    return file
+        return Shift()
+    config = read_json(file)
+    if config.get("time_shift_type", "linear") != "linear":
+        raise ValueError(f"{file} asks for a time shift that is {config['time_shift_type']}; GLM-Image's is linear")
+    names = {"base": "base_shift", "maximum": "max_shift", "base_tokens": "base_image_seq_len"}
+    return Shift(**{field: config[name] for field, name in names.items() if name in config})
 
 
 def _load_transformers(model_class, folder: Path, dtype: str, report: ComponentReport):
-    return model_class.from_pretrained(
-        folder, dtype=resolve_dtype(dtype, report), local_files_only=True, use_safetensors=True
-    ).eval()
+    return _load(model_class, folder, dtype=resolve_dtype(dtype, report))
 
 
 def _load_diffusers(model_class, folder: Path, dtype: str, report: ComponentReport):
-    return model_class.from_pretrained(
-        folder, torch_dtype=resolve_dtype(dtype, report), local_files_only=True, use_safetensors=True
-    ).eval()
+    return _load(model_class, folder, torch_dtype=resolve_dtype(dtype, report))
+
+
+def _load(model_class, folder: Path, **precision):
+    model, loaded = model_class.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **precision
+    )
+    if missing := sorted(loaded["missing_keys"]):  # the library would leave them random
+        raise ValueError(f"{folder} does not hold all its weights: {len(missing)} tensors not found, such as {missing[0]}")
+    return model.eval()
 
 
 def _pil_image_processor_class():

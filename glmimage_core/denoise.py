@@ -15,7 +15,7 @@ import torch
 
 from .geometry import LATENT_PX, Grid, dit_token_count, latent_grid, prior_for_dit
 from .prior import Prior, Progress
-from .schedule import Schedule, partial_schedule, shift_of_tokens
+from .schedule import Schedule, Shift, partial_schedule
 from .vae import LatentSpace
 
 if TYPE_CHECKING:
@@ -24,20 +24,24 @@ if TYPE_CHECKING:
 
     from .references import Reference
 
+KEPT_BYTES = 4 * 2**30
+"""Caches that the current run does not need are dropped beyond this; two of 1024 x 1024 pixels fit in bfloat16."""
+
 LayerKeysValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, each [1, tokens, heads, head width]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dit:
-    """The checkpoint's `transformer`, and the space of the latents it was trained on.
+    """The checkpoint's `transformer`, the space of the latents it was trained on, and its scheduler's shift.
 
-    kept holds the keys and values of the references of the last run, by reference id, on the CPU. They depend on nothing
-    but the weights and the reference, so a new seed, prompt or number of steps finds them there.
+    kept holds the keys and values of the references used last, by reference id, on the CPU. They depend on nothing but the
+    weights and the reference, so a new seed, prompt or number of steps finds them there.
     """
 
     model: "GlmImageTransformer2DModel"
     space: LatentSpace
+    shift: Shift = Shift()  # noqa: RUF009, immutable
     kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
 
 
@@ -82,16 +86,13 @@ def sample(
     """
     grid = latent_grid(prior.width, prior.height)
     batch = len(seeds)
-    _check_prior(dit, prior, batch)
-    if latents is not None:
-        _check_latents(latents, prior, batch, grid)
-    if latents is None and denoise < 1:
-        raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
+    check_sample(dit, prior, (positive, negative), batch, denoise, latents, mask)
     if denoise == 0:
         return latents.expand(batch, -1, -1, -1).clone()
-    schedule = partial_schedule(steps, denoise, shift_of_tokens(dit_token_count(prior.width, prior.height)))
+    schedule = partial_schedule(steps, denoise, dit.shift.of_tokens(dit_token_count(prior.width, prior.height)))
 
     device = dit.model.device
+    mask = None if mask is None else mask.to(device, torch.float32)
     noise = initial_noise(seeds, len(dit.space.mean), grid).to(device)
     start = None if latents is None else dit.space.normalise(latents.to(device).float())
     x = noise if denoise == 1 else schedule.sigmas[0] * noise + (1 - schedule.sigmas[0]) * start
@@ -102,11 +103,11 @@ def sample(
     for step in range(schedule.steps):
         if mask is not None:
             sigma = schedule.sigmas[step]
-            x = torch.lerp(sigma * noise + (1 - sigma) * start, x, mask.to(device))
+            x = torch.lerp(sigma * noise + (1 - sigma) * start, x, mask)
         x = euler_step(dit, x, schedule, step, conditions, unconditions, cfg, cache)
         progress(step + 1, schedule.steps)
     if mask is not None:
-        x = torch.lerp(start.expand_as(x), x, mask.to(device))
+        x = torch.lerp(start.expand_as(x), x, mask)
     return dit.space.denormalise(x).cpu()
 
 
@@ -193,17 +194,17 @@ def without_prior(dit: Dit, conditions: Conditions, glyphs: torch.Tensor) -> Con
 def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVCache | None":
     """The keys and values of the references, joined in order, ready to be read. None without references.
 
-    Each reference is computed at most once: what the previous run needed too is still in `dit.kept`, and what only that
-    run needed is dropped. A reference enters `kept` when it is complete, so an interruption leaves nothing half done.
+    Each reference is computed at most once as long as `dit.kept` holds it. A reference enters `kept` when it is complete, so
+    an interruption leaves nothing half done. What was used longest ago is dropped first.
     """
-    needed = {reference.id for reference in references}
-    for stale in dit.kept.keys() - needed:
-        del dit.kept[stale]
     if not references:
         return None
     for reference in references:
-        if reference.id not in dit.kept:
-            dit.kept[reference.id] = [(k.cpu(), v.cpu()) for k, v in reference_keys_values(dit, reference)]
+        layers = dit.kept.pop(reference.id, None)
+        if layers is None:
+            layers = [(k.cpu(), v.cpu()) for k, v in reference_keys_values(dit, reference)]
+        dit.kept[reference.id] = layers  # at the end: used last
+    _drop_oldest(dit.kept, {reference.id for reference in references})
 
     from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
@@ -214,6 +215,15 @@ def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVC
         cache[layer].v_caches = [_joined(values, dit.model.device)]
     cache.set_mode("read")
     return cache
+
+
+def _drop_oldest(kept: dict[str, list[LayerKeysValues]], needed: set[str]) -> None:
+    """Drop what is not needed now, oldest first, until all that is kept fits in KEPT_BYTES."""
+    sizes = {name: sum(t.numel() * t.element_size() for pair in layers for t in pair) for name, layers in kept.items()}
+    for name in [name for name in kept if name not in needed]:
+        if sum(sizes[name] for name in kept) <= KEPT_BYTES:
+            return
+        del kept[name]
 
 
 def reference_keys_values(dit: Dit, reference: "Reference") -> list[LayerKeysValues]:
@@ -236,17 +246,37 @@ def _joined(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tens
     return moved[0] if len(moved) == 1 else torch.cat(moved, dim=1)
 
 
-def _check_prior(dit: Dit, prior: Prior, batch: int) -> None:
+def check_sample(
+    dit: Dit,
+    prior: Prior,
+    glyphs: Sequence[torch.Tensor],
+    batch: int,
+    denoise: float,
+    latents: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> None:
+    """Raise ValueError where the inputs of `sample` do not go together. Runs nothing, so it can go before a model is moved."""
+    config = dit.model.config
     if prior.batch not in (1, batch):
         raise ValueError(f"the prior plans {prior.batch} images and {batch} were asked for")
-    rows = dit.model.config.prior_vq_quantizer_codebook_size
+    rows = config.prior_vq_quantizer_codebook_size
     if prior.tokens.max() >= rows:
         raise ValueError(f"the prior has token {prior.tokens.max()}, but this DiT knows {rows}: another model made it")
-
-
-def _check_latents(latents: torch.Tensor, prior: Prior, batch: int, grid: Grid) -> None:
-    if tuple(latents.shape[2:]) != grid:
+    for embeddings in glyphs:
+        if embeddings.shape[-1] != config.text_embed_dim:
+            raise ValueError(
+                f"the conditioning is {embeddings.shape[-1]} wide and this DiT takes {config.text_embed_dim}; "
+                "it comes from another text encoder than GLM-Image's"
+            )
+    if latents is None:
+        if denoise < 1:
+            raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
+        return
+    if latents.ndim != 4 or latents.shape[1] != config.in_channels:
+        raise ValueError(f"the latent image is {list(latents.shape)}, which is of another model family")
+    if tuple(latents.shape[2:]) != latent_grid(prior.width, prior.height):
         height, width = (side * LATENT_PX for side in latents.shape[2:])
         raise ValueError(f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}")
-    if len(latents) not in (1, batch):
-        raise ValueError(f"{len(latents)} latent images do not go with {batch} images to paint; use 1 or {batch}")
+    for name, count in (("latent images", len(latents)), ("masks", 1 if mask is None else len(mask))):
+        if count not in (1, batch):
+            raise ValueError(f"{count} {name} do not go with {batch} images to paint; use 1 or {batch}")

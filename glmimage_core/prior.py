@@ -115,6 +115,7 @@ def generate_prior(
     the codebook. Raises ValueError for a bad size or prompt before the model runs.
     """
     check_size(width, height)
+    check_prompt(ar, prompt)
     if sampling.temperature == 0:
         log.warning("temperature 0 takes the likeliest token every time; the model degenerates to flat areas that way")
     large = prior_grid(width, height)
@@ -127,6 +128,14 @@ def generate_prior(
     return Prior(tokens[-1], preview, width, height, prompt, seed, sampling, ar.codebook, ids_of_references)
 
 
+def check_prompt(ar: ArModel, prompt: str) -> None:
+    """Raise ValueError for a prompt that says nothing or that holds a control token of the AR model."""
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; describe the picture")
+    if reserved := [mark for mark in ar.tokenizer.all_special_tokens if mark in prompt]:
+        raise ValueError(f"the prompt contains {reserved[0]!r}, a control token of the AR model; remove it")
+
+
 def prompt_ids(
     ar: ArModel, prompt: str, grids: Sequence[Grid], references: Sequence["Reference"]
 ) -> tuple[torch.Tensor, list[int]]:
@@ -137,10 +146,6 @@ def prompt_ids(
     scaffold the model collapses to a handful of tokens. Returns ids [S] int64.
     """
     tokenizer = ar.tokenizer
-    if not prompt.strip():
-        raise ValueError("the prompt is empty; describe the picture")
-    if reserved := [mark for mark in tokenizer.all_special_tokens if mark in prompt]:
-        raise ValueError(f"the prompt contains {reserved[0]!r}, a control token of the AR model; remove it")
     content = [{"type": "image"} for _ in references] + [{"type": "text", "text": prompt}]
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     sizes = "".join(f"{tokenizer.grid_bos_token}{grid.height} {grid.width}{tokenizer.grid_eos_token}" for grid in reversed(grids))

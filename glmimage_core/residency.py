@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
+HEADROOM = 512 * 2**20  # bytes for what no formula knows: libraries' workspaces, fragmentation, other programs
+
 log = logging.getLogger(__name__)
 
 
@@ -67,8 +69,14 @@ class Residency:
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
         try:
             model.to(self.device)
-        except BaseException:
+        except torch.OutOfMemoryError as error:
             model.to(self._home)  # no part of it stays behind
+            size, free = model_bytes(model) / 1e9, self.free_bytes() / 1e9
+            raise torch.OutOfMemoryError(
+                f"{type(model).__name__} takes {size:.1f} GB, and {self.device} has {free:.1f} GB free without any other model"
+            ) from error
+        except BaseException:
+            model.to(self._home)
             raise
         self._resident.append(weakref.ref(model))
 
@@ -79,13 +87,13 @@ def model_bytes(model: torch.nn.Module) -> int:
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device, PyTorch's own reserve included.
+    """Bytes that can be counted on: what is free and PyTorch's own unused reserve, less HEADROOM.
 
     Raises ValueError for a kind of device whose free memory PyTorch cannot tell.
     """
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
+        return torch.cuda.mem_get_info(device)[0] + reserve - HEADROOM
     if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory() - HEADROOM
     raise ValueError(f"cannot tell the free memory of {device}; give Residency a free_bytes")

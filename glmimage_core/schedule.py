@@ -11,7 +11,21 @@ import numpy as np
 import torch
 
 TRAIN_STEPS = 1000
-BASE_SHIFT, MAX_SHIFT, BASE_TOKENS = 0.25, 0.75, 256
+
+
+class Shift(NamedTuple):
+    """How the shift grows with the picture. The defaults are the released checkpoint's."""
+
+    base: float = 0.25
+    maximum: float = 0.75
+    base_tokens: int = 256  # DiT tokens
+
+    def of_tokens(self, dit_tokens: int) -> float:
+        """mu = 0.75 sqrt(N / 256) + 0.25 for N DiT tokens: 1.75 at 512 x 512 pixels, 3.25 at 1024 x 1024.
+
+        Source: `calculate_shift` of diffusers' GLM-Image pipeline.
+        """
+        return self.maximum * (dit_tokens / self.base_tokens) ** 0.5 + self.base
 
 
 class Schedule(NamedTuple):
@@ -23,14 +37,6 @@ class Schedule(NamedTuple):
     @property
     def steps(self) -> int:
         return len(self.timesteps)
-
-
-def shift_of_tokens(dit_tokens: int) -> float:
-    """mu = 0.75 sqrt(N / 256) + 0.25 for N DiT tokens: 1.75 at 512 x 512 pixels, 3.25 at 1024 x 1024.
-
-    Source: `calculate_shift` of diffusers' GLM-Image pipeline with the released scheduler config.
-    """
-    return MAX_SHIFT * (dit_tokens / BASE_TOKENS) ** 0.5 + BASE_SHIFT
 
 
 def shift_sigma(sigma: torch.Tensor, mu: float) -> torch.Tensor:

@@ -47,15 +47,9 @@ class Vae:
     space: LatentSpace
 
 
-def needs_tiling(tiling: str, width: int, height: int, whole_bytes: int, free_bytes: int | None) -> bool:
-    """Whether to tile a picture of width x height pixels under `tiling`, one of auto, on, off.
-
-    auto tiles a picture above 2048 x 2048 pixels, or one whose `whole_bytes` of working memory do not fit in `free_bytes`
-    (None where the device cannot tell).
-    """
-    if tiling != "auto":
-        return tiling == "on"
-    return width * height > WHOLE_PX or (free_bytes is not None and whole_bytes > free_bytes)
+def tiles_by_size(tiling: str, width: int, height: int) -> bool:
+    """Whether `tiling`, one of auto, on, off, tiles a picture of so many pixels however much memory is free."""
+    return tiling == "on" or (tiling == "auto" and width * height > WHOLE_PX)
 
 
 @torch.inference_mode()
@@ -83,19 +77,25 @@ def decode(vae: Vae, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor
     when the latents have another number of channels, or when they or the picture are not finite: that is lost precision,
     never a picture.
     """
-    if latents.ndim != 4 or latents.shape[1] != len(vae.space.mean):
-        raise ValueError(
-            f"this VAE decodes latents [batch, {len(vae.space.mean)}, height / 8, width / 8], not {list(latents.shape)}: "
-            "they come from another model family"
-        )
-    if not torch.isfinite(latents).all():
-        raise ValueError("the latents are not finite: the sampler lost precision; load the DiT in bfloat16 or float32")
+    check_latents(vae, latents)
     _set_tiling(vae, tiled)
     images = [vae.model.decode(_to_model(vae, one[None]), return_dict=False)[0].float().cpu() for one in latents]
     image = torch.cat(images).movedim(1, -1)  # BCHW -> BHWC
     if not torch.isfinite(image).all():
         raise ValueError("the decoded picture is not finite: load the VAE in bfloat16 or float32")
     return (image / 2 + 0.5).clamp(0, 1)
+
+
+def check_latents(vae: Vae, latents: torch.Tensor) -> None:
+    """Raise ValueError unless latents are finite and [B, 16, h, w] with this VAE's number of channels."""
+    channels = len(vae.space.mean)
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise ValueError(
+            f"this VAE decodes latents [batch, {channels}, height / 8, width / 8], not {list(latents.shape)}: "
+            "they come from another model family"
+        )
+    if not torch.isfinite(latents).all():
+        raise ValueError("the latents are not finite: the sampler lost precision; load the DiT in bfloat16 or float32")
 
 
 def _set_tiling(vae: Vae, tiled: bool) -> None:

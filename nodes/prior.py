@@ -4,7 +4,7 @@ import logging
 
 from ..glmimage_core import memory
 from ..glmimage_core.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX, check_size
-from ..glmimage_core.prior import Sampling, generate_prior
+from ..glmimage_core.prior import Sampling, check_prompt, generate_prior
 from ..glmimage_core.references import check_references
 from .host import host
 from .sockets import AR, CATEGORY, PRIOR, PRIOR_KEY, REFERENCES, REFERENCES_KEY, seed_input
@@ -99,15 +99,17 @@ class GLMImageGeneratePrior:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, width, height):
+    def VALIDATE_INPUTS(cls, width, height, prompt):
+        # What comes over a link is not known yet and is None; it is checked when the node runs.
         try:
-            # A linked side is not known yet and comes as None; it is checked when the node runs.
             check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height)
         except ValueError as error:
             return str(error)
-        return True
+        return True if prompt is None or prompt.strip() else "the prompt is empty; describe the picture"
 
     def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
+        check_size(width, height)
+        check_prompt(ar, prompt)
         check_references(references, codebook=ar.codebook)
         sampling = Sampling(temperature, top_p, top_k)
         sizes = tuple((reference.width, reference.height) for reference in references)

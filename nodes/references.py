@@ -5,6 +5,7 @@ from ..glmimage_core.pixels import to_pictures
 from ..glmimage_core.references import Reference, check_references, fit, latents_of, vision_tokens
 from .host import host
 from .sockets import AR, CATEGORY, REFERENCES, glm_vae
+from .vae import placed_vae
 
 
 class GLMImageEncodeReference:
@@ -45,10 +46,10 @@ class GLMImageEncodeReference:
             for picture in pictures:
                 tokens.append(vision_tokens(ar, picture))
                 progress(len(tokens), steps)
-        with host.placed(vae.model, memory.vae_encode_bytes(vae.model.config, vae.model.dtype.itemsize, *largest)):
+        with placed_vae(vae, "auto", memory.vae_encode_bytes, *largest) as tiled:
             latents = []
             for picture in pictures:
-                latents.append(latents_of(vae, picture))
+                latents.append(latents_of(vae, picture, tiled))
                 progress(len(tokens) + len(latents), steps)
         encoded = (
             Reference(*picture.size, token, latent, ar.codebook, vae.space)

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ..glmimage_core import memory
-from ..glmimage_core.denoise import sample
+from ..glmimage_core.denoise import check_sample, sample
 from ..glmimage_core.prior import image_seeds
 from ..glmimage_core.references import check_references
 from .host import host
@@ -76,6 +76,8 @@ class GLMImageSampler:
         check_references(references, space=dit.space)
         start = latent_image or {}
         batch = max(prior.batch, len(start.get("samples", [])))
+        mask = _noise_mask(start)
+        check_sample(dit, prior, (glyphs, unwanted), batch, denoise, start.get("samples"), mask)
 
         sizes = tuple((reference.width, reference.height) for reference in references)
         job = memory.Job(prior.width, prior.height, batch, sizes, glyph_tokens=glyphs.shape[1], guided=cfg != 1)
@@ -90,7 +92,7 @@ class GLMImageSampler:
                 cfg,
                 denoise,
                 start.get("samples"),
-                _noise_mask(start),
+                mask,
                 references,
                 host.progress("Sampler"),
             )

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from ..glmimage_core import memory
 from ..glmimage_core.geometry import LATENT_PX
-from ..glmimage_core.vae import TILE_PX, Vae, decode, encode, needs_tiling
+from ..glmimage_core.vae import TILE_PX, Vae, check_latents, decode, encode, tiles_by_size
 from .host import host
 from .sockets import CATEGORY, glm_vae
 
@@ -30,7 +30,7 @@ class GLMImageVAEEncode:
 
     def encode(self, vae, image):
         vae = glm_vae(vae)
-        with _placed(vae, "auto", memory.vae_encode_bytes, image.shape[2], image.shape[1]) as tiled:
+        with placed_vae(vae, "auto", memory.vae_encode_bytes, image.shape[2], image.shape[1]) as tiled:
             return ({"samples": encode(vae, image, tiled)},)
 
 
@@ -63,16 +63,18 @@ class GLMImageVAEDecode:
     def decode(self, vae, samples, tiling="auto"):
         vae = glm_vae(vae)
         latents = samples["samples"]
+        check_latents(vae, latents)
         height, width = (side * LATENT_PX for side in latents.shape[2:])
-        with _placed(vae, tiling, memory.vae_decode_bytes, width, height) as tiled:
+        with placed_vae(vae, tiling, memory.vae_decode_bytes, width, height) as tiled:
             return (decode(vae, latents, tiled),)
 
 
 @contextmanager
-def _placed(vae: Vae, tiling: str, stage_bytes: Callable[..., int], width: int, height: int) -> Iterator[bool]:
+def placed_vae(vae: Vae, tiling: str, stage_bytes: Callable[..., int], width: int, height: int) -> Iterator[bool]:
     """Have the VAE on the device with room for a stage of width x height pixels; gives whether to tile there."""
     config, itemsize = vae.model.config, vae.model.dtype.itemsize
-    whole = stage_bytes(config, itemsize, width, height)
-    tile = min(whole, stage_bytes(config, itemsize, TILE_PX, TILE_PX))
-    with host.placed(vae.model, tile if tiling == "on" else whole):
-        yield needs_tiling(tiling, width, height, whole, host.free_bytes())
+    tiled = tiles_by_size(tiling, width, height)
+    needed = stage_bytes(config, itemsize, *((TILE_PX, TILE_PX) if tiled else (width, height)))
+    with host.placed(vae.model, needed):
+        free = host.free_bytes()
+        yield tiled or (tiling == "auto" and free is not None and free < needed)

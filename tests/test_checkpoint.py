@@ -40,6 +40,7 @@ def test_checkpoints_are_found_by_their_path_below_a_root(tmp_path, folder):
     (tmp_path / "a" / "damaged" / "model_index.json").write_text("{")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "linked").symlink_to(folder)
+    (tmp_path / "b" / "up").symlink_to(tmp_path)  # leads back to where it is
     found = checkpoints.list_checkpoints([tmp_path / "a", tmp_path / "b", tmp_path / "missing"])
     assert list(found) == ["GLM-Image", "linked", "nested/deeper/copy"]
     assert found["linked"] == tmp_path / "b" / "linked"
@@ -117,6 +118,58 @@ def test_a_tensor_that_is_not_there_does_not_match(broken, component):
     with pytest.raises(ValueError, match="1 tensors not found") as error:
         LOADERS[component](broken)
     assert removed in str(error.value)
+
+
+def test_a_tensor_that_an_older_release_named_otherwise_is_left_to_the_library(broken):
+    file = weights_of(broken / "vae")
+    tensors = load_file(file)
+    for side in ("encoder", "decoder"):  # as diffusers saved the VAE's attention until 0.18; its loader still renames it
+        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+            for part in ("weight", "bias"):
+                name = f"{side}.mid_block.attentions.0"
+                tensors[f"{name}.{old}.{part}"] = tensors.pop(f"{name}.{new}.{part}")
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert checkpoints.describe_model(broken, "vae").problems == []
+    assert torch.equal(
+        checkpoints.load_vae(broken).model.encoder.mid_block.attentions[0].to_q.weight,
+        tensors["encoder.mid_block.attentions.0.query.weight"],
+    )
+
+
+def test_a_tensor_of_a_name_that_no_library_knows_is_never_left_random(broken):
+    file = weights_of(broken / "transformer")
+    tensors = load_file(file)
+    tensors["something.else"] = tensors.pop("proj_out.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 tensors not found, such as proj_out.weight"):
+        checkpoints.load_dit(broken)
+
+
+@pytest.mark.parametrize("file", ["transformer/config.json", "vae/config.json", "processor/tokenizer_config.json"])
+def test_a_damaged_config_is_named_and_the_rest_is_still_described(broken, file):
+    (broken / file).write_text("{")
+    reports = checkpoints.describe(broken)
+    problems = [problem for report in reports for problem in report.problems]
+    assert len(reports) == 6 and len(problems) == 1 and file in problems[0] and "damaged" in problems[0]
+
+
+def test_a_stored_precision_that_cannot_run_asks_for_a_choice(broken):
+    file = weights_of(broken / "transformer")
+    save_file({key: t.to(torch.float8_e4m3fn) for key, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="stored as torch.float8_e4m3fn.*choose bfloat16"):
+        checkpoints.load_dit(broken)
+    assert checkpoints.load_dit(broken, "bfloat16").model.dtype == torch.bfloat16
+
+
+def test_the_shift_is_the_checkpoints_own(broken):
+    file = broken / "scheduler" / "scheduler_config.json"
+    assert checkpoints.load_dit(broken).shift == (0.25, 0.75, 256)
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"max_shift": 0.5}))
+    assert checkpoints.load_dit(broken).shift == (0.25, 0.5, 256)
+    file.write_text(json.dumps(config | {"time_shift_type": "exponential"}))
+    with pytest.raises(ValueError, match="exponential"):
+        checkpoints.load_dit(broken)
 
 
 def test_a_missing_shard_is_named(broken):

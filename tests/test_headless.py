@@ -14,7 +14,7 @@ from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.nodes.headless.runner import NodeError, Runner
-from glm_image_pack.nodes.headless.stock import Folders
+from glm_image_pack.nodes.headless.stock import STOCK_NODES, Folders
 from glm_image_pack.nodes.headless.workflow import Workflow, WorkflowError, parse_workflow, read_workflow
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -278,7 +278,12 @@ def broken(change) -> Workflow:
 
 BAD = {
     "a missing node": (lambda p, i: p.pop(i["GLMImageLoadVAE"]), "vae is linked to node .*, which is missing"),
-    "an unknown node": (lambda p, i: p[i["SaveImage"]].update(class_type="Nowhere"), "no such node here: Nowhere"),
+    "an unknown node": (lambda p, i: p[i["GLMImageVAEDecode"]].update(class_type="Nowhere"), "no such node here: Nowhere"),
+    "an unknown output": (lambda p, i: p[i["SaveImage"]].update(class_type="Nowhere"), "no output.*no such node here"),
+    "an empty prompt": (
+        lambda p, i: p[i["PrimitiveStringMultiline"]]["inputs"].update(value=" "),
+        "Generate Prior.*prompt is empty",
+    ),
     "a link to a wrong output": (
         lambda p, i: p[i["GLMImageVAEDecode"]]["inputs"].update(vae=[i["GLMImageLoadVAE"], 3]),
         "vae is linked to output 3",
@@ -351,11 +356,85 @@ def test_a_reference_outside_the_input_folder_is_refused(runner, image, message)
         runner.run(workflow)
 
 
-def test_an_empty_prompt_names_the_node(runner):
+def test_what_shows_only_while_a_node_runs_names_the_node(runner):
     workflow = shipped("text_to_image")
-    set_input(workflow, "PrimitiveStringMultiline", value=" ")
-    with pytest.raises(NodeError, match="GLM-Image Generate Prior.*prompt is empty"):
+    set_input(workflow, "PrimitiveStringMultiline", value="a house <|image|>")
+    with pytest.raises(NodeError, match="GLM-Image Generate Prior.*control token"):
         runner.run(workflow)
+
+
+@pytest.mark.parametrize("component", ["vision_language_encoder", "text_encoder", "transformer", "vae"])
+def test_a_broken_component_is_found_before_any_work(runner, quiet_host, folder, tmp_path, component):
+    shutil.copytree(folder, tmp_path / "models" / "diffusers" / "GLM-Image")
+    file = next((tmp_path / "models" / "diffusers" / "GLM-Image" / component).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    quiet_host.models = tmp_path / "models"
+    with pytest.raises(WorkflowError, match=rf"{file.name} is truncated"):
+        runner.run(shipped("text_to_image"))
+    assert runner.executed == []
+
+
+def test_a_node_of_another_pack_that_no_output_needs_is_left_out_with_a_warning(runner, folders, caplog):
+    workflow = shipped("text_to_image")
+    workflow.prompt["99"] = {"class_type": "SomeLabel", "inputs": {"text": "hello"}}
+    runner.run(workflow)
+    assert len(folders.written) == 1 and "node 99 (SomeLabel) is left out" in caplog.text
+
+
+def test_an_undeclared_input_is_ignored_as_in_comfyui(runner, folders):
+    workflow = shipped("image_edit")
+    set_input(workflow, "LoadImage", upload="image")  # as older frontends export it
+    runner.run(workflow)
+    assert len(folders.written) == 1
+
+
+def test_a_file_name_may_come_from_a_primitive(runner, folders):
+    workflow = shipped("image_edit")
+    workflow.prompt["50"] = {"class_type": "PrimitiveString", "inputs": {"value": "glm-image-mug.png"}}
+    set_input(workflow, "LoadImage", image=["50", 0])
+    runner.run(workflow)
+    assert len(folders.written) == 1
+    workflow.prompt["50"]["inputs"]["value"] = "../secret.png"
+    with pytest.raises(WorkflowError, match="leaves the folder"):
+        runner.run(workflow)
+
+
+def test_text_can_be_previewed(runner, capsys):
+    workflow = shipped("text_to_image")
+    (encode,) = (node_id for node_id, node in workflow.prompt.items() if node["class_type"] == "GLMImageEncodePrompt")
+    workflow.prompt["50"] = {"class_type": "PreviewAny", "inputs": {"source": [encode, 2]}}
+    runner.run(workflow)
+    assert "THE LAST PAGE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mode", "value", "expected"), [("I;16", 128 * 257, 128), ("L", 128, 128), ("P", 0, 0), ("RGBA", 0, 0)])
+def test_pictures_of_any_mode_are_loaded(tmp_path, mode, value, expected):
+    Image.new(mode, (40, 30), value).save(tmp_path / "picture.png")
+    image, mask = STOCK_NODES["LoadImage"]().load("picture.png", Folders(tmp_path, tmp_path, []))
+    assert image.shape == (1, 30, 40, 3)
+    assert abs(float(image.mean()) * 255 - expected) <= 1
+    assert mask.shape == ((1, 30, 40) if mode == "RGBA" else (1, 64, 64))
+
+
+def test_a_masked_part_of_a_picture_is_kept(runner, folders, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    picture = pattern(256, 288, 3).convert("RGBA")
+    picture.putalpha(Image.new("L", picture.size, 255))
+    picture.paste((0, 0, 0, 0), (128, 0, 256, 288))  # the transparent half may change
+    picture.save(source / "in.png")
+    runner.folders = Folders(source, folders.output, [])
+    workflow = shipped("text_to_image")
+    ids = {node["class_type"]: node_id for node_id, node in workflow.prompt.items()}
+    more = {
+        "50": ("LoadImage", {"image": "in.png"}),
+        "51": ("GLMImageVAEEncode", {"vae": [ids["GLMImageLoadVAE"], 0], "image": ["50", 0]}),
+        "52": ("SetLatentNoiseMask", {"samples": ["51", 0], "mask": ["50", 1]}),
+    }
+    workflow.prompt |= {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in more.items()}
+    set_input(workflow, "GLMImageSampler", latent_image=["52", 0], denoise=0.8)
+    runner.run(workflow)
+    assert len(runner.folders.written) == 1
 
 
 @pytest.mark.parametrize(
@@ -435,7 +514,7 @@ def test_render_prints_each_written_path_and_keeps_progress_apart(models, output
         (["--set", "Nobody.steps=1"], "no node has the id or title 'Nobody'"),
         (["--set", "nonsense"], "NODE.INPUT=VALUE"),
         (["--set", "GLM-Image Generate Prior.width=1000"], "992 or 1024"),
-        (["--set", "Prompt.value="], "GLM-Image Generate Prior): the prompt is empty"),
+        (["--set", "Prompt.value="], "GLM-Image Generate Prior): width, height, prompt: the prompt is empty"),
         (["--models", "nowhere"], "no GLM-Image checkpoint 'GLM-Image' in nowhere/diffusers"),
     ],
 )
@@ -443,6 +522,28 @@ def test_a_wrong_value_exits_with_2_and_one_line(models, output, command, more, 
     command(*render(models, output, *more))
     assert command.status == 2 and command.stdout == ""
     assert len(command.messages) == 1 and message in command.messages[0]
+
+
+def test_a_changed_workflow_does_not_carry_the_graph_it_no_longer_is(models, output, command):
+    path = command(*render(models, output)).stdout.strip()
+    assert set(Image.open(path).text) == {"prompt"}
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_refused_before_anything_runs(models, output, command, device):
+    command(*render(models, output, "--device", device))
+    assert command.status == 2 and command.progress == []
+    assert len(command.messages) == 1 and f"--device {device} cannot be used" in command.messages[0]
+
+
+def test_two_processes_never_write_one_file(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from glm_image_pack.nodes.headless.stock import _write_whole
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda i: _write_whole(tmp_path / "x", pattern(32, 32, i), PngInfo()), range(24)))
+    assert len(set(paths)) == 24 and sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 def test_a_title_that_several_nodes_have_is_refused(models, output, command):

@@ -67,10 +67,11 @@ def test_loaders_list_the_checkpoints_there_are(quiet_host, tmp_path):
 
 def test_a_bad_size_is_refused_when_the_graph_is_queued():
     validate = NODES["GLMImageGeneratePrior"].VALIDATE_INPUTS
-    assert validate(1024, 768) is True
-    assert "992 or 1024" in validate(1000, 1024)
-    assert "8192" in validate(1024, 8192)
-    assert validate(None, 1024) is True and "1001" in validate(None, 1001)  # width comes over a link
+    assert validate(1024, 768, "a house") is True
+    assert "992 or 1024" in validate(1000, 1024, "a house")
+    assert "8192" in validate(1024, 8192, "a house")
+    assert "empty" in validate(1024, 1024, " ")
+    assert validate(None, 1024, None) is True and "1001" in validate(None, 1001, None)  # some come over links
 
 
 def test_glyph_text_is_shown_and_can_be_overridden(encoder):

@@ -89,6 +89,19 @@ def test_a_move_that_fails_leaves_nothing_behind(monkeypatch):
     assert device.residency.resident == []
 
 
+def test_a_model_too_large_for_the_device_says_both_numbers(monkeypatch):
+    device = Device(1_500_000_000)
+    a = linear(400)
+
+    def full(place):
+        if place == DEVICE:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setattr(a, "to", full)
+    with pytest.raises(torch.OutOfMemoryError, match="Linear takes 0.0 GB, and cpu:0 has 1.5 GB free"), device.residency.hold(a):
+        pass
+
+
 def test_nothing_moves_when_the_device_is_the_home():
     residency = Residency(torch.device("cpu"))
     a = linear(400)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core.geometry import dit_token_count
-from glm_image_pack.glmimage_core.schedule import full_schedule, partial_schedule, shift_of_tokens, timestep_of_sigma
+from glm_image_pack.glmimage_core.schedule import Shift, full_schedule, partial_schedule, timestep_of_sigma
 
 
 @pytest.mark.parametrize(("side", "mu"), [(512, 1.75), (1024, 3.25), (2048, 6.25)])
 def test_the_shift_grows_with_the_side(side, mu):
-    assert shift_of_tokens(dit_token_count(side, side)) == pytest.approx(mu)
+    assert Shift().of_tokens(dit_token_count(side, side)) == pytest.approx(mu)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 30, 50, 333, 999])
@@ -17,7 +17,7 @@ def test_timesteps_and_sigmas_are_the_schedulers(folder, steps, side):
     import numpy as np
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    mu = shift_of_tokens(dit_token_count(side, side))
+    mu = Shift().of_tokens(dit_token_count(side, side))
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     timesteps = np.linspace(1000, 1.0, steps + 1)[:-1].astype(np.int64).astype(np.float32)
     scheduler.set_timesteps(timesteps=timesteps, sigmas=timesteps / 1000, mu=mu)

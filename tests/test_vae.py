@@ -1,9 +1,14 @@
 """Pixels and latents."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from glm_image_pack.glmimage_core import memory
 from glm_image_pack.glmimage_core.pixels import from_picture
-from glm_image_pack.glmimage_core.vae import decode, encode, needs_tiling
+from glm_image_pack.glmimage_core.vae import decode, encode, tiles_by_size
+from glm_image_pack.nodes.host import host
+from glm_image_pack.nodes.vae import placed_vae
 
 from pictures import pattern
 
@@ -41,11 +46,21 @@ def test_tiles_blend_to_about_the_whole_picture(vae):
     assert torch.equal(whole, decode(vae, latents))  # tiling does not stick
 
 
-def test_auto_tiles_large_pictures_and_those_that_do_not_fit():
-    assert not needs_tiling("auto", 2048, 2048, 10, None)
-    assert needs_tiling("auto", 2080, 2048, 10, None)
-    assert needs_tiling("auto", 512, 512, 10, 9) and not needs_tiling("auto", 512, 512, 10, 10)
-    assert needs_tiling("on", 512, 512, 1, None) and not needs_tiling("off", 4096, 4096, 10, 1)
+def test_auto_tiles_large_pictures():
+    assert tiles_by_size("auto", 2080, 2048) and not tiles_by_size("auto", 2048, 2048)
+    assert tiles_by_size("on", 512, 512) and not tiles_by_size("off", 4096, 4096)
+
+
+@pytest.mark.parametrize(("free", "tiled"), [(None, False), (10**9, False), (10**5, True)])
+def test_auto_tiles_what_does_not_fit_and_asks_for_no_more_room_than_it_uses(vae, monkeypatch, free, tiled):
+    asked = []
+    monkeypatch.setattr(host, "free_bytes", lambda: free)
+    monkeypatch.setattr(host, "placed", lambda model, working: asked.append(working) or nullcontext())
+    with placed_vae(vae, "auto", memory.vae_decode_bytes, 1024, 1024) as decided:
+        assert decided == tiled
+    with placed_vae(vae, "auto", memory.vae_decode_bytes, 4096, 4096) as decided:
+        assert decided
+    assert asked[0] > asked[1] == memory.vae_decode_bytes(vae.model.config, 4, 512, 512)
 
 
 @pytest.mark.parametrize(

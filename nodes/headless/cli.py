@@ -18,7 +18,7 @@ from ...glmimage_core.checkpoint import (
     skeleton,
 )
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
-from ...glmimage_core.residency import Residency
+from ...glmimage_core.residency import Residency, free_device_bytes
 from ...glmimage_core.tiny import SIZES, write_checkpoint
 from ..host import host
 from ..host.standalone import best_device
@@ -79,7 +79,7 @@ def _render(options) -> int:
     host.models = options.models
     host.on_progress = _show_progress
     if options.device:
-        host.residency = Residency(torch.device(options.device))
+        host.residency = Residency(_usable_device(options.device))
     workflow = read_workflow(options.workflow, ALL_NODES)
     for assignment in options.set:
         workflow.set(assignment, ALL_NODES)
@@ -91,6 +91,17 @@ def _render(options) -> int:
         for path in folders.written:
             print(path)
     return 0
+
+
+def _usable_device(name: str) -> torch.device:
+    """The device of that name. Raises ValueError where this PyTorch has none such."""
+    try:
+        device = torch.empty(1, device=name).device
+        if device.type != "cpu":
+            free_device_bytes(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _show_progress(label: str, done: int, total: int) -> None:

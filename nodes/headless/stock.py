@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class LoadImage:
     @classmethod
     def VALIDATE_INPUTS(cls, image, folders):
         try:
-            cls._path(folders, image)
+            if image is not None:  # else it comes from a node that has to run first
+                cls._path(folders, image)
         except (ValueError, FileNotFoundError) as error:
             return str(error)
         return True
@@ -62,6 +64,8 @@ class LoadImage:
         try:
             with Image.open(self._path(folders, image)) as file:
                 picture = ImageOps.exif_transpose(file)
+                if picture.mode.startswith("I"):  # 16 bits a channel, which convert would clip
+                    picture = picture.convert("I").point(lambda level: level * (1 / 257))
                 alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
                 rgb = np.array(picture.convert("RGB"), dtype=np.float32) / 255
         except UnidentifiedImageError as error:
@@ -102,11 +106,9 @@ class SaveImage:
         height, width = images.shape[1:3]
         stem = inside(folders.output / self.SUBFOLDER, _expand(filename_prefix or "ComfyUI", width, height))
         for image in images:
-            path = _next_path(stem)
             # Truncated, not rounded, as ComfyUI does: the same graph writes the same bytes in both.
             levels = np.clip(image.cpu().numpy() * 255, 0, 255).astype(np.uint8)
-            _write_whole(path, Image.fromarray(levels), info)
-            folders.written.append(path)
+            folders.written.append(_write_whole(stem, Image.fromarray(levels), info))
         return ()
 
 
@@ -135,33 +137,75 @@ def _expand(prefix: str, width: int, height: int) -> str:
     return prefix
 
 
-def _next_path(stem: Path) -> Path:
-    """stem_00001_.png with the first number above all that are there."""
+def _claim(stem: Path) -> Path:
+    """Make an empty stem_00001_.png with the first number above all that are there, and safe from another process."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     pattern = re.compile(rf"{re.escape(stem.name)}_(\d+)_.*")
-    taken = [int(match[1]) for file in stem.parent.iterdir() if (match := pattern.fullmatch(file.name))]
-    return stem.with_name(f"{stem.name}_{max(taken, default=0) + 1:05}_.png")
+    while True:
+        taken = [int(match[1]) for file in stem.parent.iterdir() if (match := pattern.fullmatch(file.name))]
+        path = stem.with_name(f"{stem.name}_{max(taken, default=0) + 1:05}_.png")
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return path
 
 
-def _write_whole(path: Path, picture: Image.Image, info: PngInfo) -> None:
-    """Write a PNG so that either the whole file is there or none. Raises OSError that names the file."""
+def _write_whole(stem: Path, picture: Image.Image, info: PngInfo) -> Path:
+    """Write the next numbered PNG so that either the whole file is there or none. Raises OSError that names the file."""
+    path = _claim(stem)
     part = path.with_name(path.name + ".part")
     try:
         picture.save(part, format="PNG", pnginfo=info, compress_level=4)
         part.replace(path)
-    except OSError as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error}") from error
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(f"could not write {path}: {error}") from error
+        raise
+    return path
+
+
+class SetLatentNoiseMask:
+    TITLE = "Set Latent Noise Mask"
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "set_mask"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT", {}), "mask": ("MASK", {})}}
+
+    def set_mask(self, samples, mask):
+        return (samples | {"noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
+
+
+class PreviewAny:
+    """Shown on standard error, since there is no screen: standard output is for the paths of pictures."""
+
+    TITLE = "Preview as Text"
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "show"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"source": ("*", {})}}
+
+    def show(self, source):
+        print(f"{self.TITLE}: {source}", file=sys.stderr)
+        return (str(source),)
 
 
 def _primitive(node_id: str, title: str, kind: str) -> type:
-    """A node that hands its one widget on."""
+    """A node that hands its one widget on. CONSTANT tells that its value is known before anything runs."""
 
     def INPUT_TYPES(cls):
         return {"required": {"value": (kind, {"control_after_generate": True} if kind == "INT" else {})}}
 
     members = {
         "TITLE": title,
+        "CONSTANT": True,
         "RETURN_TYPES": (kind,),
         "FUNCTION": "value",
         "INPUT_TYPES": classmethod(INPUT_TYPES),
@@ -174,6 +218,8 @@ STOCK_NODES = {
     "LoadImage": LoadImage,
     "SaveImage": SaveImage,
     "PreviewImage": PreviewImage,
+    "PreviewAny": PreviewAny,
+    "SetLatentNoiseMask": SetLatentNoiseMask,
     "PrimitiveInt": _primitive("PrimitiveInt", "Int", "INT"),
     "PrimitiveFloat": _primitive("PrimitiveFloat", "Float", "FLOAT"),
     "PrimitiveString": _primitive("PrimitiveString", "String", "STRING"),

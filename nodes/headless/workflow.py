@@ -53,6 +53,7 @@ class Workflow:
             known = ", ".join(input_types(nodes[node["class_type"]]))
             raise WorkflowError(f"{self.title(matches[0])}: no input {input_name!r}; it has {known}")
         node["inputs"][input_name] = value
+        self.ui = None  # it no longer says what is run, and a picture that carried it would mislead
 
 
 def read_workflow(path: Path, nodes: Nodes) -> Workflow:
@@ -154,13 +155,12 @@ class _UiGraph:
             if node["id"] in self.children:
                 prompt |= self.children[node["id"]].convert()
                 continue
-            if node["type"] not in self.classes:
-                raise WorkflowError(f"node {self.prefix}{node['id']} ({node['type']}): no such node here")
-            inputs = self._widget_values(node)
+            known = node["type"] in self.classes  # an unknown one matters only where an output needs it
+            inputs = self._widget_values(node) if known else {}
             for slot in node.get("inputs", []):
                 if slot.get("link") is not None and (source := self._source(slot["link"])) is not None:
                     inputs[slot["name"]] = source
-            title = node.get("title") or getattr(self.classes[node["type"]], "TITLE", node["type"])
+            title = node.get("title") or getattr(self.classes.get(node["type"]), "TITLE", node["type"])
             prompt[f"{self.prefix}{node['id']}"] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
         return prompt
 

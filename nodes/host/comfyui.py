@@ -40,6 +40,6 @@ class ComfyHost:
         device = model_management.get_torch_device()
         return Residency(
             device,
-            free_bytes=lambda: model_management.get_free_memory(device),
+            free_bytes=lambda: model_management.get_free_memory(device) - model_management.extra_reserved_memory(),
             make_room=lambda needed: model_management.free_memory(needed, device),
         )
