@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -101,14 +102,15 @@ def check_libraries() -> None:
 class ComponentReport:
     """What a component's headers and config say, without its weights.
 
-    dtypes maps a torch dtype to the number of parameters stored in it. problems is empty for a sound component.
+    dtypes maps a torch dtype to the number of parameters stored in it. problems is empty for a sound component; each is an
+    error to raise or to show.
     """
 
     name: str
     class_name: str
     disk_bytes: int = 0
     dtypes: dict[torch.dtype, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: list[ValueError | FileNotFoundError] = field(default_factory=list)
 
     @property
     def parameters(self) -> int:
@@ -133,26 +135,41 @@ def describe(folder: Path) -> list[ComponentReport]:
     return models + side
 
 
-def _side_problems(folder: Path, name: str) -> list[str]:
+def _side_problems(folder: Path, name: str) -> list[ValueError | FileNotFoundError]:
     try:
         read_json(folder / name / SIDE_FILES[name])
     except (FileNotFoundError, ValueError) as error:
-        return [str(error)]
+        return [error]
     return []
 
 
 def describe_model(folder: Path, name: str) -> ComponentReport:
-    """Report on one model component, comparing the headers of its files with the shapes its config implies."""
+    """Report on one model component, comparing the headers of its files with the shapes its config implies.
+
+    Looking again at files that have not changed costs nothing, so a graph can check its loaders every time it is queued.
+    """
+    files = sorted(file for file in (folder / name).glob("*") if file.is_file())
+    stamp = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _describe_model(folder, name, stamp)
+
+
+@lru_cache(maxsize=64)
+def _describe_model(folder: Path, name: str, stamp: tuple) -> ComponentReport:
     report = ComponentReport(name, MODEL_CLASSES[name][1])
     try:
-        read_json(folder / name / "config.json")
+        _check_class(folder / name / "config.json", report.class_name)
         stored = _read_headers(folder / name, report)
+        _compare_with_config(folder, name, stored)
     except (FileNotFoundError, ValueError) as error:
-        report.problems.append(str(error))
-        return report
-    if not report.problems:
-        report.problems += _compare_with_config(folder, name, stored)
+        report.problems.append(error)
     return report
+
+
+def _check_class(config_file: Path, class_name: str) -> None:
+    config = read_json(config_file)
+    for stated in [config.get("_class_name"), *(config.get("architectures") or [])]:
+        if stated not in (None, class_name):
+            raise ValueError(f"{config_file} is of a {stated}, not of a {class_name}")
 
 
 def check_model(folder: Path, name: str) -> ComponentReport:
@@ -161,10 +178,9 @@ def check_model(folder: Path, name: str) -> ComponentReport:
     if not is_checkpoint(folder):
         raise ValueError(f"{folder / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
     report = describe_model(folder, name)
-    for side in SIDE_OF.get(name, ()):
-        report.problems += _side_problems(folder, side)
-    for problem in report.problems:
-        raise (FileNotFoundError if "is missing" in problem else ValueError)(problem)
+    problems = report.problems + [problem for side in SIDE_OF.get(name, ()) for problem in _side_problems(folder, side)]
+    if problems:
+        raise type(problems[0])(str(problems[0]))  # a fresh one: the report is kept
     if name in ("transformer", "vae"):
         latent_space(folder)
         scheduler_shift(folder)
@@ -196,7 +212,10 @@ def read_json(file: Path) -> dict:
 
 
 def _read_headers(folder: Path, report: ComponentReport) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all stored tensors. Broken files go into the report, a missing one raises FileNotFoundError."""
+    """Names and shapes of all stored tensors, counted in the report.
+
+    Raises FileNotFoundError for a missing file, ValueError for a broken one.
+    """
     from safetensors import SafetensorError, safe_open
 
     files = _weight_files(folder)
@@ -215,7 +234,7 @@ def _read_headers(folder: Path, report: ComponentReport) -> dict[str, tuple[int,
                     dtype = _SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8)
                     report.dtypes[dtype] = report.dtypes.get(dtype, 0) + math.prod(shapes[key])
         except SafetensorError as error:
-            report.problems.append(f"{file} is truncated or corrupt ({error}); download it again")
+            raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
     return shapes
 
 
@@ -229,8 +248,8 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-def _compare_with_config(folder: Path, name: str, stored: dict[str, tuple[int, ...]]) -> list[str]:
-    """What the config implies and the files do not hold, as one sentence or none."""
+def _compare_with_config(folder: Path, name: str, stored: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError where the files do not hold what the config implies."""
     model = skeleton(folder, name)
     by_parameter: dict[int, list[str]] = {}  # tied weights are one parameter under several names; one name suffices
     expected = {}
@@ -243,16 +262,16 @@ def _compare_with_config(folder: Path, name: str, stored: dict[str, tuple[int, .
     missing = [key for key in missing if not _take(renamed, expected[key])]
     wrong = [key for key in expected if key in stored and stored[key] != expected[key]]
     if not missing and not wrong:
-        return []
+        return
     example = (
         f"{wrong[0]} is {list(stored[wrong[0]])} in the file and {list(expected[wrong[0]])} by the config"
         if wrong
         else f"{missing[0]} is not in the file"
     )
-    return [
+    raise ValueError(
         f"{folder / name / 'config.json'} does not match its weights: {len(missing)} tensors not found, "
         f"{len(wrong)} of another shape; {example}"
-    ]
+    )
 
 
 def _take(counter: Counter, thing) -> bool:
@@ -262,14 +281,19 @@ def _take(counter: Counter, thing) -> bool:
 
 
 def skeleton(folder: Path, name: str) -> torch.nn.Module:
-    """The component built from its config on the meta device: shapes without memory."""
+    """The component built from its config on the meta device: shapes without memory. Raises ValueError for a senseless config."""
     check_libraries()
+    from huggingface_hub.errors import StrictDataclassError
+
     library, class_name = MODEL_CLASSES[name]
     model_class = getattr(importlib.import_module(library), class_name)
-    with torch.device("meta"):
-        if library == "transformers":
-            return model_class(model_class.config_class.from_pretrained(folder / name))
-        return model_class.from_config(model_class.load_config(folder / name))
+    try:
+        with torch.device("meta"):
+            if library == "transformers":
+                return model_class(model_class.config_class.from_pretrained(folder / name))
+            return model_class.from_config(model_class.load_config(folder / name))
+    except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(f"{folder / name / 'config.json'} describes no {class_name} that can be built: {error}") from error
 
 
 def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:

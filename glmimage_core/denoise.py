@@ -269,7 +269,7 @@ def check_sample(
                 "it comes from another text encoder than GLM-Image's"
             )
     if latents is None:
-        if denoise < 1:
+        if denoise < 1 or mask is not None:
             raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
         return
     if latents.ndim != 4 or latents.shape[1] != config.in_channels:

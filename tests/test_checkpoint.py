@@ -150,7 +150,23 @@ def test_a_damaged_config_is_named_and_the_rest_is_still_described(broken, file)
     (broken / file).write_text("{")
     reports = checkpoints.describe(broken)
     problems = [problem for report in reports for problem in report.problems]
-    assert len(reports) == 6 and len(problems) == 1 and file in problems[0] and "damaged" in problems[0]
+    assert len(reports) == 6 and len(problems) == 1 and file in str(problems[0]) and "damaged" in str(problems[0])
+
+
+@pytest.mark.parametrize(
+    ("component", "change", "message"),
+    [
+        ("transformer", {"_class_name": "FluxTransformer2DModel"}, "is of a FluxTransformer2DModel, not of a GlmImage"),
+        ("text_encoder", {"architectures": ["UMT5EncoderModel"]}, "is of a UMT5EncoderModel, not of a T5EncoderModel"),
+        ("transformer", {"num_layers": "many"}, "describes no GlmImageTransformer2DModel"),
+        ("text_encoder", {"d_model": "wide"}, "describes no T5EncoderModel|does not match"),
+    ],
+)
+def test_a_config_that_is_another_models_or_nonsense_is_named(broken, component, change, message):
+    file = broken / component / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        LOADERS[component](broken)
 
 
 def test_a_stored_precision_that_cannot_run_asks_for_a_choice(broken):

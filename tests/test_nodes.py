@@ -3,6 +3,7 @@ holds what has been published, and a change to it may only add at the end of a l
 """
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from test_denoise import plan
 
 from pictures import pattern
 
-PUBLISHED = json.loads((Path(__file__).parent / "data" / "nodes.json").read_text("utf-8"))
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))
 
 
 def described(node: type) -> dict:
@@ -144,7 +146,7 @@ def test_a_latent_batch_is_painted_as_a_batch(encoder, dit):
 
 @pytest.mark.parametrize("name", NODES)
 def test_every_node_has_a_help_page_that_names_its_inputs(name):
-    page = (Path(__file__).resolve().parents[1] / "nodes" / "web" / "docs" / f"{name}.md").read_text("utf-8")
+    page = (ROOT / "nodes" / "web" / "docs" / f"{name}.md").read_text("utf-8")
     assert page.startswith(f"# {NODES[name].TITLE}\n")
     widgets = [
         name
@@ -153,3 +155,15 @@ def test_every_node_has_a_help_page_that_names_its_inputs(name):
         if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING")
     ]
     assert all(f"**{widget}**" in page for widget in widgets)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_node_input_and_output_has_its_words_in_each_language(language):
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    own = runpy.run_path(str(ROOT / "scripts" / "make_locale_en.py"))["node_definitions"]()
+    assert list(words) == list(own)
+    for name, node in own.items():
+        for section in ("inputs", "outputs"):
+            assert list(words[name][section]) == list(node[section]), name
+            assert all(entry["name"] and len(entry["tooltip"]) > 6 for entry in words[name][section].values())
+    assert language != "en" or words == own

@@ -1,0 +1,34 @@
+"""Writes locales/en/nodeDefs.json from the nodes' own texts, for translators to start from.
+
+python scripts/make_locale_en.py
+"""
+
+import importlib
+import json
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
+NODES = importlib.import_module("glm_image_pack.nodes").NODE_CLASS_MAPPINGS
+
+
+def node_definitions() -> dict:
+    """Titles, descriptions and tooltips in the form of ComfyUI's nodeDefs.json."""
+    definitions = {}
+    for name, node in NODES.items():
+        entries = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES().get("optional", {})}
+        outputs = zip(node.RETURN_NAMES, node.OUTPUT_TOOLTIPS, strict=True)
+        definitions[name] = {
+            "display_name": node.TITLE,
+            "description": node.DESCRIPTION,
+            "inputs": {entry: {"name": entry, "tooltip": options["tooltip"]} for entry, (_, options) in entries.items()},
+            "outputs": {str(i): {"name": output, "tooltip": tooltip} for i, (output, tooltip) in enumerate(outputs)},
+        }
+    return definitions
+
+
+if __name__ == "__main__":
+    (ROOT / "locales" / "en").mkdir(parents=True, exist_ok=True)
+    file = ROOT / "locales" / "en" / "nodeDefs.json"
+    file.write_text(json.dumps(node_definitions(), indent=2) + "\n", "utf-8")
