@@ -36,10 +36,12 @@ class _Loader:
 
     CATEGORY = CATEGORY
     FUNCTION = "load"
+    QUANTIZABLE = False
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"checkpoint": _checkpoint_input(), "dtype": DTYPE}}
+        inputs = {"checkpoint": _checkpoint_input(), "dtype": DTYPE}
+        return {"required": inputs | ({"quantization": QUANTIZATION} if cls.QUANTIZABLE else {})}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
@@ -55,15 +57,12 @@ class _Loader:
 
 class GLMImageLoadAR(_Loader):
     COMPONENT = "vision_language_encoder"
+    QUANTIZABLE = True
     TITLE = "Load GLM-Image AR Model"
     DESCRIPTION = "Loads the 9B autoregressive model that plans a picture as prior tokens and reads reference images."
     RETURN_TYPES = (AR,)
     RETURN_NAMES = ("ar",)
     OUTPUT_TOOLTIPS = ("The AR model with its tokenizer, for Generate Prior and Encode Reference.",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"checkpoint": _checkpoint_input(), "dtype": DTYPE, "quantization": QUANTIZATION}}
 
     def load(self, checkpoint, dtype, quantization):
         return (checkpoints.load_ar(_folder(checkpoint), dtype),)
@@ -83,15 +82,12 @@ class GLMImageLoadGlyphEncoder(_Loader):
 
 class GLMImageLoadDiT(_Loader):
     COMPONENT = "transformer"
+    QUANTIZABLE = True
     TITLE = "Load GLM-Image DiT"
     DESCRIPTION = "Loads the 7B diffusion transformer that paints the picture the prior tokens plan."
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The diffusion transformer, for GLM-Image Sampler. It keeps the caches of its last references.",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"checkpoint": _checkpoint_input(), "dtype": DTYPE, "quantization": QUANTIZATION}}
 
     def load(self, checkpoint, dtype, quantization):
         return (checkpoints.load_dit(_folder(checkpoint), dtype),)

@@ -145,6 +145,14 @@ def test_the_nodes_and_templates_are_there(server):
     assert sorted(server.get("/workflow_templates")["comfyui-glm-image"]) == NAMES
 
 
+def test_help_pages_and_translations_are_served(server):
+    for name, node in NODE_CLASS_MAPPINGS.items():
+        with urllib.request.urlopen(f"http://{server.address}/extensions/comfyui-glm-image/docs/{name}.md") as page:
+            assert page.read().decode().startswith(f"# {node.TITLE}")
+    words = server.get("/i18n")
+    assert set(NODE_CLASS_MAPPINGS) <= set(words["zh"]["nodeDefs"]) & set(words["en"]["nodeDefs"])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, name, tmp_path):
     pictures, _, messages = server.run(shipped(name))
