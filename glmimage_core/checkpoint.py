@@ -36,7 +36,7 @@ MODEL_CLASSES = {
     "transformer": ("diffusers", "GlmImageTransformer2DModel"),
     "vae": ("diffusers", "AutoencoderKL"),
 }
-SIDE_FILES = {"processor": "tokenizer_config.json", "tokenizer": "tokenizer_config.json"}
+SIDE_FILES = {"processor": ("tokenizer_config.json", "tokenizer.json"), "tokenizer": ("tokenizer_config.json",)}
 SIDE_OF = {"vision_language_encoder": ("processor",), "text_encoder": ("tokenizer",)}
 LAYOUT = "a checkpoint is a folder with model_index.json (of a GlmImagePipeline) and the folders " + ", ".join(
     [*MODEL_CLASSES, *SIDE_FILES]
@@ -136,11 +136,14 @@ def describe(folder: Path) -> list[ComponentReport]:
 
 
 def _side_problems(folder: Path, name: str) -> list[ValueError | FileNotFoundError]:
-    try:
-        read_json(folder / name / SIDE_FILES[name])
-    except (FileNotFoundError, ValueError) as error:
-        return [error]
-    return []
+    missing = [folder / name / needed for needed in SIDE_FILES[name] if not (folder / name / needed).is_file()]
+    problems: list[ValueError | FileNotFoundError] = [FileNotFoundError(f"{file} is missing; {LAYOUT}") for file in missing]
+    for config in sorted((folder / name).glob("*config.json")):
+        try:
+            read_json(config)
+        except ValueError as error:
+            problems.append(error)
+    return problems
 
 
 def describe_model(folder: Path, name: str) -> ComponentReport:
@@ -316,6 +319,10 @@ def load_ar(folder: Path, dtype: str = "auto") -> ArModel:
     model = _load_transformers(GlmImageForConditionalGeneration, folder / "vision_language_encoder", dtype, report)
     processor = load_image_processor(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{folder / 'processor'} has no chat template (chat_template.jinja), which puts references into a prompt"
+        )
     return ArModel(model, tokenizer, processor, *reference_limits(processor), _codebook_id(model))
 
 

@@ -211,6 +211,22 @@ def test_a_missing_tokenizer_is_named(broken, loader, side):
         loader(broken)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, "tokenizer.json is missing"),
+        ("preprocessor_config.json", "{", "preprocessor_config.json is damaged"),
+        ("chat_template.jinja", None, "has no chat template"),
+    ],
+)
+def test_a_processor_that_is_not_whole_is_named(broken, file, content, message):
+    (broken / "processor" / file).unlink()
+    if content is not None:
+        (broken / "processor" / file).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        checkpoints.load_ar(broken)
+
+
 def test_a_vae_without_statistics_is_not_glm_images(broken):
     file = broken / "vae" / "config.json"
     config = json.loads(file.read_text())
