@@ -21,6 +21,7 @@ import torch
 
 from .denoise import Dit
 from .glyphs import GlyphEncoder
+from .preview import codebook_palette
 from .prior import ArModel
 from .schedule import Shift
 from .vae import LatentSpace, Vae
@@ -323,7 +324,9 @@ def load_ar(folder: Path, dtype: str = "auto") -> ArModel:
         raise ValueError(
             f"{folder / 'processor'} has no chat template (chat_template.jinja), which puts references into a prompt"
         )
-    return ArModel(model, tokenizer, processor, *reference_limits(processor), _codebook_id(model))
+    codebook = model.model.vqmodel.quantize.embedding.weight.detach()
+    limits = reference_limits(processor)
+    return ArModel(model, tokenizer, processor, *limits, _codebook_id(codebook), codebook_palette(codebook))
 
 
 def load_image_processor(folder: Path):
@@ -351,7 +354,8 @@ def load_dit(folder: Path, dtype: str = "auto") -> Dit:
     space, shift = latent_space(folder), scheduler_shift(folder)
     from diffusers import GlmImageTransformer2DModel
 
-    return Dit(_load_diffusers(GlmImageTransformer2DModel, folder / "transformer", dtype, report), space, shift)
+    model = _load_diffusers(GlmImageTransformer2DModel, folder / "transformer", dtype, report)
+    return Dit(model, space, shift, checkpoint=folder)
 
 
 def load_vae(folder: Path, dtype: str = "auto") -> Vae:
@@ -417,7 +421,7 @@ def _pil_image_processor_class():
     return GlmImageImageProcessorPil
 
 
-def _codebook_id(model: torch.nn.Module) -> str:
+def _codebook_id(codebook: torch.Tensor) -> str:
     """Tells codebooks apart, and is the same for one codebook stored in bfloat16 and in float32."""
-    rows = model.model.vqmodel.quantize.embedding.weight[:64].detach().to(torch.bfloat16)
+    rows = codebook[:64].to(torch.bfloat16)
     return hashlib.sha256(rows.view(torch.uint8).cpu().numpy().tobytes()).hexdigest()[:16]

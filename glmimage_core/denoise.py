@@ -9,13 +9,15 @@ Latents are normalised in here and in the VAE's own space outside.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from .component import Component
 from .geometry import LATENT_PX, Grid, dit_token_count, latent_grid, prior_for_dit
-from .prior import Prior, Progress
-from .schedule import Schedule, Shift, partial_schedule
+from .prior import Prior, Progress, no_progress
+from .schedule import Shift, partial_schedule
 from .vae import LatentSpace
 
 if TYPE_CHECKING:
@@ -32,17 +34,21 @@ LayerKeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Dit:
+class Dit(Component):
     """The checkpoint's `transformer`, the space of the latents it was trained on, and its scheduler's shift.
 
-    kept holds the keys and values of the references used last, by reference id, on the CPU. They depend on nothing but the
-    weights and the reference, so a new seed, prompt or number of steps finds them there.
+    kept holds the keys and values of the references used last, on the CPU. They depend on nothing but the weights and the
+    reference, so a new seed, prompt or number of steps finds them there. `weights` names what was laid over the weights
+    (a LoRA at some strength, say): with other weights, references have other keys and values. checkpoint is the folder that
+    all this was read from.
     """
 
     model: "GlmImageTransformer2DModel"
     space: LatentSpace
     shift: Shift = Shift()  # noqa: RUF009, immutable
     kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
+    weights: str = ""
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,11 @@ def sample(
     latents: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     references: Sequence["Reference"] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> torch.Tensor:
     """Paint the pictures that the prior plans, one for each seed.
+
+    Integrates over the shifted sigmas and conditions on the unshifted timesteps.
 
     positive, negative: glyph embeddings [1, L, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a
     denoise below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where
@@ -91,7 +99,7 @@ def sample(
         return latents.expand(batch, -1, -1, -1).clone()
     schedule = partial_schedule(steps, denoise, dit.shift.of_tokens(dit_token_count(prior.width, prior.height)))
 
-    device = dit.model.device
+    device = dit.device
     mask = None if mask is None else mask.to(device, torch.float32)
     noise = initial_noise(seeds, len(dit.space.mean), grid).to(device)
     start = None if latents is None else dit.space.normalise(latents.to(device).float())
@@ -100,14 +108,14 @@ def sample(
     unconditions = without_prior(dit, conditions, negative)
     cache = reference_cache(dit, references)
 
-    for step in range(schedule.steps):
-        if mask is not None:
-            sigma = schedule.sigmas[step]
-            x = torch.lerp(sigma * noise + (1 - sigma) * start, x, mask)
-        x = euler_step(dit, x, schedule, step, conditions, unconditions, cfg, cache)
+    for step, timestep in enumerate(schedule.timesteps):
+        sigma, sigma_next = schedule.sigmas[step : step + 2]
+        seen = x if mask is None else torch.lerp(sigma * noise + (1 - sigma) * start, x, mask)
+        v = guided_velocity(dit, seen, timestep, conditions, unconditions, cfg, cache)
+        if mask is not None:  # what is masked out is known, before and after
+            v = (x - torch.lerp(start, seen - sigma * v, mask)) / sigma
+        x = x + (sigma_next - sigma) * v
         progress(step + 1, schedule.steps)
-    if mask is not None:
-        x = torch.lerp(start.expand_as(x), x, mask)
     return dit.space.denormalise(x).cpu()
 
 
@@ -115,21 +123,6 @@ def initial_noise(seeds: Sequence[int], channels: int, grid: Grid) -> torch.Tens
     """Unit noise, the first of a fresh CPU generator for each seed: [B, channels, *grid] float32."""
     draws = [torch.randn(1, channels, *grid, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.cat(draws)
-
-
-def euler_step(
-    dit: Dit,
-    x: torch.Tensor,
-    schedule: Schedule,
-    step: int,
-    conditions: Conditions,
-    unconditions: Conditions,
-    cfg: float,
-    cache: "GlmImageKVCache | None",
-) -> torch.Tensor:
-    """x + (next sigma - sigma) * velocity: integrates over shifted sigmas, conditions on the unshifted timestep."""
-    v = guided_velocity(dit, x, schedule.timesteps[step], conditions, unconditions, cfg, cache)
-    return x + (schedule.sigmas[step + 1] - schedule.sigmas[step]) * v
 
 
 def guided_velocity(
@@ -158,7 +151,7 @@ def velocity(
     """One forward of the DiT. x: [B, 16, h, w] normalised latents. Returns [B, 16, h, w] float32."""
     batch = len(x)
     return dit.model(
-        hidden_states=x.to(dit.model.dtype),
+        hidden_states=x.to(dit.dtype),
         encoder_hidden_states=conditions.glyphs.expand(batch, -1, -1),
         prior_token_id=conditions.prior,
         prior_token_drop=conditions.drop,
@@ -173,22 +166,27 @@ def velocity(
 
 def conditions_of(dit: Dit, tokens: torch.Tensor, glyphs: torch.Tensor, width: int, height: int, batch: int) -> Conditions:
     """The conditions of the positive branch. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels."""
-    device = dit.model.device
+    device = dit.device
     prior = prior_for_dit(tokens).expand(batch, -1).to(device)
-    shape_only = torch.empty(1, 0, *latent_grid(width, height))
-    cosine, sine = dit.model.rope(shape_only)
     return Conditions(
-        glyphs=glyphs.to(device, dit.model.dtype),
+        glyphs=glyphs.to(device, dit.dtype),
         prior=prior,
         drop=torch.zeros_like(prior, dtype=torch.bool),
         size=torch.tensor([[height, width]], device=device, dtype=torch.float32).expand(batch, -1),
-        rope=(cosine.to(device), sine.to(device)),
+        rope=rope(dit, width, height),
     )
+
+
+def rope(dit: Dit, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the rotary embedding of a picture of width x height pixels, [tokens, head width] each."""
+    shape_only = torch.empty(1, 0, *latent_grid(width, height))
+    cosine, sine = dit.model.rope(shape_only)
+    return cosine.to(dit.device), sine.to(dit.device)
 
 
 def without_prior(dit: Dit, conditions: Conditions, glyphs: torch.Tensor) -> Conditions:
     """The conditions of the negative branch: every prior token dropped, other glyph embeddings, all else the same."""
-    return replace(conditions, glyphs=glyphs.to(dit.model.device, dit.model.dtype), drop=torch.ones_like(conditions.drop))
+    return replace(conditions, glyphs=glyphs.to(dit.device, dit.dtype), drop=torch.ones_like(conditions.drop))
 
 
 def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVCache | None":
@@ -199,20 +197,21 @@ def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVC
     """
     if not references:
         return None
-    for reference in references:
-        layers = dit.kept.pop(reference.id, None)
+    names = [dit.weights + reference.id for reference in references]
+    for name, reference in zip(names, references, strict=True):
+        layers = dit.kept.pop(name, None)
         if layers is None:
             layers = [(k.cpu(), v.cpu()) for k, v in reference_keys_values(dit, reference)]
-        dit.kept[reference.id] = layers  # at the end: used last
-    _drop_oldest(dit.kept, {reference.id for reference in references})
+        dit.kept[name] = layers  # at the end: used last
+    _drop_oldest(dit.kept, set(names))
 
     from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
     cache = GlmImageKVCache(num_layers=dit.model.config.num_layers)
     for layer in range(cache.num_layers):
-        keys, values = zip(*(dit.kept[reference.id][layer] for reference in references), strict=True)
-        cache[layer].k_caches = [_joined(keys, dit.model.device)]
-        cache[layer].v_caches = [_joined(values, dit.model.device)]
+        keys, values = zip(*(dit.kept[name][layer] for name in names), strict=True)
+        cache[layer].k_caches = [_joined(keys, dit.device)]
+        cache[layer].v_caches = [_joined(values, dit.device)]
     cache.set_mode("read")
     return cache
 
@@ -230,7 +229,7 @@ def reference_keys_values(dit: Dit, reference: "Reference") -> list[LayerKeysVal
     """One pass of a reference through the DiT: t = 0, no text, its vision tokens as prior, its own size."""
     from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
-    device = dit.model.device
+    device = dit.device
     no_text = torch.empty(1, 0, dit.model.config.text_embed_dim)
     tokens = reference.vision_tokens[None]
     conditions = conditions_of(dit, tokens, no_text, reference.width, reference.height, batch=1)

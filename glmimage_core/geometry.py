@@ -3,6 +3,7 @@
 One prior token covers 32 x 32 pixels, one DiT token 16 x 16, one latent cell 8 x 8. Nothing here touches a model.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -33,6 +34,28 @@ def check_size(width: int, height: int) -> None:
         if side % PRIOR_PX:
             below = side // PRIOR_PX * PRIOR_PX
             raise ValueError(f"{name} {side} is not a multiple of {PRIOR_PX}; use {below} or {below + PRIOR_PX}")
+
+
+def size_of(aspect: float, megapixels: float) -> tuple[int, int]:
+    """Width and height in pixels of about `megapixels` (of 1024 x 1024) whose width / height is about `aspect`.
+
+    Both sides are multiples of 32 within what `check_size` allows. Of the sizes around the exact one, the one whose aspect
+    and area are wrong by the smallest factors is taken. Raises ValueError where the sides would leave the limits.
+    """
+    area = megapixels * 1024 * 1024
+    exact = (math.sqrt(area * aspect), math.sqrt(area / aspect))
+    if max(exact) > MAX_SIDE or min(exact) < MIN_SIDE:
+        raise ValueError(
+            f"{megapixels} megapixels at an aspect of {aspect:.2f} would be {exact[0]:.0f}x{exact[1]:.0f} pixels; "
+            f"sides must lie within {MIN_SIDE}..{MAX_SIDE}"
+        )
+    around = [[math.floor(side / PRIOR_PX) * PRIOR_PX, math.ceil(side / PRIOR_PX) * PRIOR_PX] for side in exact]
+
+    def error(size: tuple[int, int]) -> float:
+        width, height = size
+        return abs(math.log(width / height / aspect)) + abs(math.log(width * height / area))
+
+    return min(itertools.product(*around), key=error)
 
 
 def prior_grid(width: int, height: int) -> Grid:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .component import Component
+
 if TYPE_CHECKING:
     from transformers import ByT5Tokenizer, T5EncoderModel
 
@@ -37,7 +39,7 @@ _QUOTED = re.compile(
 
 
 @dataclass(frozen=True, eq=False)
-class GlyphEncoder:
+class GlyphEncoder(Component):
     """ByT5 encoder and its tokenizer: the checkpoint's `text_encoder` and `tokenizer`."""
 
     model: "T5EncoderModel"
@@ -67,7 +69,7 @@ def encode_glyph_texts(encoder: GlyphEncoder, texts: list[str]) -> torch.Tensor:
         # The model was trained with this: an even number of texts puts one pad token in front of every row.
         rows = [[pad, *row] for row in rows]
     length = max(map(len, rows))
-    device = encoder.model.device
+    device = encoder.device
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
     embeddings = encoder.model(ids, attention_mask=mask).last_hidden_state  # [texts, length, D]

@@ -11,11 +11,14 @@ Knows nothing of devices beyond where the model is, and nothing of the process's
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from PIL import Image
 
+from .component import Component
 from .geometry import Grid, check_size, preview_grid, prior_grid
+from .preview import token_picture
 
 if TYPE_CHECKING:
     from transformers import Cache, GlmImageForConditionalGeneration
@@ -24,16 +27,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) after each token or step. Whatever it raises stops the loop and reaches the caller."""
+
+class Progress(Protocol):
+    """Called after each token or step. Whatever it raises stops the loop and reaches the caller."""
+
+    def __call__(self, done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
+        """preview draws what there is so far; calling it costs a little time, so not everyone does each time."""
+
+
+def no_progress(done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
+    """Shows nothing and never stops a loop."""
 
 
 @dataclass(frozen=True, eq=False)
-class ArModel:
+class ArModel(Component):
     """The AR model with what turns prompts and pictures into its input.
 
     image_processor is transformers' PIL one. shortest_edge and longest_edge, in pixels, are its limits for references.
-    codebook identifies the codebook that prior and vision tokens index.
+    codebook identifies the codebook that prior and vision tokens index; palette gives each of its rows a colour, [N, 3]
+    uint8.
     """
 
     model: "GlmImageForConditionalGeneration"
@@ -42,6 +54,7 @@ class ArModel:
     shortest_edge: int
     longest_edge: int
     codebook: str
+    palette: torch.Tensor
 
     @property
     def codebook_size(self) -> int:
@@ -107,7 +120,7 @@ def generate_prior(
     batch: int = 1,
     sampling: Sampling = Sampling(),
     references: Sequence["Reference"] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Prior:
     """Plan `batch` pictures of width x height pixels.
 
@@ -225,7 +238,7 @@ def decode_grids(
     for step in range(total):
         token = draw(logits, generators)  # [B]
         emitted.append(token)
-        progress(step + 1, total)
+        progress(step + 1, total, lambda: token_picture(ar.palette, torch.stack(emitted, dim=1).cpu(), grids))
         if step + 1 < total:
             logits = decode_one(ar, token, steps[:, step], cache)
     tokens = torch.stack(emitted, dim=1).cpu()  # [B, T]
@@ -252,10 +265,9 @@ def _forward(ar: ArModel, ids: torch.Tensor, positions: torch.Tensor, cache: "Ca
     Calls the language model itself: the outer model keeps mrope state on itself, so two runs would disturb each other.
     The head is wider than the codebook; what lies beyond (end of image among it) can never stand inside a grid.
     """
-    device = ar.model.device
     hidden = ar.model.model.language_model(
-        inputs_embeds=ar.model.get_input_embeddings()(ids.to(device)),
-        position_ids=positions.to(device),
+        inputs_embeds=ar.model.get_input_embeddings()(ids.to(ar.device)).to(ar.dtype),
+        position_ids=positions.to(ar.device),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]

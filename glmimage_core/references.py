@@ -64,8 +64,8 @@ def vision_tokens(ar: ArModel, fitted: Image.Image) -> torch.Tensor:
     patches = ar.image_processor(images=halved, do_resize=False, return_tensors="pt").pixel_values  # [tokens, 3*16*16]
     core = ar.model.model
     features = core.visual(
-        patches.to(core.visual.device, core.visual.dtype),
-        grid_thw=torch.tensor([[1, *grid]], device=core.visual.device),
+        patches.to(ar.device, ar.dtype),
+        grid_thw=torch.tensor([[1, *grid]], device=ar.device),
     ).last_hidden_state  # [tokens, C]
     features = features.T.reshape(1, -1, *grid)  # [1, C, H, W]
     return core.vqmodel.encode(features).image_tokens.reshape(grid).cpu()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .component import Component
 from .geometry import LATENT_PX
 from .pixels import to_rgb
 
@@ -40,7 +41,7 @@ class LatentSpace:
 
 
 @dataclass(frozen=True, eq=False)
-class Vae:
+class Vae(Component):
     """The checkpoint's `vae` and the space of its latents."""
 
     model: "AutoencoderKL"
@@ -88,14 +89,19 @@ def decode(vae: Vae, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor
 
 def check_latents(vae: Vae, latents: torch.Tensor) -> None:
     """Raise ValueError unless latents are finite and [B, 16, h, w] with this VAE's number of channels."""
-    channels = len(vae.space.mean)
-    if latents.ndim != 4 or latents.shape[1] != channels:
-        raise ValueError(
-            f"this VAE decodes latents [batch, {channels}, height / 8, width / 8], not {list(latents.shape)}: "
-            "they come from another model family"
-        )
+    check_channels(vae.space, latents)
     if not torch.isfinite(latents).all():
         raise ValueError("the latents are not finite: the sampler lost precision; load the DiT in bfloat16 or float32")
+
+
+def check_channels(space: LatentSpace, latents: torch.Tensor) -> None:
+    """Raise ValueError unless latents are [B, channels of the space, h, w]."""
+    channels = len(space.mean)
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise ValueError(
+            f"latents are [batch, {channels}, height / 8, width / 8] here, not {list(latents.shape)}: "
+            "these come from another model family"
+        )
 
 
 def _set_tiling(vae: Vae, tiled: bool) -> None:
@@ -105,4 +111,4 @@ def _set_tiling(vae: Vae, tiled: bool) -> None:
 
 
 def _to_model(vae: Vae, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(device=vae.model.device, dtype=vae.model.dtype)
+    return tensor.to(device=vae.device, dtype=vae.dtype)

@@ -51,12 +51,27 @@ def test_no_token_outside_the_codebook_even_when_the_model_wants_nothing_else(ar
 
 def test_progress_counts_every_token(ar, encode_reference):
     seen = []
-    generate_prior(ar, PROMPT, 256, 256, 0, progress=lambda done, total: seen.append((done, total)))
+    generate_prior(ar, PROMPT, 256, 256, 0, progress=lambda done, total, preview: seen.append((done, total)))
     assert seen == [(i + 1, 256 + 64) for i in range(256 + 64)]
     seen.clear()
     references = [encode_reference(pattern(128, 128, 3))]
     generate_prior(ar, PROMPT, 256, 256, 0, references=references, progress=lambda *step: seen.append(step))
     assert len(seen) == 64  # an edit has no preview
+
+
+def test_the_picture_of_the_plan_fills_up(ar):
+    pictures = []
+    progress = lambda done, total, preview: pictures.append(preview()) if done in (10, 256, 257, 320) else None  # noqa: E731
+    prior = generate_prior(ar, PROMPT, 256, 256, 0, batch=2, progress=progress)
+    small, whole, begun, done = pictures
+    assert [picture.size for picture in pictures] == [(2 * 128, 128), (2 * 128, 128), (2 * 64, 64), (2 * 64, 64)]
+    assert small.getpixel((127, 127)) == begun.getpixel((63, 63)) == (32, 32, 32)  # not there yet
+    for picture, tokens in ((whole, prior.preview), (done, prior.tokens)):
+        for image in (0, 1):
+            for row, column in ((0, 0), (3, 5), (7, 7)):
+                left = image * tokens.shape[2] + column
+                colour = tuple(ar.palette[tokens[image, row, column]].tolist())
+                assert picture.getpixel((left * 8 + 4, row * 8 + 4)) == colour
 
 
 def test_an_interruption_stops_at_that_token_and_the_next_run_is_unaffected(ar):
@@ -65,7 +80,7 @@ def test_an_interruption_stops_at_that_token_and_the_next_run_is_unaffected(ar):
 
     seen = []
 
-    def stop(done, total):
+    def stop(done, total, preview):
         seen.append(done)
         if done == 7:
             raise Interrupted

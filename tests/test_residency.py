@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from glm_image_pack.glmimage_core.residency import Residency, model_bytes
+from torch.nn import Linear
 
 DEVICE = torch.device("cpu", 0)
 
@@ -21,7 +22,7 @@ class Device:
 
 
 def linear(bytes_: int) -> torch.nn.Module:
-    return torch.nn.Linear(bytes_ // 4, 1, bias=False)
+    return Linear(bytes_ // 4, 1, bias=False)
 
 
 def test_models_stay_while_there_is_room_and_the_one_unused_for_longest_leaves():

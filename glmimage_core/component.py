@@ -1,0 +1,33 @@
+"""A component: one model of a checkpoint, and where and in what precision it computes."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from .lora import LayeredLora
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """What the components share.
+
+    Inputs go to `device`. The weights are there too, or are brought there layer by layer by whoever placed the model.
+    compute_dtype is the precision of the computation where it is not that of the weights. loras are to be laid over the
+    weights by whoever places the model.
+    """
+
+    model: torch.nn.Module
+    device: torch.device = field(default=torch.device("cpu"), kw_only=True)
+    compute_dtype: torch.dtype | None = field(default=None, kw_only=True)
+    loras: "tuple[LayeredLora, ...]" = field(default=(), kw_only=True)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.compute_dtype or self.model.dtype
+
+    def on(self, device: torch.device, compute_dtype: torch.dtype | None = None) -> Self:
+        """The same component computing elsewhere. Moves nothing."""
+        return replace(self, device=device, compute_dtype=compute_dtype)

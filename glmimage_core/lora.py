@@ -1,0 +1,153 @@
+"""LoRA files: read one, find the weight that each of its keys is for, lay it over the weights and take it off again.
+
+read_lora   a safetensors file, with the alphas that its makers keep beside the weights
+match       its tensors by the names of this model's layers, and what matches nothing
+laid_over   W + strength * alpha / rank * up @ down for the length of a with block
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+# up and down of one layer, by maker: PEFT and diffusers, kohya's scripts, older diffusers
+PAIRS = ((".lora_B.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_down.weight"), (".lora.up.weight", ".lora.down.weight"))
+ALPHA = ".alpha"
+# Other kinds of change that ComfyUI knows; they are matched here and applied there.
+OTHER_SUFFIXES = (
+    *(".dora_scale", ".lora_magnitude_vector", ".diff", ".diff_b", ".set_weight", ".lora_mid.weight", ".reshape_weight"),
+    *(".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"),
+    *(".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2"),
+    *(".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale"),
+)
+SUFFIXES = (*(suffix for pair in PAIRS for suffix in pair), ALPHA, *OTHER_SUFFIXES)
+DOTTED_PREFIXES = ("", "transformer.", "diffusion_model.", "vision_language_encoder.", "base_model.model.")
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lora_te_", "lycoris_")
+
+
+class Match(NamedTuple):
+    """tensors: by layer name and suffix. weights: how many weights they change. unmatched: the keys of other models."""
+
+    tensors: dict[str, torch.Tensor]
+    weights: int
+    unmatched: list[str]
+
+
+def read_lora(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA file, with an alpha for each layer where the file or the config beside it states one.
+
+    Raises ValueError for a file that is not safetensors: reading a pickle can run code.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file.name} is not a safetensors file; other formats can run code when read. Convert it first")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{file.name} is no safetensors file, or it is damaged ({error})") from error
+    return tensors | _stated_alphas(file, metadata, tensors)
+
+
+def _stated_alphas(file: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Alphas from diffusers' metadata or from PEFT's adapter_config.json, which their tensors leave out."""
+    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    config = {key.removeprefix("transformer."): value for key, value in config.items()}
+    beside = file.parent / "adapter_config.json"
+    if not config and file.stem == "adapter_model" and beside.is_file():
+        config = json.loads(beside.read_text("utf-8"))
+    if "lora_alpha" not in config:
+        return {}
+    stated = {}
+    for key, tensor in tensors.items():
+        if not key.endswith(PAIRS[0][1]):
+            continue
+        layer = key.removesuffix(PAIRS[0][1])
+        own = next((a for name, a in (config.get("alpha_pattern") or {}).items() if layer.endswith(name)), config["lora_alpha"])
+        rank = tensor.shape[0]
+        stated[layer + ALPHA] = torch.tensor(float(own * math.sqrt(rank) if config.get("use_rslora") else own))
+    return {key: alpha for key, alpha in stated.items() if key not in tensors}
+
+
+def match(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> Match:
+    """Find the layers of a model that a LoRA is for, whatever its maker put before their names.
+
+    Raises ValueError when a layer is found and has another shape: the LoRA is for a model of another size.
+    """
+    weights = {key.removesuffix(".weight"): value for key, value in model.state_dict().items() if key.endswith(".weight")}
+    names = {prefix + layer: layer for layer in weights for prefix in DOTTED_PREFIXES}
+    names |= {prefix + layer.replace(".", "_"): layer for layer in weights for prefix in FLAT_PREFIXES}
+    tensors, unmatched = {}, []
+    for key, tensor in lora.items():
+        suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix)), "")
+        layer = names.get(key.removesuffix(suffix)) if suffix else None
+        if layer is None:
+            unmatched.append(key)
+        else:
+            tensors[layer + suffix] = tensor
+    for layer, (up, down) in _pairs(tensors).items():
+        ours, theirs = list(weights[layer].shape), [up.shape[0], down.shape[1]]
+        if up.ndim == 2 and theirs != ours:
+            raise ValueError(f"the LoRA is for another model: it changes {layer} as {theirs}, which is {ours} here")
+    changed = {key.removesuffix(suffix) for key in tensors for suffix in SUFFIXES if suffix != ALPHA and key.endswith(suffix)}
+    return Match(tensors, len(changed), unmatched)
+
+
+def _pairs(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """(up [out, rank], down [rank, in]) by layer."""
+    return {
+        key.removesuffix(up): (tensor, tensors[key.removesuffix(up) + down])
+        for key, tensor in tensors.items()
+        for up, down in PAIRS
+        if key.endswith(up) and key.removesuffix(up) + down in tensors
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class LayeredLora:
+    """Matched tensors of a LoRA and the strength they are laid over the weights with."""
+
+    tensors: dict[str, torch.Tensor]
+    strength: float
+
+    def __post_init__(self):
+        """Raise ValueError for what is not a plain LoRA."""
+        layers = _pairs(self.tensors)
+        plain = {layer + suffix for layer in layers for pair in PAIRS for suffix in (*pair, ALPHA)}
+        if other := sorted(set(self.tensors) - plain):
+            raise ValueError(f"the LoRA has {other[0]}, a kind of change that only ComfyUI applies")
+
+    def delta(self, layer: str) -> torch.Tensor:
+        """strength * alpha / rank * up @ down, [out, in] float32. Without an alpha it is the rank."""
+        up, down = self.pairs[layer]
+        alpha = self.tensors.get(layer + ALPHA)
+        scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
+        return self.strength * scale * (up.float() @ down.float())
+
+    @property
+    def pairs(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        return _pairs(self.tensors)
+
+
+@contextmanager
+@torch.inference_mode()
+def laid_over(model: torch.nn.Module, loras: Sequence[LayeredLora]) -> Iterator[None]:
+    """Have LoRAs over a model's weights for the length of a with block; afterwards the weights are as before, bit for bit."""
+    weights = {f"{layer}.weight" for lora in loras for layer in lora.pairs}
+    originals = {name: model.get_parameter(name).data for name in weights}
+    try:
+        for lora in loras:
+            for layer in lora.pairs:
+                parameter = model.get_parameter(f"{layer}.weight")
+                parameter.data = (parameter.data.float() + lora.delta(layer).to(parameter.device)).to(parameter.dtype)
+        yield
+    finally:
+        for name, original in originals.items():
+            model.get_parameter(name).data = original

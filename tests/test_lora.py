@@ -1,0 +1,121 @@
+"""LoRA without ComfyUI: reading, matching, laying over and taking off. In ComfyUI: tests/inside_comfyui/test_lora.py."""
+
+import json
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.lora import LayeredLora, laid_over, match, read_lora
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from safetensors.torch import save_file
+from test_denoise import plan
+
+LAYER = "transformer_blocks.0.attn1.to_q"
+
+
+def pair(model, layer=LAYER, rank=4, seed=0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    module = model.get_submodule(layer)
+    return torch.randn(module.out_features, rank, generator=generator), torch.randn(rank, module.in_features, generator=generator)
+
+
+def written(folder, tensors, name="a.safetensors", metadata=None):
+    folder.mkdir(exist_ok=True)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name, metadata)
+    return folder / name
+
+
+def test_a_lora_is_laid_over_and_taken_off_bit_for_bit(dit):
+    up, down = pair(dit.model)
+    lora = LayeredLora({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}, strength=0.5)
+    weight = dit.model.get_parameter(f"{LAYER}.weight")
+    original = weight.data.clone()
+    with laid_over(dit.model, [lora, lora]):
+        assert torch.allclose(weight.data, original + up @ down, atol=1e-4)
+    assert torch.equal(weight.data, original)
+    with pytest.raises(KeyboardInterrupt), laid_over(dit.model, [lora]):
+        raise KeyboardInterrupt
+    assert torch.equal(weight.data, original)
+
+
+def test_alpha_over_rank_scales_it(dit):
+    up, down = pair(dit.model)
+    plain = {f"{LAYER}.lora_up.weight": up, f"{LAYER}.lora_down.weight": down}
+    scaled = LayeredLora(plain | {f"{LAYER}.alpha": torch.tensor(1.0)}, strength=1.0)
+    assert torch.allclose(scaled.delta(LAYER), (up @ down) / 4)
+    assert torch.allclose(LayeredLora(plain, strength=2.0).delta(LAYER), 2 * (up @ down))
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"r": 4, "lora_alpha": 8}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),  # alpha / sqrt(rank)
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"attn1.to_q": 2}}, 0.5),
+    ],
+)
+def test_alphas_are_taken_from_where_their_makers_keep_them(dit, tmp_path, config, scale):
+    up, down = pair(dit.model)
+    peft = {f"base_model.model.{LAYER}.lora_B.weight": up, f"base_model.model.{LAYER}.lora_A.weight": down}
+    file = written(tmp_path / "peft", peft, "adapter_model.safetensors")
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    stated = {f"transformer.{key}": value for key, value in config.items()}
+    diffusers = {f"transformer.{LAYER}.lora_B.weight": up, f"transformer.{LAYER}.lora_A.weight": down}
+    other = written(tmp_path / "diffusers", diffusers, metadata={"lora_adapter_metadata": json.dumps(stated)})
+    for path in (file, other):
+        matched = match(read_lora(path), dit.model)
+        assert matched.weights == 1 and matched.unmatched == []
+        assert torch.allclose(LayeredLora(matched.tensors, 1.0).delta(LAYER), scale * (up @ down), atol=1e-5)
+
+
+def test_the_nodes_lay_it_over_both_halves_and_leave_the_loaded_ones_alone(quiet_host, models, folder, dit, ar, tmp_path):
+    up, down = pair(dit.model)
+    language = "model.language_model.layers.0.self_attn.q_proj"
+    ar_up, ar_down = pair(ar.model, language)
+    tensors = {
+        f"transformer.{LAYER}.lora_B.weight": up,
+        f"transformer.{LAYER}.lora_A.weight": down,
+        f"base_model.model.{language}.lora_B.weight": ar_up,
+        f"base_model.model.{language}.lora_A.weight": ar_down,
+    }
+    written(models / "loras", tensors, "both.safetensors")
+    node = NODES["GLMImageLoadLoRA"]
+    assert "both.safetensors" in node.INPUT_TYPES()["required"]["lora_name"][0]
+    model, writer = node().load("both.safetensors", 0.5, -0.5, dit, ar)
+
+    merged = checkpoints.load_dit(folder)
+    merged.model.get_parameter(f"{LAYER}.weight").data += 0.5 * (up @ down)
+    glyphs = torch.randn(1, 5, dit.model.config.text_embed_dim, generator=torch.Generator().manual_seed(0))
+    conditioning = [[glyphs, {"glm_image_prior": plan()}]]
+    inputs = {"positive": conditioning, "negative": conditioning, "seed": 3, "steps": 2, "cfg": 1.5}
+    painted = NODES["GLMImageSampler"]().sample(model, **inputs)[0]["samples"]
+    assert torch.allclose(painted, sample(merged, plan(), glyphs, glyphs, seeds=[3], steps=2), atol=1e-4)
+    plain = NODES["GLMImageSampler"]().sample(dit, **inputs)[0]["samples"]
+    assert torch.allclose(plain, sample(checkpoints.load_dit(folder), plan(), glyphs, glyphs, seeds=[3], steps=2), atol=1e-5)
+    assert not torch.allclose(painted, plain, atol=1e-2)
+
+    tokens = [NODES["GLMImageGeneratePrior"]().generate(wire, "a tree", 256, 256, 1, 0)[0].tokens for wire in (ar, writer, ar)]
+    assert torch.equal(tokens[0], tokens[2]) and not torch.equal(tokens[0], tokens[1])
+
+
+def test_references_are_run_again_with_other_weights(quiet_host, dit, encode_reference):
+    from pictures import pattern
+
+    up, down = pair(dit.model)
+    lora = {f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}
+    changed = quiet_host.with_lora(dit, lora, 1.0)
+    glyphs = torch.zeros(1, 1, dit.model.config.text_embed_dim)
+    references = (encode_reference(pattern(128, 128, 3)),)
+    positive = [[glyphs, {"glm_image_prior": plan(), "glm_image_references": references}]]
+    for wire, kept in ((dit, 1), (changed, 2), (dit, 2), (changed, 2)):
+        NODES["GLMImageSampler"]().sample(wire, positive, positive, 0, 1, 1.5)
+        assert len(dit.kept) == kept
+
+
+def test_other_kinds_of_change_are_for_comfyui(dit):
+    tensors = {f"diffusion_model.{LAYER}.lokr_w1": torch.ones(2, 2), f"diffusion_model.{LAYER}.lokr_w2": torch.ones(2, 2)}
+    matched = match(tensors, dit.model)
+    assert matched.weights == 1
+    with pytest.raises(ValueError, match="lokr_w1, a kind of change that only ComfyUI applies"):
+        LayeredLora(matched.tensors, 1.0)
