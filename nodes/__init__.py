@@ -1,10 +1,12 @@
 """The nodes, in the order in which a graph uses them. Ids are a file format: add at the end, never rename."""
 
 from .loaders import GLMImageLoadAR, GLMImageLoadDiT, GLMImageLoadGlyphEncoder, GLMImageLoadVAE
+from .lora import GLMImageLoadLoRA
 from .prior import GLMImageApplyPrior, GLMImageGeneratePrior
 from .prompt import GLMImageEncodePrompt
 from .references import GLMImageEncodeReference
-from .sampling import GLMImageSampler
+from .sampling import GLMImageModelSampling, GLMImageSampler, GLMImageScheduler
+from .size import GLMImageSize
 from .vae import GLMImageVAEDecode, GLMImageVAEEncode
 
 NODE_CLASS_MAPPINGS = {
@@ -21,6 +23,10 @@ NODE_CLASS_MAPPINGS = {
         GLMImageSampler,
         GLMImageVAEEncode,
         GLMImageVAEDecode,
+        GLMImageModelSampling,
+        GLMImageScheduler,
+        GLMImageLoadLoRA,
+        GLMImageSize,
     )
 }
 

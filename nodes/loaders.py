@@ -60,24 +60,26 @@ class GLMImageLoadAR(_Loader):
     QUANTIZABLE = True
     TITLE = "Load GLM-Image AR Model"
     DESCRIPTION = "Loads the 9B autoregressive model that plans a picture as prior tokens and reads reference images."
+    SEARCH_ALIASES = ("glm image autoregressive", "glm vision language encoder", "glm image model loader")
     RETURN_TYPES = (AR,)
     RETURN_NAMES = ("ar",)
     OUTPUT_TOOLTIPS = ("The AR model with its tokenizer, for Generate Prior and Encode Reference.",)
 
     def load(self, checkpoint, dtype, quantization):
-        return (checkpoints.load_ar(_folder(checkpoint), dtype),)
+        return (host.wire(checkpoints.load_ar(_folder(checkpoint), dtype)),)
 
 
 class GLMImageLoadGlyphEncoder(_Loader):
     COMPONENT = "text_encoder"
     TITLE = "Load GLM-Image Glyph Encoder"
     DESCRIPTION = "Loads the small ByT5 model that encodes, letter by letter, the text to be drawn."
+    SEARCH_ALIASES = ("glm image text encoder", "byt5", "glm clip")
     RETURN_TYPES = (GLYPH_ENCODER,)
     RETURN_NAMES = ("glyph_encoder",)
     OUTPUT_TOOLTIPS = ("The glyph encoder with its tokenizer, for Encode Prompt.",)
 
     def load(self, checkpoint, dtype):
-        return (checkpoints.load_glyph_encoder(_folder(checkpoint), dtype),)
+        return (host.wire(checkpoints.load_glyph_encoder(_folder(checkpoint), dtype)),)
 
 
 class GLMImageLoadDiT(_Loader):
@@ -85,21 +87,23 @@ class GLMImageLoadDiT(_Loader):
     QUANTIZABLE = True
     TITLE = "Load GLM-Image DiT"
     DESCRIPTION = "Loads the 7B diffusion transformer that paints the picture the prior tokens plan."
+    SEARCH_ALIASES = ("glm image diffusion model", "glm image transformer", "glm unet")
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The diffusion transformer, for GLM-Image Sampler. It keeps the caches of its last references.",)
 
     def load(self, checkpoint, dtype, quantization):
-        return (checkpoints.load_dit(_folder(checkpoint), dtype),)
+        return (host.wire(checkpoints.load_dit(_folder(checkpoint), dtype)),)
 
 
 class GLMImageLoadVAE(_Loader):
     COMPONENT = "vae"
     TITLE = "Load GLM-Image VAE"
     DESCRIPTION = "Loads the VAE that turns latents into pixels and reference images into latents."
+    SEARCH_ALIASES = ("glm image autoencoder", "glm vae loader")
     RETURN_TYPES = ("VAE",)
     RETURN_NAMES = ("vae",)
     OUTPUT_TOOLTIPS = ("The VAE, for GLM-Image VAE Decode, VAE Encode and Encode Reference.",)
 
     def load(self, checkpoint, dtype):
-        return (checkpoints.load_vae(_folder(checkpoint), dtype),)
+        return (host.wire(checkpoints.load_vae(_folder(checkpoint), dtype)),)

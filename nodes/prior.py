@@ -3,26 +3,13 @@
 import logging
 
 from ..glmimage_core import memory
-from ..glmimage_core.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX, check_size
+from ..glmimage_core.geometry import MIN_SIDE, check_size
 from ..glmimage_core.prior import Sampling, check_prompt, generate_prior
 from ..glmimage_core.references import check_references
-from .host import host
-from .sockets import AR, CATEGORY, PRIOR, PRIOR_KEY, REFERENCES, REFERENCES_KEY, seed_input
+from .host import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, host
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, seed_input, side_input
 
 log = logging.getLogger(__name__)
-
-
-def _side_input(name: str) -> tuple:
-    return (
-        "INT",
-        {
-            "default": 1024,
-            "min": MIN_SIDE,
-            "max": MAX_SIDE,
-            "step": PRIOR_PX,
-            "tooltip": f"{name} of the picture in pixels, a multiple of {PRIOR_PX}. Trained for 1 to 4 megapixels.",
-        },
-    )
 
 
 class GLMImageGeneratePrior:
@@ -32,6 +19,7 @@ class GLMImageGeneratePrior:
         "preview when there are no references. Depends on this node's own seed only, so a new sampler seed keeps the plan."
     )
     CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm text to image", "glm ar stage", "glm tokens")
     FUNCTION = "generate"
     RETURN_TYPES = (PRIOR,)
     RETURN_NAMES = ("prior",)
@@ -51,8 +39,8 @@ class GLMImageGeneratePrior:
                         "descriptions work best; put text to be drawn in quotation marks.",
                     },
                 ),
-                "width": _side_input("Width"),
-                "height": _side_input("Height"),
+                "width": side_input("Width"),
+                "height": side_input("Height"),
                 "batch_size": (
                     "INT",
                     {
@@ -109,14 +97,15 @@ class GLMImageGeneratePrior:
 
     def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
         check_size(width, height)
-        check_prompt(ar, prompt)
-        check_references(references, codebook=ar.codebook)
+        writer = host.component(ar)
+        check_prompt(writer, prompt)
+        check_references(references, codebook=writer.codebook)
         sampling = Sampling(temperature, top_p, top_k)
         sizes = tuple((reference.width, reference.height) for reference in references)
         job = memory.Job(width, height, batch_size, sizes, prompt_tokens=len(prompt.encode()))
-        with host.placed(ar.model, memory.prior_bytes(ar.model.config, ar.model.dtype.itemsize, job)):
-            progress = host.progress("Generate Prior")
-            return (generate_prior(ar, prompt, width, height, seed, batch_size, sampling, references, progress),)
+        with host.placed(ar, memory.prior_bytes(writer.model.config, writer.dtype.itemsize, job)) as writer:
+            progress = host.progress("Generate Prior", "tokens")
+            return (generate_prior(writer, prompt, width, height, seed, batch_size, sampling, references, progress),)
 
 
 class GLMImageApplyPrior:
@@ -126,6 +115,7 @@ class GLMImageApplyPrior:
         "either, which is what guidance steers away from."
     )
     CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm conditioning", "glm apply tokens")
     FUNCTION = "apply"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
@@ -152,5 +142,5 @@ class GLMImageApplyPrior:
         if tuple(reference.id for reference in references) != prior.references:
             log.warning("the references differ from those the prior was generated with; the edit may not follow them")
         positive = [[embeddings, options | {PRIOR_KEY: prior, REFERENCES_KEY: references}] for embeddings, options in positive]
-        negative = [[embeddings, options | {PRIOR_KEY: prior}] for embeddings, options in negative]
+        negative = [[embeddings, options | {PRIOR_KEY: prior, DROP_KEY: True}] for embeddings, options in negative]
         return (positive, negative)

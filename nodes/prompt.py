@@ -16,6 +16,7 @@ class GLMImageEncodePrompt:
         "prompt reaches the picture through Generate Prior, so give both the same prompt."
     )
     CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm text encode", "glyph text", "draw text", "glm clip text encode")
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "STRING")
     RETURN_NAMES = ("positive", "negative", "glyph_text")
@@ -66,7 +67,7 @@ class GLMImageEncodePrompt:
         avoided = find_glyph_texts(negative_prompt)
         if negative_prompt.strip() and not avoided:
             log.warning("the negative prompt has no text in quotation marks, so it changes nothing: %r", negative_prompt)
-        with host.placed(glyph_encoder.model):
-            positive = encode_glyph_texts(glyph_encoder, texts)
-            negative = encode_glyph_texts(glyph_encoder, avoided)
+        with host.placed(glyph_encoder) as encoder:
+            positive = encode_glyph_texts(encoder, texts)
+            negative = encode_glyph_texts(encoder, avoided)
         return ([[positive, {}]], [[negative, {}]], "\n".join(texts))

@@ -15,6 +15,7 @@ class GLMImageEncodeReference:
         "have any size and aspect. Chain these nodes, or feed a batch, for several references; their order matters."
     )
     CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm image edit", "glm image to image", "glm reference image")
     FUNCTION = "encode"
     RETURN_TYPES = (REFERENCES,)
     RETURN_NAMES = ("references",)
@@ -34,25 +35,25 @@ class GLMImageEncodeReference:
         }
 
     def encode(self, ar, vae, image, references=()):
-        vae = glm_vae(vae)
-        check_references(references, ar.codebook, vae.space)
-        pictures = [fit(ar, picture) for picture in to_pictures(image)]
+        reader, space = host.component(ar), glm_vae(vae).space
+        check_references(references, reader.codebook, space)
+        pictures = [fit(reader, picture) for picture in to_pictures(image)]
         progress = host.progress("Encode Reference")
         steps = 2 * len(pictures)
 
         largest = max(pictures, key=lambda picture: picture.width * picture.height).size
-        with host.placed(ar.model, memory.vision_bytes(ar.model.config, ar.model.dtype.itemsize, *largest)):
+        with host.placed(ar, memory.vision_bytes(reader.model.config, reader.dtype.itemsize, *largest)) as reader:
             tokens = []
             for picture in pictures:
-                tokens.append(vision_tokens(ar, picture))
+                tokens.append(vision_tokens(reader, picture))
                 progress(len(tokens), steps)
-        with placed_vae(vae, "auto", memory.vae_encode_bytes, *largest) as tiled:
+        with placed_vae(vae, "auto", memory.vae_encode_bytes, *largest) as (placed, tiled):
             latents = []
             for picture in pictures:
-                latents.append(latents_of(vae, picture, tiled))
+                latents.append(latents_of(placed, picture, tiled))
                 progress(len(tokens) + len(latents), steps)
         encoded = (
-            Reference(*picture.size, token, latent, ar.codebook, vae.space)
+            Reference(*picture.size, token, latent, reader.codebook, space)
             for picture, token, latent in zip(pictures, tokens, latents, strict=True)
         )
         return ((*references, *encoded),)

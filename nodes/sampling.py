@@ -3,12 +3,14 @@
 import torch
 from torch.nn.functional import interpolate
 
-from ..glmimage_core import memory
-from ..glmimage_core.denoise import check_sample, sample
-from ..glmimage_core.prior import image_seeds
+from ..glmimage_core.denoise import check_sample
+from ..glmimage_core.geometry import check_size, dit_token_count
 from ..glmimage_core.references import check_references
-from .host import host
-from .sockets import CATEGORY, REFERENCES_KEY, applied_prior, glm_dit, one_conditioning, seed_input
+from ..glmimage_core.schedule import partial_schedule
+from .host import REFERENCES_KEY, Painting, host
+from .sockets import CATEGORY, applied_prior, glm_dit, one_conditioning, seed_input, side_input
+
+STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."})
 
 
 class GLMImageSampler:
@@ -18,6 +20,7 @@ class GLMImageSampler:
         "References are run through the DiT once and stay cached as long as they do not change."
     )
     CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm ksampler", "glm denoise")
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
@@ -31,10 +34,7 @@ class GLMImageSampler:
                 "positive": ("CONDITIONING", {"tooltip": "From Apply Prior: carries the prior, and the size with it."}),
                 "negative": ("CONDITIONING", {"tooltip": "From Apply Prior. Not used when cfg is 1."}),
                 "seed": seed_input("the noise"),
-                "steps": (
-                    "INT",
-                    {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."},
-                ),
+                "steps": STEPS,
                 "cfg": (
                     "FLOAT",
                     {
@@ -64,10 +64,17 @@ class GLMImageSampler:
                         "honoured: what is masked out comes back unchanged."
                     },
                 ),
+                "sampler_name": (
+                    list(host.samplers),
+                    {
+                        "default": "euler",
+                        "tooltip": "How to step along the schedule. euler is the reference's; the others are ComfyUI's own.",
+                    },
+                ),
             },
         }
 
-    def sample(self, model, positive, negative, seed, steps, cfg, denoise=1.0, latent_image=None):
+    def sample(self, model, positive, negative, seed, steps, cfg, denoise=1.0, latent_image=None, sampler_name="euler"):
         dit = glm_dit(model)
         glyphs, options = one_conditioning(positive, "positive")
         unwanted, _ = one_conditioning(negative, "negative")
@@ -75,28 +82,82 @@ class GLMImageSampler:
         references = options.get(REFERENCES_KEY, ())
         check_references(references, space=dit.space)
         start = latent_image or {}
-        batch = max(prior.batch, len(start.get("samples", [])))
-        mask = _noise_mask(start)
-        check_sample(dit, prior, (glyphs, unwanted), batch, denoise, start.get("samples"), mask)
+        latents, mask = start.get("samples"), _noise_mask(start)
+        batch = max(prior.batch, 0 if latents is None else len(latents))
+        check_sample(dit, prior, (glyphs, unwanted), batch, denoise, latents, mask)
+        painting = Painting(prior, positive, negative, references, seed, batch, steps, cfg, denoise, latents, mask, sampler_name)
+        return ({"samples": host.paint(model, painting)},)
 
-        sizes = tuple((reference.width, reference.height) for reference in references)
-        job = memory.Job(prior.width, prior.height, batch, sizes, glyph_tokens=glyphs.shape[1], guided=cfg != 1)
-        with host.placed(dit.model, memory.dit_bytes(dit.model.config, dit.model.dtype.itemsize, job)):
-            latents = sample(
-                dit,
-                prior,
-                glyphs,
-                unwanted,
-                image_seeds(seed, batch),
-                steps,
-                cfg,
-                denoise,
-                start.get("samples"),
-                mask,
-                references,
-                host.progress("Sampler"),
-            )
-        return ({"samples": latents},)
+
+class GLMImageModelSampling:
+    TITLE = "GLM-Image Model Sampling"
+    DESCRIPTION = (
+        "Spaces the steps of KSampler and ComfyUI's schedulers as GLM-Image does for a picture of this size. GLM-Image Sampler "
+        "does so by itself. sgm_uniform is the scheduler whose spacing is GLM-Image's own."
+    )
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm shift", "glm model sampling")
+    FUNCTION = "patch"
+    RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model with the schedule of that size, for KSampler and others.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "From Load GLM-Image DiT."}),
+                "width": side_input("Width"),
+                "height": side_input("Height"),
+            }
+        }
+
+    def patch(self, model, width, height):
+        glm_dit(model)
+        check_size(width, height)
+        return (host.for_size(model, width, height),)
+
+
+class GLMImageScheduler:
+    TITLE = "GLM-Image Scheduler"
+    DESCRIPTION = "The sigmas of GLM-Image's own schedule, for SamplerCustom and SamplerCustomAdvanced."
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm sigmas", "glm scheduler")
+    FUNCTION = "schedule"
+    RETURN_TYPES = ("SIGMAS",)
+    RETURN_NAMES = ("sigmas",)
+    OUTPUT_TOOLTIPS = ("Shifted sigmas [steps + 1] from 1 (or from where denoise begins) to 0.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": (
+                    "MODEL",
+                    {"tooltip": "From Load GLM-Image DiT. Its checkpoint says how the shift grows with the size."},
+                ),
+                "steps": STEPS,
+                "denoise": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "1 is the whole schedule. Less is its end, with as many steps. 0 is no step at all.",
+                    },
+                ),
+                "width": side_input("Width"),
+                "height": side_input("Height"),
+            }
+        }
+
+    def schedule(self, model, steps, denoise, width, height):
+        shift = glm_dit(model).shift
+        check_size(width, height)
+        if denoise == 0:
+            return (torch.zeros(0),)
+        return (partial_schedule(steps, denoise, shift.of_tokens(dit_token_count(width, height))).sigmas,)
 
 
 def _noise_mask(latent: dict) -> torch.Tensor | None:

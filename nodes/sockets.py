@@ -1,8 +1,10 @@
 """What travels on the wires: names of sockets and of entries in a conditioning, and the checks at a node's door."""
 
 from ..glmimage_core.denoise import Dit
+from ..glmimage_core.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX
 from ..glmimage_core.prior import Prior
 from ..glmimage_core.vae import Vae
+from .host import PRIOR_KEY, host
 
 CATEGORY = "GLM-Image"
 
@@ -10,9 +12,6 @@ AR = "GLM_IMAGE_AR"
 GLYPH_ENCODER = "GLM_IMAGE_GLYPH_ENCODER"
 REFERENCES = "GLM_IMAGE_REFERENCES"
 PRIOR = "GLM_IMAGE_PRIOR"
-
-PRIOR_KEY = "glm_image_prior"
-REFERENCES_KEY = "glm_image_references"
 
 SEED_MAX = 2**64 - 1
 
@@ -31,18 +30,34 @@ def seed_input(what: str) -> tuple:
     )
 
 
+def side_input(name: str) -> tuple:
+    """A widget for one side of the picture in pixels."""
+    return (
+        "INT",
+        {
+            "default": 1024,
+            "min": MIN_SIDE,
+            "max": MAX_SIDE,
+            "step": PRIOR_PX,
+            "tooltip": f"{name} of the picture in pixels, a multiple of {PRIOR_PX}. Trained for 1 to 4 megapixels.",
+        },
+    )
+
+
 def glm_dit(model) -> Dit:
     """The DiT on a MODEL wire. Raises ValueError for a model of another family."""
-    if not isinstance(model, Dit):
+    dit = host.component(model)
+    if not isinstance(dit, Dit):
         raise ValueError("model is not a GLM-Image DiT; connect Load GLM-Image DiT")
-    return model
+    return dit
 
 
 def glm_vae(vae) -> Vae:
     """The VAE on a VAE wire. Raises ValueError for a VAE of another family."""
-    if not isinstance(vae, Vae):
+    component = host.component(vae)
+    if not isinstance(component, Vae):
         raise ValueError("vae is not GLM-Image's; connect Load GLM-Image VAE")
-    return vae
+    return component
 
 
 def one_conditioning(conditioning: list, name: str) -> tuple:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..glmimage_core import memory
 from ..glmimage_core.geometry import LATENT_PX
@@ -14,6 +15,7 @@ class GLMImageVAEEncode:
     TITLE = "GLM-Image VAE Encode"
     DESCRIPTION = "Encodes images into latents, for a sampler run with denoise below 1. For an edit use Encode Reference."
     CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm encode latent", "glm image to latent")
     FUNCTION = "encode"
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
@@ -29,15 +31,15 @@ class GLMImageVAEEncode:
         }
 
     def encode(self, vae, image):
-        vae = glm_vae(vae)
-        with placed_vae(vae, "auto", memory.vae_encode_bytes, image.shape[2], image.shape[1]) as tiled:
-            return ({"samples": encode(vae, image, tiled)},)
+        with placed_vae(vae, "auto", memory.vae_encode_bytes, image.shape[2], image.shape[1]) as (placed, tiled):
+            return ({"samples": encode(placed, image, tiled)},)
 
 
 class GLMImageVAEDecode:
     TITLE = "GLM-Image VAE Decode"
     DESCRIPTION = "Decodes latents into images."
     CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm decode latent", "glm latent to image")
     FUNCTION = "decode"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
@@ -61,20 +63,20 @@ class GLMImageVAEDecode:
         }
 
     def decode(self, vae, samples, tiling="auto"):
-        vae = glm_vae(vae)
         latents = samples["samples"]
-        check_latents(vae, latents)
+        check_latents(glm_vae(vae), latents)
         height, width = (side * LATENT_PX for side in latents.shape[2:])
-        with placed_vae(vae, tiling, memory.vae_decode_bytes, width, height) as tiled:
-            return (decode(vae, latents, tiled),)
+        with placed_vae(vae, tiling, memory.vae_decode_bytes, width, height) as (placed, tiled):
+            return (decode(placed, latents, tiled),)
 
 
 @contextmanager
-def placed_vae(vae: Vae, tiling: str, stage_bytes: Callable[..., int], width: int, height: int) -> Iterator[bool]:
-    """Have the VAE on the device with room for a stage of width x height pixels; gives whether to tile there."""
-    config, itemsize = vae.model.config, vae.model.dtype.itemsize
+def placed_vae(vae: Any, tiling: str, stage_bytes: Callable[..., int], width: int, height: int) -> Iterator[tuple[Vae, bool]]:
+    """Have a VAE on the device with room for a stage of width x height pixels. Gives the VAE and whether to tile there."""
+    component = glm_vae(vae)
     tiled = tiles_by_size(tiling, width, height)
-    needed = stage_bytes(config, itemsize, *((TILE_PX, TILE_PX) if tiled else (width, height)))
-    with host.placed(vae.model, needed):
+    size = (TILE_PX, TILE_PX) if tiled else (width, height)
+    needed = stage_bytes(component.model.config, component.dtype.itemsize, *size)
+    with host.placed(vae, needed) as placed:
         free = host.free_bytes()
-        yield tiled or (tiling == "auto" and free is not None and free < needed)
+        yield placed, tiled or (tiling == "auto" and free is not None and free < needed)

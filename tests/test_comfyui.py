@@ -1,12 +1,14 @@
 """The pack in a real ComfyUI server on the CPU, driven over HTTP and websocket.
 
 Runs when COMFYUI_DIR names a ComfyUI checkout; COMFYUI_PYTHON is its interpreter, this one by default. Needs the package
-websocket-client here.
+websocket-client here, and pytest there for the tests below tests/inside_comfyui.
 """
 
+import io
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -22,10 +24,11 @@ from glm_image_pack.nodes.headless.runner import Runner
 from glm_image_pack.nodes.headless.stock import Folders
 from glm_image_pack.nodes.headless.workflow import Workflow
 from PIL import Image
-from test_headless import NAMES, shipped
+from test_headless import COMFYUI_ONLY, NAMES, SIZES, SMALL, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = os.environ.get("COMFYUI_DIR")
+INTERPRETER = os.environ.get("COMFYUI_PYTHON", sys.executable)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not COMFYUI, reason="COMFYUI_DIR names no ComfyUI checkout to run the pack in"),
@@ -43,6 +46,8 @@ class Server:
         (base / "models" / "diffusers").symlink_to(models / "diffusers")
         (base / "input").symlink_to(ROOT / "workflows" / "input")
         self.output = base / "output"
+        self.previews: list[Image.Image] = []  # of the run that was watched last
+        self.texts: list[str] = []  # written on nodes in it
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -51,7 +56,7 @@ class Server:
         self.log = (base / "log").open("w+")
         self.process = subprocess.Popen(
             [
-                *(os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu"),
+                *(INTERPRETER, "main.py", "--cpu", "--preview-method", "latent2rgb"),
                 *("--base-directory", str(base), "--listen", "127.0.0.1", "--port", str(port)),
             ],
             cwd=COMFYUI,
@@ -89,16 +94,27 @@ class Server:
 
     def messages(self, prompt_id: str):
         """Everything the server says about a prompt, until it has ended."""
+        self.previews.clear()
+        self.texts.clear()
         while True:
             content = self.socket.recv()
             if not isinstance(content, str):
-                continue  # a preview picture
+                self._keep(content)
+                continue
             message = json.loads(content)
             if message["data"].get("prompt_id", prompt_id) != prompt_id:
                 continue
             yield message
             if message["type"] in ("execution_error", "execution_interrupted", "execution_success"):
                 return
+
+    def _keep(self, content: bytes) -> None:
+        """A binary message: a picture (1: its format, then the file) or a text (3: length and id of its node, then the text)."""
+        kind, second = struct.unpack(">II", content[:8])
+        if kind == 1:
+            self.previews.append(Image.open(io.BytesIO(content[8:])))
+        elif kind == 3:
+            self.texts.append(content[8 + second :].decode())
 
     def run(self, workflow: Workflow) -> tuple[list[Path], set[str], list[dict]]:
         """Run to the end. Returns the pictures, the ids of the nodes that came from the cache, and all messages."""
@@ -125,6 +141,16 @@ def server(tmp_path_factory, models):
     server = Server(tmp_path_factory.mktemp("comfyui"), models)
     yield server
     server.close()
+
+
+def for_comfyui(name: str) -> Workflow:
+    """A shipped workflow at a size for tests, also one with nodes that only ComfyUI has."""
+    if name not in COMFYUI_ONLY:
+        return shipped(name)
+    prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    for node in prompt.values():
+        node["inputs"] |= {key: value for key, value in SMALL.items() if not isinstance(node["inputs"].get(key, []), list)}
+    return Workflow(prompt, None)
 
 
 def nodes_of(workflow: Workflow, *classes: str) -> set[str]:
@@ -155,17 +181,50 @@ def test_help_pages_and_translations_are_served(server):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, name, tmp_path):
-    pictures, _, messages = server.run(shipped(name))
+    pictures, _, messages = server.run(for_comfyui(name))
+    size = SIZES.get(name, (256, 288))
+    assert [Image.open(path).size for path in pictures] == [size] * len(pictures) and pictures
+    progress = [message["data"] for message in messages if message["type"] == "progress"]
+    assert {step["value"] for step in progress if step["max"] == 2} == {1, 2}  # the sampler
+    assert any(step["value"] == step["max"] > 60 for step in progress)  # the AR stage
+    if name in COMFYUI_ONLY:
+        return
     folders = Folders(ROOT / "workflows" / "input", tmp_path, [])
     Runner(ALL_NODES, folders).run(shipped(name))
-    assert [Image.open(path).size for path in pictures] == [(256, 288)] * len(folders.written)
+    assert len(pictures) == len(folders.written)
     ours = {Image.open(path).tobytes() for path in folders.written}
     for path in pictures:
         theirs = Image.open(path).tobytes()
         assert any(max(abs(a - b) for a, b in zip(theirs, other, strict=True)) <= 1 for other in ours)
-    progress = [message["data"] for message in messages if message["type"] == "progress"]
-    assert {step["value"] for step in progress if step["max"] == 2} == {1, 2}  # the sampler
-    assert any(step["value"] == step["max"] > 60 for step in progress)  # the AR stage
+
+
+def test_previews_show_the_tokens_and_the_picture_forming(server):
+    seed = time.time_ns()
+    server.run(with_values(with_values(shipped("text_to_image"), "GLMImageGeneratePrior", seed=seed), "GLMImageSampler", steps=3))
+    tokens = [picture for picture in server.previews if picture.size[0] in (8 * 8, 15 * 8)]  # 8 x 9 tokens, 15 x 16 before
+    assert tokens and len(tokens[-1].getcolors(10**6)) > 10
+    assert len(server.previews) - len(tokens) == 3  # one a step
+    assert any("tokens" in text and "a second" in text and "s left" in text for text in server.texts)
+
+
+def test_a_warning_is_written_on_the_node(server):
+    server.run(with_values(shipped("restyle"), "GLMImageSize", megapixels=0.5))
+    assert any("below what GLM-Image was trained for" in text for text in server.texts)
+
+
+def test_search_words_are_served_where_comfyui_knows_them(server):
+    nodes = server.get("/object_info")
+    if "search_aliases" in nodes["KSampler"]:
+        for name, node in NODE_CLASS_MAPPINGS.items():
+            assert nodes[name]["search_aliases"] == list(node.SEARCH_ALIASES)
+
+
+def test_what_needs_comfyuis_own_classes():
+    """The suite below tests/inside_comfyui, in ComfyUI's interpreter."""
+    folder = ROOT / "tests" / "inside_comfyui"
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "--confcutdir", str(folder), str(folder)]
+    done = subprocess.run([INTERPRETER, "-m", "pytest", *options], cwd=COMFYUI, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
 
 
 def test_a_second_run_is_cached_and_a_new_sampler_seed_leaves_the_ar_stage_alone(server):

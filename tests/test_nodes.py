@@ -23,7 +23,7 @@ def described(node: type) -> dict:
     inputs = []
     for section, entries in node.INPUT_TYPES().items():
         for name, (kind, options) in entries.items():
-            combo = kind if isinstance(kind, list) and name != "checkpoint" else None
+            combo = kind if isinstance(kind, list) and name not in ("checkpoint", "lora_name") else None
             kind = "COMBO" if isinstance(kind, list) else kind
             inputs.append([section, name, kind, combo, options.get("default")])
     return {
@@ -142,6 +142,35 @@ def test_a_latent_batch_is_painted_as_a_batch(encoder, dit):
     (latent,) = NODES["GLMImageSampler"]().sample(dit, *applied, 5, 1, 1.5, 1.0, {"samples": torch.zeros(2, 16, 32, 32)})
     (alone,) = NODES["GLMImageSampler"]().sample(dit, *applied, 6, 1, 1.5)
     assert torch.allclose(latent["samples"][1:], alone["samples"], atol=1e-4)
+
+
+def test_the_registry_and_pip_install_the_same():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["dependencies"] == (ROOT / "requirements.txt").read_text("utf-8").split()
+
+
+def test_the_scheduler_gives_the_schedule_of_the_sampler(dit):
+    from glm_image_pack.glmimage_core.schedule import full_schedule, partial_schedule
+
+    scheduler = NODES["GLMImageScheduler"]()
+    mu = 0.75 * 64 / 16 + 0.25  # 64 x 64 DiT tokens
+    assert torch.equal(scheduler.schedule(dit, 30, 1.0, 1024, 1024)[0], full_schedule(30, mu).sigmas)
+    assert torch.equal(scheduler.schedule(dit, 30, 0.5, 1024, 1024)[0], partial_schedule(30, 0.5, mu).sigmas)
+    assert len(scheduler.schedule(dit, 30, 0.0, 1024, 1024)[0]) == 0
+    with pytest.raises(ValueError, match="992 or 1024"):
+        scheduler.schedule(dit, 30, 1.0, 1000, 1024)
+    for node, inputs in (
+        ("GLMImageScheduler", (object(), 30, 1.0, 1024, 1024)),
+        ("GLMImageModelSampling", (object(), 1024, 1024)),
+    ):
+        with pytest.raises(ValueError, match="Load GLM-Image DiT"):
+            getattr(NODES[node](), NODES[node].FUNCTION)(*inputs)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_node_can_be_searched_for_by_other_words(name):
+    assert all(alias == alias.lower() and len(alias) > 2 for alias in NODES[name].SEARCH_ALIASES)
 
 
 @pytest.mark.parametrize("name", NODES)

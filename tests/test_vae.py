@@ -57,7 +57,7 @@ def test_auto_tiles_what_does_not_fit_and_asks_for_no_more_room_than_it_uses(vae
     monkeypatch.setattr(host, "free_bytes", lambda: free)
     monkeypatch.setattr(host, "placed", lambda model, working: asked.append(working) or nullcontext())
     with placed_vae(vae, "auto", memory.vae_decode_bytes, 1024, 1024) as decided:
-        assert decided == tiled
+        assert decided == (None, tiled)
     with placed_vae(vae, "auto", memory.vae_decode_bytes, 4096, 4096) as decided:
         assert decided
     assert asked[0] > asked[1] == memory.vae_decode_bytes(vae.model.config, 4, 512, 512)

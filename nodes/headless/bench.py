@@ -24,9 +24,8 @@ from ...glmimage_core.tiny import write_checkpoint
 from .. import prior as prior_node
 from .. import prompt as prompt_node
 from .. import references
-from .. import sampling as sampling_node
 from .. import vae as vae_node
-from ..host import host
+from ..host import host, standalone
 from . import ALL_NODES
 from .runner import Runner
 from .stock import Folders, SaveImage
@@ -153,7 +152,7 @@ LIBRARY_CALLS: dict[str, list[tuple[ModuleType | type, str]]] = {
     "library": [
         (prompt_node, "encode_glyph_texts"),
         (prior_node, "generate_prior"),
-        (sampling_node, "sample"),
+        (standalone, "sample"),
         (vae_node, "decode"),
         (references, "vision_tokens"),
         (references, "latents_of"),

@@ -180,6 +180,45 @@ class SetLatentNoiseMask:
         return (samples | {"noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
 
 
+class ImageScale:
+    TITLE = "Upscale Image"
+    METHODS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "scale"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        side = {"default": 512, "min": 0, "max": 16384}
+        return {
+            "required": {
+                "image": ("IMAGE", {}),
+                "upscale_method": (list(cls.METHODS), {}),
+                "width": ("INT", side),
+                "height": ("INT", side),
+                "crop": (["disabled", "center"], {}),
+            }
+        }
+
+    def scale(self, image, upscale_method, width, height, crop):
+        """A side of 0 follows the other one. center cuts away what the new aspect has no room for."""
+        if width == height == 0:
+            return (image,)
+        here_height, here_width = image.shape[1:3]
+        width = width or max(1, round(here_width * height / here_height))
+        height = height or max(1, round(here_height * width / here_width))
+        if crop == "center":
+            across, down = here_width / here_height, width / height
+            x = round((here_width - here_width * (down / across)) / 2) if across > down else 0
+            y = round((here_height - here_height * (across / down)) / 2) if across < down else 0
+            image = image[:, y : here_height - y, x : here_width - x]
+        if upscale_method == "lanczos":
+            levels = np.clip(255 * image.numpy(), 0, 255).astype(np.uint8)
+            pictures = [Image.fromarray(one).resize((width, height), Image.Resampling.LANCZOS) for one in levels]
+            return (torch.from_numpy(np.stack(pictures).astype(np.float32) / 255),)
+        scaled = torch.nn.functional.interpolate(image.movedim(-1, 1), (height, width), mode=upscale_method)  # BHWC -> BCHW
+        return (scaled.movedim(1, -1),)
+
+
 class PreviewAny:
     """Shown on standard error, since there is no screen: standard output is for the paths of pictures."""
 
@@ -220,6 +259,7 @@ STOCK_NODES = {
     "PreviewImage": PreviewImage,
     "PreviewAny": PreviewAny,
     "SetLatentNoiseMask": SetLatentNoiseMask,
+    "ImageScale": ImageScale,
     "PrimitiveInt": _primitive("PrimitiveInt", "Int", "INT"),
     "PrimitiveFloat": _primitive("PrimitiveFloat", "Float", "FLOAT"),
     "PrimitiveString": _primitive("PrimitiveString", "String", "STRING"),

@@ -1,29 +1,84 @@
 """Where the nodes run: inside ComfyUI or on their own. The only code that knows the difference."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ...glmimage_core.prior import Progress
+from ...glmimage_core.component import Component
+from ...glmimage_core.prior import Prior, Progress
+from ...glmimage_core.references import Reference
+
+# Entries that Apply Prior puts into a conditioning
+PRIOR_KEY = "glm_image_prior"
+REFERENCES_KEY = "glm_image_references"
+DROP_KEY = "glm_image_drop_prior"  # true where the prior only gives the size
+
+
+class Painting(NamedTuple):
+    """What GLM-Image Sampler is asked to paint.
+
+    positive, negative: conditionings of one entry, the positive one with the prior and the references in it. latents and
+    mask as `denoise.sample` takes them.
+    """
+
+    prior: Prior
+    positive: list
+    negative: list
+    references: Sequence[Reference]
+    seed: int
+    batch: int
+    steps: int
+    cfg: float
+    denoise: float
+    latents: torch.Tensor | None
+    mask: torch.Tensor | None
+    sampler_name: str
 
 
 class Host(Protocol):
-    """What a node needs from its surroundings."""
+    """What a node needs from its surroundings.
+
+    A wire is what travels between nodes for a component: the component itself, or what ComfyUI needs to manage it.
+    """
+
+    samplers: Sequence[str]
 
     def checkpoint_roots(self) -> list[Path]:
         """The folders below which checkpoints lie."""
 
-    def progress(self, label: str) -> Progress:
-        """A fresh progress bar for one stage; it raises when the user has asked to stop."""
+    def loras(self) -> dict[str, Path]:
+        """LoRA files by the names a node shows."""
 
-    def placed(self, model: torch.nn.Module, working_bytes: int = 0) -> AbstractContextManager[torch.device]:
-        """Have a model on the device, with room to work, for the length of a with block."""
+    def progress(self, label: str, unit: str = "") -> Progress:
+        """A fresh progress bar for one stage; it raises when the user has asked to stop. With a unit, speed is shown too."""
+
+    def warn(self, text: str) -> None:
+        """Tell the user of the running node something that is not an error."""
+
+    def wire(self, component: Component) -> Any:
+        """What travels on the wire for a component fresh from disk."""
+
+    def component(self, wire: Any) -> Any:
+        """The component on a wire; something else comes back as it is."""
+
+    def placed(self, wire: Any, working_bytes: int = 0) -> AbstractContextManager[Component]:
+        """Have a component on the device, with room to work, for the length of a with block."""
 
     def free_bytes(self) -> int | None:
         """Free memory of the device, or None where the device is the CPU."""
+
+    def for_size(self, model: Any, width: int, height: int) -> Any:
+        """A MODEL whose noise schedule is that of a picture of width x height pixels, for samplers other than ours."""
+
+    def with_lora(self, wire: Any, lora: dict[str, torch.Tensor], strength: float) -> Any:
+        """The component with a LoRA over its weights, as `lora.match` gives it. The one on the wire stays as it is."""
+
+    def paint(self, model: Any, painting: Painting) -> torch.Tensor:
+        """Latents [B, 16, height / 8, width / 8] in the VAE's space, on the CPU."""
 
 
 def _find_host() -> Host:

@@ -1,45 +1,167 @@
-"""Inside ComfyUI: its folders, its progress bar and interrupt, its device."""
+"""Inside ComfyUI: its folders, progress bar and interrupt, its memory manager, its samplers."""
 
-from contextlib import AbstractContextManager
-from functools import cached_property
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import comfy.lora
 import comfy.model_management as model_management
+import comfy.samplers
 import comfy.utils
 import folder_paths
+import latent_preview
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy.model_patcher import ModelPatcher
+from comfy_execution.utils import get_executing_context
+from PIL import Image
 
-from ...glmimage_core.prior import Progress
-from ...glmimage_core.residency import Residency
+from ...glmimage_core.component import Component
+from ...glmimage_core.denoise import Dit, initial_noise
+from ...glmimage_core.geometry import dit_token_count, latent_grid
+from ...glmimage_core.prior import ArModel, Progress, image_seeds
+from ...glmimage_core.schedule import partial_schedule
+from ...glmimage_core.vae import Vae
+from . import DROP_KEY, PRIOR_KEY, Painting
+from .dit_model import GlmImageModel, ModelSampling, dit_patcher, model_sampling
+from .patchers import Patched, load, patched, streamed_bytes
+from .vae_model import GlmImageVae
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SECONDS = 0.25  # between two pictures or two texts of one stage
+PREVIEW_SIDE = 1024  # pixels; larger pictures are made smaller
 
 
 class ComfyHost:
     """The running ComfyUI."""
 
+    samplers = comfy.samplers.KSampler.SAMPLERS
+
     def checkpoint_roots(self) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
 
-    def progress(self, label: str) -> Progress:
-        bar = comfy.utils.ProgressBar(1)
+    def loras(self) -> dict[str, Path]:
+        names = folder_paths.get_filename_list("loras")
+        return {name: Path(folder_paths.get_full_path_or_raise("loras", name)) for name in names}
 
-        def step(done: int, total: int) -> None:
-            model_management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(done, total)
-
+    def progress(self, label: str, unit: str = "") -> Progress:
         model_management.throw_exception_if_processing_interrupted()
+        bar = comfy.utils.ProgressBar(1)
+        started = shown = time.monotonic()
+
+        def step(done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
+            nonlocal shown
+            model_management.throw_exception_if_processing_interrupted()
+            now = time.monotonic()
+            picture = None
+            if now - shown >= PREVIEW_SECONDS or done == total:
+                shown = now
+                if preview is not None and args.preview_method != LatentPreviewMethod.NoPreviews:
+                    drawn = preview()
+                    picture = ("JPEG", drawn, PREVIEW_SIDE if max(drawn.size) > PREVIEW_SIDE else None)
+                if unit:
+                    _write_on_node(_speed(done, total, now - started, unit))
+            bar.update_absolute(done, total, picture)
+
         return step
 
-    def placed(self, model: torch.nn.Module, working_bytes: int = 0) -> AbstractContextManager[torch.device]:
-        return self._residency.hold(model, working_bytes)
+    def warn(self, text: str) -> None:
+        log.warning(text)
+        _write_on_node(text)
+
+    def wire(self, component: Component) -> Any:
+        if isinstance(component, Dit):
+            return dit_patcher(component)
+        if isinstance(component, Vae):
+            return GlmImageVae(component)
+        return patched(component, model_management.text_encoder_offload_device())
+
+    def component(self, wire: Any) -> Any:
+        if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel):
+            return wire.model.dit
+        return wire.component if isinstance(wire, Patched | GlmImageVae) else wire
+
+    @contextmanager
+    def placed(self, wire: Patched | GlmImageVae, working_bytes: int = 0) -> Iterator[Component]:
+        load(wire.patcher, working_bytes)
+        streamed = streamed_bytes(wire.patcher, working_bytes)
+        if streamed and isinstance(wire.component, ArModel):
+            self.warn(
+                f"{streamed / 1e9:.1f} GB of the AR model do not fit on {wire.patcher.load_device} and are brought there "
+                "again for every token, which is slow: choose a quantization in Load GLM-Image AR Model"
+            )
+        yield wire.component
 
     def free_bytes(self) -> int | None:
-        return None if self._residency.device.type == "cpu" else self._residency.free_bytes()
-
-    @cached_property
-    def _residency(self) -> Residency:
         device = model_management.get_torch_device()
-        return Residency(
-            device,
-            free_bytes=lambda: model_management.get_free_memory(device) - model_management.extra_reserved_memory(),
-            make_room=lambda needed: model_management.free_memory(needed, device),
+        return None if model_management.is_device_cpu(device) else model_management.get_free_memory(device)
+
+    def for_size(self, model: ModelPatcher, width: int, height: int) -> ModelPatcher:
+        model = model.clone()
+        model.add_object_patch("model_sampling", model_sampling(self.component(model), width, height))
+        return model
+
+    def with_lora(self, wire: ModelPatcher | Patched, lora: dict[str, torch.Tensor], strength: float) -> Any:
+        wire = wire.clone()
+        patcher = wire.patcher if isinstance(wire, Patched) else wire
+        prefix = "model" if isinstance(wire, Patched) else "diffusion_model"
+        weights = [key.removeprefix(f"{prefix}.") for key in patcher.model.state_dict() if key.endswith(".weight")]
+        names = {name.removesuffix(".weight"): f"{prefix}.{name}" for name in weights}
+        patcher.add_patches(comfy.lora.load_lora(lora, names), strength)
+        return wire
+
+    def paint(self, model: ModelPatcher, painting: Painting) -> torch.Tensor:
+        """Through ComfyUI's sampler, so that every patch on the MODEL takes effect."""
+        prior, latents = painting.prior, painting.latents
+        if painting.denoise == 0:
+            return latents.expand(painting.batch, -1, -1, -1).clone()
+        dit = self.component(model)
+        grid = latent_grid(prior.width, prior.height)
+        noise = initial_noise(image_seeds(painting.seed, painting.batch), len(dit.space.mean), grid)
+        start = torch.zeros_like(noise) if latents is None else latents.expand_as(noise)
+        if isinstance(model.get_model_object("model_sampling"), ModelSampling):
+            model = self.for_size(model, prior.width, prior.height)
+            mu = dit.shift.of_tokens(dit_token_count(prior.width, prior.height))
+            sigmas = partial_schedule(painting.steps, painting.denoise, mu).sigmas
+        else:  # a node put another schedule on the MODEL; GLM-Image's own spacing is what ComfyUI calls sgm_uniform
+            whole = max(painting.steps, int(painting.steps / painting.denoise))
+            sampling = model.get_model_object("model_sampling")
+            sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", whole)[-painting.steps - 1 :]
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(painting.positive, _without_prior(painting.negative, prior))
+        guider.set_cfg(painting.cfg)
+        samples = guider.sample(
+            noise,
+            start,
+            comfy.samplers.sampler_object(painting.sampler_name),
+            sigmas,
+            denoise_mask=painting.mask,
+            callback=latent_preview.prepare_callback(model, painting.steps),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=painting.seed,
         )
+        return samples.float().cpu()
+
+
+def _without_prior(negative: list, prior) -> list:
+    """A negative conditioning as Apply Prior makes it, also from one that did not go through there."""
+    return [[embeddings, options | {PRIOR_KEY: prior, DROP_KEY: True}] for embeddings, options in negative]
+
+
+def _speed(done: int, total: int, seconds: float, unit: str) -> str:
+    rate = done / max(seconds, 1e-6)
+    return f"{done} of {total} {unit}, {rate:.1f} a second, {(total - done) / rate:.0f} s left"
+
+
+def _write_on_node(text: str) -> None:
+    """Show a text on the node that runs, where there is a browser and a node."""
+    context = get_executing_context()
+    if context is None:
+        return
+    from server import PromptServer
+
+    PromptServer.instance.send_progress_text(text, context.node_id)

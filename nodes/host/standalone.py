@@ -1,13 +1,23 @@
 """Without ComfyUI: folders, device and progress are what the command line or a test says."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
-from ...glmimage_core.prior import Progress
+from ...glmimage_core import memory
+from ...glmimage_core.component import Component
+from ...glmimage_core.denoise import Dit, sample
+from ...glmimage_core.lora import LayeredLora, laid_over
+from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.residency import Residency
+from . import Painting
+
+log = logging.getLogger(__name__)
 
 
 def best_device() -> torch.device:
@@ -18,10 +28,12 @@ def best_device() -> torch.device:
 
 
 class StandaloneHost:
-    """Set `models`, a folder that holds diffusers/NAME, and `on_progress` before running nodes.
+    """Set `models`, a folder that holds diffusers/NAME and loras/, and `on_progress` before running nodes.
 
     on_progress is called with (label, done, total); what it raises stops the stage.
     """
+
+    samplers = ("euler",)
 
     def __init__(self):
         self.models = Path("models")
@@ -31,15 +43,59 @@ class StandaloneHost:
     def checkpoint_roots(self) -> list[Path]:
         return [self.models / "diffusers"]
 
-    def progress(self, label: str) -> Progress:
-        return lambda done, total: self.on_progress(label, done, total)
+    def loras(self) -> dict[str, Path]:
+        folder = self.models / "loras"
+        return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
-    def placed(self, model: torch.nn.Module, working_bytes: int = 0) -> AbstractContextManager[torch.device]:
-        return self._placing().hold(model, working_bytes)
+    def progress(self, label: str, unit: str = "") -> Progress:
+        return lambda done, total, preview=None: self.on_progress(label, done, total)
+
+    def warn(self, text: str) -> None:
+        log.warning(text)
+
+    def wire(self, component: Component) -> Component:
+        return component
+
+    def component(self, wire: Component) -> Component:
+        return wire
+
+    @contextmanager
+    def placed(self, wire: Component, working_bytes: int = 0) -> Iterator[Component]:
+        with self._placing().hold(wire.model, working_bytes) as device, laid_over(wire.model, wire.loras):
+            yield wire.on(device)
 
     def free_bytes(self) -> int | None:
         residency = self._placing()
         return None if residency.device.type == "cpu" else residency.free_bytes()
+
+    def for_size(self, model: Dit, width: int, height: int) -> Dit:
+        return model  # the one sampler here knows the size from the prior
+
+    def with_lora(self, wire: Component, lora: dict[str, torch.Tensor], strength: float) -> Component:
+        patched = replace(wire, loras=(*wire.loras, LayeredLora(lora, strength)))
+        return replace(patched, weights=f"{uuid4()} ") if isinstance(patched, Dit) else patched
+
+    def paint(self, model: Dit, painting: Painting) -> torch.Tensor:
+        (positive, _), (negative, _) = painting.positive[0], painting.negative[0]
+        prior = painting.prior
+        sizes = tuple((reference.width, reference.height) for reference in painting.references)
+        glyph_tokens, guided = positive.shape[1], painting.cfg != 1
+        job = memory.Job(prior.width, prior.height, painting.batch, sizes, glyph_tokens=glyph_tokens, guided=guided)
+        with self.placed(model, memory.dit_bytes(model.model.config, model.dtype.itemsize, job)) as dit:
+            return sample(
+                dit,
+                prior,
+                positive,
+                negative,
+                image_seeds(painting.seed, painting.batch),
+                painting.steps,
+                painting.cfg,
+                painting.denoise,
+                painting.latents,
+                painting.mask,
+                painting.references,
+                self.progress("Sampler"),
+            )
 
     def _placing(self) -> Residency:
         if self.residency is None:

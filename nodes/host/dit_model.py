@@ -1,0 +1,246 @@
+"""The DiT as a MODEL: what ComfyUI's samplers, schedulers, previews and patches expect of one."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as model_management
+import comfy.model_sampling
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ...glmimage_core import memory
+from ...glmimage_core.checkpoint import load_dit, load_vae
+from ...glmimage_core.denoise import Conditions, Dit, check_sample, reference_cache, rope, velocity
+from ...glmimage_core.geometry import LATENT_PX, dit_token_count, prior_for_dit
+from ...glmimage_core.preview import LatentColours, fit_latent_colours
+from ...glmimage_core.references import Reference, check_references
+from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
+from ...glmimage_core.vae import check_channels
+from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
+from .patchers import Patcher, streamable
+
+log = logging.getLogger(__name__)
+
+USUAL_SIDE = 1024  # pixels; the schedule of a MODEL that went through no GLM-Image Model Sampling
+
+
+class LatentFormat(comfy.latent_formats.LatentFormat):
+    """Latents travel in the VAE's space; samplers work on them normalised."""
+
+    def __init__(self, dit: Dit):
+        self.latent_channels = len(dit.space.mean)
+        self._space = dit.space
+        self._checkpoint = dit.checkpoint
+
+    def process_in(self, latent: torch.Tensor) -> torch.Tensor:
+        check_channels(self._space, latent)
+        return self._space.normalise(latent)
+
+    def process_out(self, latent: torch.Tensor) -> torch.Tensor:
+        return self._space.denormalise(latent)
+
+    @cached_property
+    def _colours(self) -> LatentColours | None:
+        return _preview_colours(self._checkpoint)
+
+    @property
+    def latent_rgb_factors(self) -> list[list[float]] | None:
+        """Fitted when the first preview is asked for."""
+        return self._colours and self._colours.factors.tolist()
+
+    @property
+    def latent_rgb_factors_bias(self) -> list[float] | None:
+        return self._colours and self._colours.bias.tolist()
+
+
+def _preview_colours(checkpoint: Path | None) -> LatentColours | None:
+    """Fitted to the VAE beside the DiT; None, and no previews, where there is none."""
+    if checkpoint is None:
+        return None
+    try:
+        return fit_latent_colours(load_vae(checkpoint, "float32"))
+    except (FileNotFoundError, ValueError) as error:
+        log.warning("no previews, since their colours are fitted to the checkpoint's VAE: %s", error)
+        return None
+
+
+class ModelSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """GLM-Image's sigmas: shifted by mu, and mapped to and from the timesteps that the DiT is conditioned on."""
+
+    def set_parameters(self, shift: float = 1.0, timesteps: int = TRAIN_STEPS, multiplier: int = TRAIN_STEPS) -> None:
+        self.shift = shift
+        self.multiplier = multiplier
+        self.register_buffer("sigmas", self.sigma(torch.arange(timesteps)))
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        return timestep_of_sigma(sigma, self.shift)
+
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
+        return shift_sigma((timestep + 1) / TRAIN_STEPS, self.shift)
+
+    def percent_to_sigma(self, percent: float) -> float:
+        if percent >= 1:
+            return 0.0
+        return float(shift_sigma(torch.tensor(1 - max(percent, 0.0)), self.shift))
+
+
+def model_sampling(dit: Dit, width: int, height: int) -> ModelSampling:
+    """The schedule for pictures of width x height pixels."""
+    sampling = ModelSampling()
+    sampling.set_parameters(shift=dit.shift.of_tokens(dit_token_count(width, height)))
+    return sampling
+
+
+class _Config(comfy.supported_models_base.BASE):
+    unet_config = {"disable_unet_model_creation": True}
+    unet_extra_config = {}
+
+
+class References(comfy.conds.CONDConstant):
+    """The key/value cache of all references; sizes as `_sizes` gives them. Keeps its side of the guidance to itself."""
+
+    def __init__(self, cache, sizes: list[int]):
+        super().__init__(cache)
+        self.sizes = sizes
+
+    def process_cond(self, batch_size, **kwargs):
+        return self
+
+    def size(self) -> list:
+        return self.sizes
+
+
+class GlmImageModel(comfy.model_base.BaseModel):
+    """The DiT behind ComfyUI's samplers. Its conditioning comes from GLM-Image Apply Prior."""
+
+    def __init__(self, dit: Dit, device: torch.device, offload_device: torch.device):
+        config = _Config(_Config.unet_config)
+        config.latent_format = LatentFormat(dit)
+        config.manual_cast_dtype = streamable(dit.model, device)
+        super().__init__(config, comfy.model_base.ModelType.FLOW, device=offload_device)
+        self.diffusion_model = dit.model.requires_grad_(False)
+        self.dit = dit.on(device, config.manual_cast_dtype)
+        self.model_sampling = model_sampling(dit, USUAL_SIDE, USUAL_SIDE)
+
+    def extra_conds(self, *, noise, device, cross_attn, prompt_type="", **options) -> dict[str, comfy.conds.CONDRegular]:
+        """What the DiT sees of one conditioning beside the latents. Runs the references whose caches are not kept."""
+        if PRIOR_KEY not in options:
+            raise ValueError(
+                f"the {prompt_type} conditioning carries no prior tokens, without which GLM-Image paints nothing; "
+                "connect GLM-Image Apply Prior between prompt and sampler"
+            )
+        prior = options[PRIOR_KEY]
+        check_sample(self.dit, prior, (cross_attn,), len(noise), denoise=1, latents=noise, mask=None)
+        tokens = prior_for_dit(prior.tokens)
+        conds = {
+            "glyphs": comfy.conds.CONDRegular(cross_attn),
+            "prior": comfy.conds.CONDRegular(tokens),
+            "drop": comfy.conds.CONDRegular(torch.full_like(tokens, bool(options.get(DROP_KEY)))),
+        }
+        if references := options.get(REFERENCES_KEY):
+            check_references(references, space=self.dit.space)
+            # Other weights give other caches, and the patcher names the patches that its weights carry.
+            weights = f"{self.current_patcher.patches_uuid} " if self.current_patcher.patches else ""
+            with torch.inference_mode():
+                cache = reference_cache(self._dit(weights=weights), references)
+            conds["cache"] = References(cache, _sizes(references))
+        return conds
+
+    def extra_conds_shapes(self, **options) -> dict[str, list]:
+        """What takes memory beside the latents, for `memory_required`."""
+        return {"cache": _sizes(options.get(REFERENCES_KEY, ()))}
+
+    def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006, ComfyUI's signature
+        """Bytes of one pass of input_shape [B, 16, height / 8, width / 8] and of the references' caches."""
+        batch, _, height, width = input_shape
+        sizes = max(cond_shapes.get("cache", ()), key=len, default=[])
+        references = tuple(zip(sizes[::2], sizes[1::2], strict=True))
+        job = memory.Job(width * LATENT_PX, height * LATENT_PX, batch, references)
+        return memory.dit_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds):  # noqa: B006
+        """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
+        height, width = (side * LATENT_PX for side in x.shape[2:])
+        # The DiT's clock depends on the size of the picture and on nothing else, whatever schedule chose the sigma.
+        timestep = timestep_of_sigma(t.float(), self.dit.shift.of_tokens(dit_token_count(width, height))).clamp(min=0)
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
+        v = executor.execute(x.clone(), timestep, conds, transformer_options)  # a step cache may write into its input
+        return self.model_sampling.calculate_denoised(t, v.float(), x)
+
+    def _velocity(self, x: torch.Tensor, timestep: torch.Tensor, conds: dict, transformer_options: dict) -> torch.Tensor:
+        """One forward, [B, 16, h, w] float32."""
+        height, width = (side * LATENT_PX for side in x.shape[2:])
+        prior, device = conds["prior"].to(x.device), x.device
+        if prior.shape[1] != dit_token_count(width, height):
+            raise ValueError("GLM-Image paints whole pictures; remove the area or the window from the conditioning")
+        dit = self._dit()
+        conditions = Conditions(
+            glyphs=conds["glyphs"].to(device, dit.dtype),
+            prior=prior,
+            drop=conds["drop"].to(device).bool(),
+            size=torch.tensor([[height, width]], device=device, dtype=torch.float32).expand(len(x), -1),
+            rope=rope(dit, width, height),
+        )
+        patches = transformer_options.get("patches", {}).get("attn1_output_patch", ())
+        with _attention_patches(self.diffusion_model, patches, transformer_options, conditions.glyphs.shape[1]):
+            return velocity(dit, x, timestep, conditions, conds.get("cache"))
+
+    def _dit(self, weights: str = "") -> Dit:
+        """The component as it is now: a patch may have put a compiled model or another precision in place."""
+        return replace(self.dit, model=self.diffusion_model, compute_dtype=self.manual_cast_dtype, weights=weights)
+
+
+def _sizes(references: Sequence[Reference]) -> list[int]:
+    """[width, height, width, height, ...] in pixels: what memory is predicted from, flat as ComfyUI wants shapes."""
+    return [side for reference in references for side in (reference.width, reference.height)]
+
+
+@contextmanager
+def _attention_patches(model: torch.nn.Module, patches: list[Callable], options: dict, text_tokens: int) -> Iterator[None]:
+    """Hand what attention puts out, [B, text and image tokens, width], to the patches of stock nodes."""
+    handles = []
+    for index, block in enumerate(model.transformer_blocks if patches else ()):
+        attention = block.attn1
+
+        def patch(layer, inputs, index=index, attention=attention):
+            (out,) = inputs
+            here = {
+                "block": ("transformer", index),
+                "n_heads": attention.heads,
+                "dim_head": out.shape[-1] // attention.heads,
+                "img_slice": [text_tokens, out.shape[1]],
+            }
+            for function in patches:
+                out = function(out, options | here)
+            return (out,)
+
+        handles.append(attention.to_out[0].register_forward_pre_hook(patch))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dit_patcher(dit: Dit, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The DiT as what travels on a MODEL wire."""
+    device, offload_device = model_management.get_torch_device(), model_management.unet_offload_device()
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else Patcher
+    model = GlmImageModel(dit, device, offload_device)
+    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    # How ComfyUI gets a second copy, where a node needs one that does not stream on demand
+    patcher.cached_patcher_init = (_reload, (dit.checkpoint, str(dit.model.dtype).removeprefix("torch.")))
+    return patcher
+
+
+def _reload(checkpoint: Path, dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return dit_patcher(load_dit(checkpoint, dtype), disable_dynamic)

@@ -1,0 +1,87 @@
+"""Our models as ComfyUI's memory manager wants them: layers it can stream and patch, inside a patcher it can evict."""
+
+import comfy.model_management as model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+
+from ...glmimage_core.component import Component
+
+LAYERS = ("Linear", "Embedding", "Conv2d", "LayerNorm", "GroupNorm")
+# Layers whose weights the libraries read for themselves instead of calling the layer, so that they cannot be streamed.
+READ_DIRECTLY = ("position_embedding", "quantize.embedding", "relative_attention_bias")
+
+# The patcher that streams on demand, where this ComfyUI has one; a name that ComfyUI sets when it starts.
+Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+class Holder(torch.nn.Module):
+    """A model on which ComfyUI can write `device`, which the libraries' models do not allow."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def get_dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+
+class Patched:
+    """A component on a socket of ours. ComfyUI finds and evicts it by `patcher`."""
+
+    def __init__(self, component: Component, patcher: comfy.model_patcher.ModelPatcher):
+        self.component = component
+        self.patcher = patcher
+
+    def clone(self) -> "Patched":
+        """The same model, to be patched differently."""
+        return Patched(self.component, self.patcher.clone())
+
+
+def patched(component: Component, offload_device: torch.device) -> Patched:
+    """A component that ComfyUI manages, computing in a precision that its device is good at."""
+    device = model_management.get_torch_device()
+    component = component.on(device, streamable(component.model, device))
+    return Patched(component, Patcher(Holder(component.model), load_device=device, offload_device=offload_device))
+
+
+def streamable(model: torch.nn.Module, device: torch.device) -> torch.dtype | None:
+    """Give a model's layers ComfyUI's own classes, in place: they compute the same and can be streamed, cast and patched.
+
+    Returns the precision to compute in where the device is not good at the weights' own, else None.
+    """
+    compute_dtype = model_management.unet_manual_cast(model.dtype, device, [torch.bfloat16, torch.float32])
+    for name, layer in model.named_modules():
+        kind = type(layer).__name__
+        if kind not in LAYERS or type(layer) is not getattr(torch.nn, kind) or name.endswith(READ_DIRECTLY):
+            continue
+        stored = layer.weight.dtype if layer.weight is not None else None
+        cast = stored not in (None, compute_dtype or model.dtype)
+        layer.__class__ = getattr(comfy.ops.manual_cast if cast else comfy.ops.disable_weight_init, kind)
+        if isinstance(layer, torch.nn.Embedding):
+            layer.bias = None  # which ComfyUI reads on every streamed layer
+    if hasattr(model_management, "archive_model_dtypes"):
+        model_management.archive_model_dtypes(model)
+    return compute_dtype
+
+
+def load(patcher: comfy.model_patcher.ModelPatcher, working_bytes: int) -> None:
+    """Have a patcher's model on its device, as far as there is room beside the working memory."""
+    model_management.load_models_gpu([patcher], memory_required=working_bytes)
+    # What ComfyUI cannot stream, it leaves behind when only a part fits. These layers are small.
+    for layer in patcher.model.modules():
+        if not hasattr(layer, "comfy_cast_weights"):
+            for tensors in (layer._parameters, layer._buffers):
+                for tensor in filter(None.__ne__, tensors.values()):
+                    if tensor.device != patcher.load_device:
+                        tensor.data = tensor.data.to(patcher.load_device)
+
+
+def streamed_bytes(patcher: comfy.model_patcher.ModelPatcher, working_bytes: int) -> int:
+    """How much of a loaded model is not on its device, so that it is brought there again in every pass."""
+    if model_management.is_device_cpu(patcher.load_device):
+        return 0
+    if getattr(patcher, "is_dynamic", bool)():  # brings layers when they are called and keeps those that fit
+        room = patcher.get_free_memory(patcher.load_device) + patcher.loaded_size()
+        return max(0, patcher.model_size() + working_bytes - room)
+    return patcher.model_size() - patcher.loaded_size() if patcher.model.model_lowvram else 0

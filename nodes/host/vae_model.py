@@ -1,0 +1,49 @@
+"""The VAE as what travels on a VAE wire: ComfyUI's own class around the checkpoint's model."""
+
+import comfy.sd
+import torch
+
+from ...glmimage_core import memory
+from ...glmimage_core.geometry import LATENT_PX
+from ...glmimage_core.vae import Vae
+from .patchers import Holder, Patcher, streamable
+
+
+class _FirstStage(Holder):
+    """[B, 3, H, W] in -1..1 to latents in the VAE's space and back, as ComfyUI calls it."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model.encode(pixels).latent_dist.mode()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.model.decode(latents, return_dict=False)[0]
+
+
+class GlmImageVae(comfy.sd.VAE):
+    """The one AutoencoderKL that ComfyUI can build is narrower than GLM-Image's.
+
+    So this starts as its pixel-space stand-in, which costs nothing and has every default of the installed version, and
+    then gets the real model.
+    """
+
+    def __init__(self, vae: Vae):
+        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)})
+        compute_dtype = streamable(vae.model, self.device)
+        self.component = vae.on(self.device, compute_dtype)
+        self.first_stage_model = _FirstStage(vae.model)
+        self.vae_dtype = self.component.dtype
+        self.latent_channels = len(vae.space.mean)
+        self.downscale_ratio = self.upscale_ratio = LATENT_PX
+        self.disable_offload = False
+        self.size = None
+        self.memory_used_encode = self._encode_bytes
+        self.memory_used_decode = self._decode_bytes
+        offload_device = comfy.model_management.vae_offload_device()
+        self.patcher = Patcher(self.first_stage_model, load_device=self.device, offload_device=offload_device)
+
+    def _encode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return memory.vae_encode_bytes(self.component.model.config, dtype.itemsize, shape[3], shape[2])
+
+    def _decode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        width, height = shape[3] * LATENT_PX, shape[2] * LATENT_PX
+        return memory.vae_decode_bytes(self.component.model.config, dtype.itemsize, width, height)

@@ -1,0 +1,78 @@
+"""LoRA for both halves of the model."""
+
+import logging
+
+from ..glmimage_core.lora import Match, match, read_lora
+from .host import host
+from .sockets import AR, CATEGORY, glm_dit
+
+log = logging.getLogger(__name__)
+
+
+def _strength_input(what: str) -> tuple:
+    tooltip = f"How strongly the LoRA changes {what}. 0 leaves it as it is, below 0 turns the change around."
+    return ("FLOAT", {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01, "tooltip": tooltip})
+
+
+class GLMImageLoadLoRA:
+    TITLE = "Load GLM-Image LoRA"
+    DESCRIPTION = (
+        "Lays a LoRA over the DiT, the AR model or both: keys of diffusers, PEFT, kohya and ComfyUI are understood, and the "
+        "ones that match nothing are counted. The loaded models stay as they are; chain these nodes for several LoRAs."
+    )
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm lora", "glm peft adapter")
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", AR)
+    RETURN_NAMES = ("model", "ar")
+    OUTPUT_TOOLTIPS = (
+        "The DiT with the LoRA. Nothing when no model is connected.",
+        "The AR model with the LoRA. Nothing when no AR model is connected.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "lora_name": (
+                    list(host.loras()) or ["none"],
+                    {"tooltip": "A safetensors file below models/loras."},
+                ),
+                "strength_model": _strength_input("the DiT"),
+                "strength_ar": _strength_input("the AR model"),
+            },
+            "optional": {
+                "model": ("MODEL", {"tooltip": "The DiT, from Load GLM-Image DiT."}),
+                "ar": (AR, {"tooltip": "The AR model, from Load GLM-Image AR Model."}),
+            },
+        }
+
+    def load(self, lora_name, strength_model, strength_ar, model=None, ar=None):
+        files = host.loras()
+        if lora_name not in files:
+            raise FileNotFoundError(f"there is no LoRA {lora_name!r}; put it below models/loras")
+        if model is None and ar is None:
+            raise ValueError("neither model nor ar is connected; connect what the LoRA is for")
+        lora = read_lora(files[lora_name])
+        dit = None if model is None else match(lora, glm_dit(model).model)
+        writer = None if ar is None else match(lora, host.component(ar).model)
+        _report(lora_name, lora, {"DiT": dit, "AR model": writer})
+        if model is not None and dit.weights and strength_model:
+            model = host.with_lora(model, dit.tensors, strength_model)
+        if ar is not None and writer.weights and strength_ar:
+            ar = host.with_lora(ar, writer.tensors, strength_ar)
+        return (model, ar)
+
+
+def _report(name: str, lora: dict, matches: dict[str, Match | None]) -> None:
+    """Say what a LoRA changes. Raises ValueError when that is nothing."""
+    found = {half: match for half, match in matches.items() if match is not None}
+    if not any(match.weights for match in found.values()):
+        example = f", such as {next(iter(lora))}" if lora else ""
+        raise ValueError(f"{name} changes nothing in the {' or the '.join(found)}: its {len(lora)} keys match no weight{example}")
+    changed = ", ".join(f"{match.weights} weights of the {half}" for half, match in found.items())
+    nowhere = set.intersection(*(set(match.unmatched) for match in found.values()))
+    if nowhere:
+        host.warn(f"{name} changes {changed}; {len(nowhere)} of its keys match nothing, such as {min(nowhere)}")
+    else:
+        log.info("%s changes %s", name, changed)

@@ -1,0 +1,128 @@
+"""Tests that run in ComfyUI's interpreter, with ComfyUI's own classes in this process and no server.
+
+tests/test_comfyui.py starts them; the working directory is the ComfyUI checkout.
+"""
+
+import asyncio
+import os
+import runpy
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [os.getcwd(), str(ROOT / "tests")]
+
+import comfy.cli_args  # noqa: E402
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    comfy.cli_args.args.cpu = True
+
+import comfy.model_management  # noqa: E402
+import folder_paths  # noqa: E402
+import pytest  # noqa: E402
+
+import nodes as stock  # noqa: E402
+
+pack = runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
+
+from glm_image_pack.glmimage_core import checkpoint as checkpoints  # noqa: E402
+from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES  # noqa: E402
+
+asyncio.run(stock.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """The tiny checkpoint, where ComfyUI finds it."""
+    models = tmp_path_factory.mktemp("models")
+    write_checkpoint(models / "diffusers" / "GLM-Image")
+    folder_paths.add_model_folder_path("diffusers", str(models / "diffusers"))
+    folder_paths.add_model_folder_path("loras", str(models / "loras"))
+    (models / "loras").mkdir()
+    return models / "diffusers" / "GLM-Image"
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def run():
+    """run("Node", input=...) runs a node, of this pack or of ComfyUI, and gives its outputs."""
+
+    def run_node(name: str, **inputs):
+        node = (NODES | stock.NODE_CLASS_MAPPINGS)[name]
+        out = getattr(node() if isinstance(node.FUNCTION, str) else node, node.FUNCTION)(**inputs)
+        return out if isinstance(out, tuple) else out.args
+
+    return run_node
+
+
+@pytest.fixture(scope="session")
+def ar(folder, run):
+    return run("GLMImageLoadAR", checkpoint="GLM-Image", dtype="auto", quantization="none")[0]
+
+
+@pytest.fixture(scope="session")
+def vae(folder, run):
+    return run("GLMImageLoadVAE", checkpoint="GLM-Image", dtype="auto")[0]
+
+
+@pytest.fixture
+def model(folder, run):
+    return run("GLMImageLoadDiT", checkpoint="GLM-Image", dtype="auto", quantization="none")[0]
+
+
+@pytest.fixture(scope="session")
+def library(folder):
+    """The components as the library itself loads them, for comparison."""
+    return {
+        "ar": checkpoints.load_ar(folder),
+        "dit": checkpoints.load_dit(folder),
+        "vae": checkpoints.load_vae(folder),
+        "glyph": checkpoints.load_glyph_encoder(folder),
+    }
+
+
+@pytest.fixture(scope="session")
+def prompt(folder, run):
+    """Positive and negative conditioning of a prompt with and without text to be drawn."""
+    encoder = run("GLMImageLoadGlyphEncoder", checkpoint="GLM-Image", dtype="auto")[0]
+    return run("GLMImageEncodePrompt", glyph_encoder=encoder, prompt='a sign "OPEN"', negative_prompt="", glyph_text="")[:2]
+
+
+@pytest.fixture(scope="session")
+def picture() -> torch.Tensor:
+    from glm_image_pack.glmimage_core.pixels import from_picture
+
+    from pictures import pattern
+
+    return from_picture(pattern(160, 128, 3))
+
+
+@pytest.fixture(scope="session")
+def references(ar, vae, picture, run):
+    return run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)[0]
+
+
+@pytest.fixture(scope="session")
+def conditioned(ar, prompt, references, run):
+    """conditioned(edit): positive, negative and prior of 256 x 288 pixels."""
+
+    def build(edit: bool, batch_size: int = 1):
+        extra = {"references": references} if edit else {}
+        settings = {"temperature": 0.9, "top_p": 0.75, "top_k": 50}
+        prior = run(
+            "GLMImageGeneratePrior",
+            **dict(ar=ar, prompt="a house", width=256, height=288, batch_size=batch_size, seed=1, **settings, **extra),
+        )[0]
+        return *run("GLMImageApplyPrior", positive=prompt[0], negative=prompt[1], prior=prior, **extra), prior
+
+    return build

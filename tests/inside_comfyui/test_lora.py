@@ -1,0 +1,223 @@
+"""LoRA on both halves: the stock loader and ours, names of every maker, strength, and weights that come back bit for bit."""
+
+import logging
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.nodes.host.dit_model import dit_patcher
+from safetensors.torch import save_file
+
+DIT_LAYERS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.net.2", "glyph_projector.net.2")
+AR_LAYERS = ("model.language_model.layers.0.self_attn.q_proj", "model.language_model.layers.1.mlp.down_proj")
+RANK = 4
+
+
+def deltas(model: torch.nn.Module, layers) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """up and down of each layer, large enough to be seen."""
+    generator = torch.Generator().manual_seed(4)
+    return {
+        layer: (
+            torch.randn(model.get_submodule(layer).out_features, RANK, generator=generator) * 0.3,
+            torch.randn(RANK, model.get_submodule(layer).in_features, generator=generator) * 0.3,
+        )
+        for layer in layers
+    }
+
+
+def merged(model: torch.nn.Module, changes, strength: float) -> torch.nn.Module:
+    for layer, (up, down) in changes.items():
+        model.get_submodule(layer).weight.data += strength * (up @ down)
+    return model
+
+
+@pytest.fixture
+def loras(folder, library):
+    """loras(name, form): writes a LoRA of the DiT's layers under the names of one maker."""
+
+    def write(name: str, form: str, layers=DIT_LAYERS, half: str = "dit") -> str:
+        tensors = {}
+        for layer, (up, down) in deltas(library[half].model, layers).items():
+            flat = layer.replace(".", "_")
+            first, second, prefix = {
+                "comfyui": (".lora_down.weight", ".lora_up.weight", f"diffusion_model.{layer}"),
+                "kohya": (".lora_down.weight", ".lora_up.weight", f"lora_unet_{flat}"),
+                "diffusers": (".lora_A.weight", ".lora_B.weight", f"transformer.{layer}"),
+                "peft": (".lora_A.weight", ".lora_B.weight", f"base_model.model.{layer}"),
+                "plain": (".lora_A.weight", ".lora_B.weight", layer),
+            }[form]
+            tensors |= {prefix + first: down, prefix + second: up}
+            if form == "kohya":
+                tensors[prefix + ".alpha"] = torch.tensor(float(RANK))
+        save_file(tensors, folder.parents[1] / "loras" / name)
+        return name
+
+    return write
+
+
+@pytest.fixture
+def paint(conditioned, run):
+    positive, negative, prior = conditioned(True)
+    settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
+
+    def with_model(model) -> torch.Tensor:
+        return run("GLMImageSampler", model=model, **settings)[0]["samples"]
+
+    def with_component(dit) -> torch.Tensor:
+        glyphs, options = positive[0]
+        return sample(dit, prior, glyphs, negative[0][0], seeds=[3], steps=2, references=options["glm_image_references"])
+
+    return with_model, with_component
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya", "diffusers", "peft", "plain"])
+def test_a_lora_of_any_maker_changes_the_dit_as_merged_weights_would(folder, library, model, loras, paint, run, form):
+    with_model, with_component = paint
+    name = loras("dit.safetensors", form)
+    dit = model.model.diffusion_model
+    before = {key: value.clone() for key, value in dit.state_dict().items()}
+    plain = with_model(model)
+    for strength in (1.0, -0.5):
+        (changed, nothing) = run("GLMImageLoadLoRA", lora_name=name, strength_model=strength, strength_ar=1.0, model=model)
+        assert nothing is None
+        expected = checkpoints.load_dit(folder)
+        merged(expected.model, deltas(library["dit"].model, DIT_LAYERS), strength)
+        assert (with_model(changed) - with_component(expected)).abs().max() < 1e-4
+        assert (with_model(changed) - plain).abs().max() > 1e-2
+    assert torch.equal(with_model(model), plain)
+    assert all(torch.equal(value, before[key]) for key, value in dit.state_dict().items())
+
+
+def test_the_stock_loader_takes_comfyuis_names(model, loras, paint, run):
+    with_model, _ = paint
+    name = loras("stock.safetensors", "comfyui")
+    (stock,) = run("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=0.7)
+    ours, _ = run("GLMImageLoadLoRA", lora_name=name, strength_model=0.7, strength_ar=1.0, model=model)
+    assert torch.equal(with_model(stock), with_model(ours))
+
+
+def test_two_loras_add_up(folder, library, model, loras, paint, run):
+    with_model, with_component = paint
+    name = loras("dit.safetensors", "diffusers")
+    inputs = {"lora_name": name, "strength_ar": 1.0}
+    once, _ = run("GLMImageLoadLoRA", model=model, strength_model=0.25, **inputs)
+    twice, _ = run("GLMImageLoadLoRA", model=once, strength_model=0.5, **inputs)
+    dit = checkpoints.load_dit(folder)
+    merged(dit.model, deltas(library["dit"].model, DIT_LAYERS), 0.75)
+    assert (with_model(twice) - with_component(dit)).abs().max() < 1e-4
+
+
+def test_a_lora_changes_the_ar_model_as_merged_weights_would(folder, library, ar, loras, run):
+    name = loras("ar.safetensors", "peft", AR_LAYERS, "ar")
+    nothing, changed = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=0.8, ar=ar)
+    plan = {"prompt": "a tree", "width": 256, "height": 256, "batch_size": 1, "seed": 2}
+    settings = {"temperature": 0.9, "top_p": 0.75, "top_k": 50}
+
+    def tokens(wire) -> torch.Tensor:
+        return run("GLMImageGeneratePrior", ar=wire, **plan, **settings)[0].tokens
+
+    plain = tokens(ar)
+    from glm_image_pack.glmimage_core.prior import generate_prior
+
+    writer = checkpoints.load_ar(folder)
+    merged(writer.model, deltas(library["ar"].model, AR_LAYERS), 0.8)
+    expected = generate_prior(writer, "a tree", 256, 256, seed=2).tokens
+    assert nothing is None
+    assert torch.equal(tokens(changed), expected) and not torch.equal(expected, plain)
+    assert torch.equal(tokens(ar), plain)
+
+
+def test_quantized_weights_come_back_bit_for_bit(folder, library, loras, paint, run):
+    """The blocks' weights in eight bits, computed in float32."""
+    with_model, _ = paint
+    dit = checkpoints.load_dit(folder)
+    for layer in dit.model.transformer_blocks.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+    model = dit_patcher(dit)
+    before = {key: value.clone() for key, value in dit.model.state_dict().items()}
+    plain = with_model(model)
+    assert torch.isfinite(plain).all()
+    name = loras("dit.safetensors", "diffusers")
+    changed, _ = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, model=model)
+    assert (with_model(changed) - plain).abs().max() > 1e-2
+    assert torch.equal(with_model(model), plain)
+    for key, value in dit.model.state_dict().items():
+        assert value.dtype == before[key].dtype
+        assert torch.equal(value.view(torch.uint8), before[key].view(torch.uint8)), key
+
+
+def test_a_lora_on_a_streamed_model_is_the_same(model, loras, paint, run, monkeypatch):
+    import comfy.model_management as model_management
+
+    with_model, _ = paint
+    name = loras("dit.safetensors", "diffusers")
+    changed, _ = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, model=model)
+    whole = with_model(changed)
+
+    def load_a_part(models, **settings):
+        for patcher in models:
+            patcher.detach()
+            patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
+
+    monkeypatch.setattr(model_management, "load_models_gpu", load_a_part)
+    assert (with_model(changed) - whole).abs().max() < 1e-4
+    monkeypatch.undo()
+    changed.detach()
+
+
+def test_references_are_run_again_with_other_weights(model, loras, paint, run):
+    with_model, _ = paint
+    with_model(model)
+    assert len(model.model.dit.kept) == 1
+    name = loras("dit.safetensors", "diffusers")
+    changed, _ = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, model=model)
+    with_model(changed)
+    assert len(model.model.dit.kept) == 2
+    with_model(changed)
+    assert len(model.model.dit.kept) == 2
+
+
+def test_strength_zero_is_the_model_itself(model, ar, loras, run):
+    name = loras("dit.safetensors", "diffusers")
+    out = run("GLMImageLoadLoRA", lora_name=name, strength_model=0.0, strength_ar=0.0, model=model, ar=ar)
+    assert out[0] is model and out[1] is ar
+
+
+def test_keys_that_match_nothing_are_counted(model, ar, loras, run, caplog, folder):
+    name = loras("dit.safetensors", "diffusers")
+    path = folder.parents[1] / "loras" / name
+    from safetensors.torch import load_file
+
+    save_file(load_file(path) | {"transformer.other.lora_A.weight": torch.ones(4, 8), "te.x.alpha": torch.ones(1)}, path)
+    with caplog.at_level(logging.WARNING):
+        out = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, model=model, ar=ar)
+    assert "3 weights of the DiT, 0 weights of the AR model; 2 of its keys match nothing, such as te.x.alpha" in caplog.text
+    assert out[0] is not model and out[1] is ar
+
+
+def test_what_is_no_lora_for_this_model_is_refused(folder, model, ar, run):
+    loras = folder.parents[1] / "loras"
+
+    def load(name: str, **inputs):
+        run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, **inputs)
+
+    save_file({"lora_unet_down_blocks_0.lora_up.weight": torch.ones(8, 4)}, loras / "sdxl.safetensors")
+    with pytest.raises(ValueError, match="sdxl.safetensors changes nothing in the DiT or the AR model: its 1 keys"):
+        load("sdxl.safetensors", model=model, ar=ar)
+    layer = f"transformer.{DIT_LAYERS[0]}"
+    wrong = {f"{layer}.lora_A.weight": torch.ones(4, 999), f"{layer}.lora_B.weight": torch.ones(999, 4)}
+    save_file(wrong, loras / "wide.safetensors")
+    with pytest.raises(ValueError, match=r"for another model: it changes transformer_blocks.0.attn1.to_q as \[999, 999\]"):
+        load("wide.safetensors", model=model)
+    torch.save({"x": torch.ones(1)}, loras / "pickle.pt")
+    with pytest.raises(ValueError, match=r"pickle.pt is not a safetensors file; other formats can run code"):
+        load("pickle.pt", model=model)
+    (loras / "renamed.safetensors").write_bytes((loras / "pickle.pt").read_bytes())
+    with pytest.raises(ValueError, match=r"renamed.safetensors is no safetensors file"):
+        load("renamed.safetensors", model=model)
+    with pytest.raises(ValueError, match="neither model nor ar is connected"):
+        load("sdxl.safetensors")
+    with pytest.raises(FileNotFoundError, match="no LoRA 'gone.safetensors'"):
+        load("gone.safetensors", model=model)

@@ -1,0 +1,250 @@
+"""Our models in ComfyUI's memory manager: streamed without a difference, evicted in order, given back, never leaked."""
+
+import gc
+import logging
+import resource
+import weakref
+
+import comfy.model_management as model_management
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.nodes.host import patchers
+from glm_image_pack.nodes.host.comfyui import ComfyHost
+
+RELEASED_AR = {
+    "text_config": {
+        **{"num_hidden_layers": 2, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 2},
+        **{"intermediate_size": 13696, "vocab_size": 168064, "vision_vocab_size": 16512},
+    },
+    "vision_config": {"depth": 2, "hidden_size": 1536, "num_heads": 16, "intermediate_size": 6144},
+    "vq_config": {"num_embeddings": 16384, "embed_dim": 2048, "latent_channels": 1536},
+}
+
+
+def glyph_wire(run):
+    return run("GLMImageLoadGlyphEncoder", checkpoint="GLM-Image", dtype="auto")[0]
+
+
+def patchers_of(*wires) -> list:
+    return [getattr(wire, "patcher", wire) for wire in wires]
+
+
+@pytest.fixture
+def stages(ar, vae, model, conditioned, picture, prompt, run):
+    """Every stage that runs a model, as name -> (patcher, what it computes)."""
+    glyph = glyph_wire(run)
+    positive, negative, _ = conditioned(True)
+    settings = {"batch_size": 1, "seed": 5, "temperature": 0.9, "top_p": 0.75, "top_k": 50}
+    sampling = {"positive": positive, "negative": negative, "seed": 1, "steps": 2, "cfg": 1.5}
+    return {
+        "glyphs": (
+            glyph.patcher,
+            lambda: run("GLMImageEncodePrompt", glyph_encoder=glyph, prompt='"A"', negative_prompt="", glyph_text="")[0][0][0],
+        ),
+        "vision": (ar.patcher, lambda: run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)[0][0].vision_tokens),
+        "prior": (
+            ar.patcher,
+            lambda: run("GLMImageGeneratePrior", ar=ar, prompt="a tree", width=256, height=256, **settings)[0].tokens,
+        ),
+        "sampler": (model, lambda: run("GLMImageSampler", model=model, **sampling)[0]["samples"]),
+        "encode": (vae.patcher, lambda: run("GLMImageVAEEncode", vae=vae, image=picture)[0]["samples"]),
+        "decode": (vae.patcher, lambda: run("VAEDecode", vae=vae, samples={"samples": torch.ones(1, 16, 16, 16)})[0]),
+    }
+
+
+def test_a_model_of_which_only_a_part_fits_computes_the_same(stages, monkeypatch):
+    """Layers are brought to the device as they are called; the result is the same to the last bit."""
+    whole = {name: compute() for name, (_, compute) in stages.items()}
+
+    def load_a_part(models, **settings):
+        for patcher in models:
+            patcher.detach()
+            patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
+
+    monkeypatch.setattr(model_management, "load_models_gpu", load_a_part)
+    for name, (patcher, compute) in stages.items():
+        assert torch.equal(compute(), whole[name]), name
+        assert patcher.model.model_lowvram and 0 < patcher.loaded_size() < patcher.model_size(), name
+        streamed = [layer for layer in patcher.model.modules() if getattr(layer, "prev_comfy_cast_weights", None) is False]
+        assert len(streamed) > 3, name
+    monkeypatch.undo()
+    for patcher, _ in stages.values():
+        patcher.detach()
+
+
+def test_what_cannot_be_streamed_is_small(folder):
+    """Of a model of the released widths, on the meta device: norms, and the tables that the libraries read themselves."""
+    from transformers import GlmImageConfig, GlmImageForConditionalGeneration
+
+    with torch.device("meta"):
+        model = GlmImageForConditionalGeneration(GlmImageConfig(**RELEASED_AR))
+    patchers.streamable(model.to(torch.bfloat16), torch.device("cpu"))
+    left = {
+        name: sum(p.numel() * 2 for p in layer.parameters(recurse=False))
+        for name, layer in model.named_modules()
+        if not hasattr(layer, "comfy_cast_weights") and list(layer.parameters(recurse=False))
+    }
+    assert sum(left.values()) < 150e6
+    big = {name for name, size in left.items() if size > 1e6}
+    assert big == {"model.visual.embeddings.position_embedding", "model.vqmodel.quantize.embedding"}
+    for name in ("transformer", "vae"):
+        skeleton = checkpoints.skeleton(folder, name)
+        patchers.streamable(skeleton, torch.device("cpu"))
+        plain = [layer for layer in skeleton.modules() if not hasattr(layer, "comfy_cast_weights")]
+        assert not [layer for layer in plain if list(layer.parameters(recurse=False))]
+
+
+class SmallDevice:
+    """A pretend device with `budget` bytes: cpu:0, which ComfyUI takes for another device than cpu."""
+
+    def __init__(self, budget: int, monkeypatch):
+        self.budget, self.device, self.most = budget, torch.device("cpu", 0), 0
+        monkeypatch.setattr(model_management, "get_free_memory", self.free)
+        monkeypatch.setattr(model_management, "minimum_inference_memory", lambda *args: 0)
+        monkeypatch.setattr(model_management, "extra_reserved_memory", lambda: 0)
+        monkeypatch.setattr(model_management, "soft_empty_cache", lambda *args: None)
+
+    def loaded(self) -> list:
+        return [loaded.model for loaded in model_management.current_loaded_models if loaded.device == self.device]
+
+    def free(self, device=None, torch_free_too=False):
+        used = sum(patcher.loaded_size() for patcher in self.loaded())
+        self.most = max(self.most, used)
+        return (self.budget - used, 0) if torch_free_too else self.budget - used
+
+
+def test_two_halves_are_on_the_device_together_only_where_they_fit(stages, monkeypatch):
+    halves = {name: stages[name][0] for name in ("prior", "sampler")}
+    sizes = {name: patcher.model_size() for name, patcher in halves.items()}
+    for patcher in halves.values():
+        monkeypatch.setattr(patcher, "load_device", torch.device("cpu", 0))
+    model_management.unload_all_models()
+    roomy = SmallDevice(2 * sum(sizes.values()), monkeypatch)
+    for patcher in halves.values():
+        patchers.load(patcher, 0)
+    assert len(roomy.loaded()) == 2
+    model_management.free_memory(1e30, roomy.device)
+    assert not roomy.loaded() and all(patcher.loaded_size() == 0 for patcher in halves.values())
+
+    tight = SmallDevice(round(1.15 * max(sizes.values())), monkeypatch)
+    order = []
+    for name in ("prior", "sampler", "sampler", "prior"):
+        patchers.load(halves[name], 0)
+        here = {patcher.model.__class__.__name__: patcher.loaded_size() for patcher in tight.loaded()}
+        order.append(halves[name].loaded_size() == sizes[name])
+        assert sum(here.values()) <= tight.budget
+    assert order == [True] * 4  # whoever was asked for is there as a whole
+    model_management.free_memory(1e30, tight.device)
+
+
+def test_working_memory_is_asked_for_with_every_stage(stages, monkeypatch):
+    asked = []
+    original = model_management.load_models_gpu
+
+    def watch(models, memory_required=0, **settings):
+        asked.append(memory_required)
+        return original(models, memory_required=memory_required, **settings)
+
+    monkeypatch.setattr(model_management, "load_models_gpu", watch)
+    for name in ("vision", "prior", "sampler", "encode", "decode"):
+        asked.clear()
+        stages[name][1]()
+        assert max(asked) > 100_000, name
+
+
+def test_unloaded_models_run_again_without_reading_the_disk(stages, monkeypatch):
+    before = {name: compute() for name, (_, compute) in stages.items()}
+    model_management.unload_all_models()
+    assert not model_management.current_loaded_models
+    monkeypatch.setattr(checkpoints, "_load", lambda *args, **kwargs: pytest.fail("read the disk"))
+    for name, (_, compute) in stages.items():
+        assert torch.equal(compute(), before[name]), name
+
+
+def test_a_model_that_nobody_holds_is_gone(folder, run, conditioned, picture):
+    positive, negative, _ = conditioned(True)
+    ar, vae = (
+        run("GLMImageLoadAR", checkpoint="GLM-Image", dtype="auto", quantization="none")[0],
+        run("GLMImageLoadVAE", checkpoint="GLM-Image", dtype="auto")[0],
+    )
+    model = run("GLMImageLoadDiT", checkpoint="GLM-Image", dtype="auto", quantization="none")[0]
+    glyph = glyph_wire(run)
+    run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)
+    run("GLMImageEncodePrompt", glyph_encoder=glyph, prompt='"A"', negative_prompt="", glyph_text="")
+    run("GLMImageSampler", model=model, positive=positive, negative=negative, seed=1, steps=1, cfg=1.5)
+    modules = [weakref.ref(patcher.model) for patcher in patchers_of(ar, vae, model, glyph)]
+    modules += [weakref.ref(wire.component.model) for wire in (ar, vae, glyph)]
+    del ar, vae, model, glyph
+    gc.collect()
+    model_management.cleanup_models()
+    assert [ref() for ref in modules] == [None] * 7
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), model_management.InterruptProcessingException()])
+def test_an_error_leaves_nothing_behind(model, conditioned, run, monkeypatch, error):
+    positive, negative, _ = conditioned(True)
+    settings = {"positive": positive, "negative": negative, "seed": 1, "steps": 3, "cfg": 1.5}
+    (expected,) = run("GLMImageSampler", model=model, **settings)
+    block = model.model.diffusion_model.transformer_blocks[1]
+
+    def count() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    before = count()
+    with monkeypatch.context() as broken, pytest.raises(type(error)) as raised:
+
+        def stop(*args, **kwargs):
+            raise error
+
+        broken.setattr(block, "forward", stop)
+        run("GLMImageSampler", model=model, **settings)
+    error.__traceback__ = None
+    del raised
+    assert count() <= before
+    (again,) = run("GLMImageSampler", model=model, **settings)
+    assert torch.equal(again["samples"], expected["samples"])
+
+
+def test_fifty_runs_of_text_and_edit_leave_memory_flat(ar, vae, model, prompt, picture, run):
+    def once(seed: int) -> None:
+        edit = seed % 2
+        extra = {"references": run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)[0]} if edit else {}
+        plan = {"batch_size": 1, "seed": seed, "temperature": 0.9, "top_p": 0.75, "top_k": 50}
+        (prior,) = run("GLMImageGeneratePrior", ar=ar, prompt="a tree", width=256, height=256, **plan, **extra)
+        positive, negative = run("GLMImageApplyPrior", positive=prompt[0], negative=prompt[1], prior=prior, **extra)
+        (latent,) = run("GLMImageSampler", model=model, positive=positive, negative=negative, seed=seed, steps=1, cfg=1.5)
+        run("VAEDecode", vae=vae, samples=latent)
+
+    def state() -> tuple[int, int]:
+        gc.collect()
+        return len(gc.get_objects()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # MB, the most so far
+
+    for seed in range(10):
+        once(seed)
+    objects, megabytes = state()
+    for seed in range(10, 50):
+        once(seed)
+    objects_after, megabytes_after = state()
+    assert objects_after - objects < 200
+    assert megabytes_after - megabytes < 20
+
+
+def test_streaming_the_ar_model_is_said(ar, monkeypatch, caplog):
+    host = ComfyHost()
+    monkeypatch.setattr("glm_image_pack.nodes.host.comfyui.streamed_bytes", lambda patcher, working: 5_000_000_000)
+    with caplog.at_level(logging.WARNING), host.placed(ar):
+        pass
+    assert "5.0 GB of the AR model do not fit" in caplog.text and "quantization" in caplog.text
+
+
+def test_streamed_bytes_are_those_that_are_not_there(ar, monkeypatch):
+    patcher = ar.patcher
+    monkeypatch.setattr(model_management, "is_device_cpu", lambda device: False)
+    patcher.detach()
+    patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
+    assert patchers.streamed_bytes(patcher, 0) == patcher.model_size() - patcher.loaded_size() > 0
+    patcher.detach()
+    patcher.partially_load(patcher.load_device, extra_memory=10 * patcher.model_size())
+    assert patchers.streamed_bytes(patcher, 0) == 0

@@ -1,0 +1,44 @@
+"""Sizes by aspect and area."""
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core.geometry import check_size, size_of
+from glm_image_pack.nodes.size import ASPECTS, GLMImageSize
+
+
+@pytest.mark.parametrize("megapixels", [1.0, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_a_bucket_is_close_to_what_was_asked_for(aspect, megapixels):
+    width, height = GLMImageSize().size(aspect, megapixels)
+    check_size(width, height)
+    assert width * height == pytest.approx(megapixels * 1024 * 1024, rel=0.05)
+    assert width / height == pytest.approx(ASPECTS[aspect], rel=0.04)
+
+
+def test_usual_sizes():
+    sizes = {aspect: GLMImageSize().size(aspect, 1.0) for aspect in ASPECTS}
+    assert sizes["1:1"] == (1024, 1024)
+    assert sizes["16:9"] == (1376, 768) and sizes["9:16"] == (768, 1376)
+    assert GLMImageSize().size("1:1", 4.0) == (2048, 2048)
+
+
+def test_portrait_is_landscape_turned_around():
+    for aspect in ASPECTS:
+        width, height = aspect.split(":")
+        assert GLMImageSize().size(f"{height}:{width}", 2.0) == GLMImageSize().size(aspect, 2.0)[::-1]
+
+
+def test_like_an_image():
+    assert GLMImageSize().size("like image", 1.0, torch.zeros(1, 600, 1200, 3)) == size_of(2.0, 1.0)
+    with pytest.raises(ValueError, match="no image is connected"):
+        GLMImageSize().size("like image", 1.0)
+    with pytest.raises(ValueError, match="sides must lie within 256..4096"):
+        GLMImageSize().size("like image", 4.0, torch.zeros(1, 10, 1000, 3))
+
+
+def test_a_size_below_the_trained_one_is_said(caplog):
+    GLMImageSize().size("1:1", 1.0)
+    GLMImageSize().size("4:3", 1.0)
+    assert not caplog.records
+    GLMImageSize().size("1:1", 0.5)
+    assert "736x736 is less than 1024x1024 pixels" in caplog.text
