@@ -28,6 +28,7 @@ test-oldest: .venv-oldest/ready
 lint: .venv/ready
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m ruff check . --isolated --ignore-noqa --select S102,S307,E702  # the rules of `comfy node validate`
 
 .venv/ready: requirements.txt Makefile
 	$(PYTHON) -m venv .venv

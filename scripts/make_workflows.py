@@ -11,12 +11,40 @@ import json
 import runpy
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "glm_image_pack"
 runpy.run_path(str(ROOT / "__main__.py"))["load_pack"](PACK)
 workflow_format = importlib.import_module(f"{PACK}.nodes.headless.workflow")
-ALL_NODES = importlib.import_module(f"{PACK}.nodes.headless.cli").ALL_NODES
+OWN_NODES = importlib.import_module(f"{PACK}.nodes.headless.cli").ALL_NODES
+
+
+def _stock(outputs: tuple[str, ...], **inputs) -> type:
+    """The inputs and outputs of a node of ComfyUI that only ComfyUI can run."""
+    return type("Stock", (), {"RETURN_TYPES": outputs, "INPUT_TYPES": classmethod(lambda cls: {"required": inputs})})
+
+
+_SEED = ("INT", {"default": 0, "control_after_generate": True})
+_SIDE = ("INT", {"default": 1024})
+ALL_NODES = OWN_NODES | {
+    "EmptySD3LatentImage": _stock(("LATENT",), width=_SIDE, height=_SIDE, batch_size=("INT", {"default": 1})),
+    "KSampler": _stock(
+        ("LATENT",),
+        model=("MODEL", {}),
+        seed=_SEED,
+        steps=("INT", {"default": 50}),
+        cfg=("FLOAT", {"default": 1.5}),
+        sampler_name=(["euler"], {"default": "euler"}),
+        scheduler=(["sgm_uniform"], {"default": "sgm_uniform"}),
+        positive=("CONDITIONING", {}),
+        negative=("CONDITIONING", {}),
+        latent_image=("LATENT", {}),
+        denoise=("FLOAT", {"default": 1.0}),
+    ),
+    "VAEDecode": _stock(("IMAGE",), samples=("LATENT", {}), vae=("VAE", {})),
+}
+COMFYUI_ONLY = ("stock_sampler",)
 
 PROMPT = (
     "A small bookshop on a rainy evening, seen from across the street. Warm light falls through the window onto wet "
@@ -24,6 +52,7 @@ PROMPT = (
     "in the window."
 )
 EDIT = 'It is winter now: snow lies on the roof and in the garden. Above the door hangs a sign that says "CLOSED".'
+RESTYLE = "An oil painting of a small house on a lawn in the evening, thick brush strokes, warm light in both windows."
 COMBINE = "The mug from the second picture stands on the lawn in front of the house from the first picture, as tall as the door."
 
 CONTROL = "control_after_generate"
@@ -110,68 +139,106 @@ class Graph:
         }
 
 
+MODELS, WORDS, PLAN, PAINT = 0, 480, 960, 1440  # left edges of the columns, from the first stage to the last
+BELOW = TOP + 770  # of the second row
+
+
+class Loaded(NamedTuple):
+    """The nodes that every graph begins with."""
+
+    ar: dict
+    dit: dict
+    vae: dict
+    text: dict
+    encoded: dict
+
+
+def begin(graph: Graph, prompt: str) -> Loaded:
+    """Loaders, and the prompt typed once."""
+    graph.group("Models", "#3f5159", MODELS, TOP, 380, 610)
+    ar = graph.add("GLMImageLoadAR", (MODELS, TOP), (380, 130), **CHECKPOINT)
+    encoder = graph.add("GLMImageLoadGlyphEncoder", (MODELS, TOP + 180), (380, 100), **CHECKPOINT)
+    dit = graph.add("GLMImageLoadDiT", (MODELS, TOP + 330), (380, 130), **CHECKPOINT)
+    vae = graph.add("GLMImageLoadVAE", (MODELS, TOP + 510), (380, 100), **CHECKPOINT)
+
+    graph.group("Prompt", "#5b4a6b", WORDS, TOP, 380, 610)
+    text = graph.add("PrimitiveStringMultiline", (WORDS, TOP), (380, 260), title="Prompt", value=prompt)
+    encoded = graph.add("GLMImageEncodePrompt", (WORDS, TOP + 310), (380, 300), glyph_encoder=(encoder, 0), prompt=(text, 0))
+    return Loaded(ar, dit, vae, text, encoded)
+
+
+def planned(graph: Graph, loaded: Loaded, references: dict, **settings) -> dict[str, tuple]:
+    """The plan. Returns both conditionings as inputs of a sampler."""
+    graph.group("Plan", "#5f5a3a", PLAN, TOP, 380, 610)
+    inputs = {"ar": (loaded.ar, 0), "prompt": (loaded.text, 0), **settings, **references}
+    prior = graph.add("GLMImageGeneratePrior", (PLAN, TOP), (380, 400), **inputs)
+    sides = {"positive": (loaded.encoded, 0), "negative": (loaded.encoded, 1)}
+    applied = graph.add("GLMImageApplyPrior", (PLAN, TOP + 480), (380, 130), **sides, prior=(prior, 0), **references)
+    return {"positive": (applied, 0), "negative": (applied, 1)}
+
+
 def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sampler_seeds=(0,)) -> dict:
-    """One of the shipped graphs: loaders, the prompt typed once, references, the plan, and a sampler for each seed."""
+    """Text to image or an edit, and a sampler for each seed."""
     graph = Graph(name, note)
-    models, words, plan, paint = 0, 480, 960, 1440
-
-    graph.group("Models", "#3f5159", models, TOP, 380, 610)
-    ar = graph.add("GLMImageLoadAR", (models, TOP), (380, 130), **CHECKPOINT)
-    encoder = graph.add("GLMImageLoadGlyphEncoder", (models, TOP + 180), (380, 100), **CHECKPOINT)
-    dit = graph.add("GLMImageLoadDiT", (models, TOP + 330), (380, 130), **CHECKPOINT)
-    vae = graph.add("GLMImageLoadVAE", (models, TOP + 510), (380, 100), **CHECKPOINT)
-
-    graph.group("Prompt", "#5b4a6b", words, TOP, 380, 610)
-    text = graph.add("PrimitiveStringMultiline", (words, TOP), (380, 260), title="Prompt", value=prompt)
-    encoded = graph.add("GLMImageEncodePrompt", (words, TOP + 310), (380, 300), glyph_encoder=(encoder, 0), prompt=(text, 0))
-
+    loaded = begin(graph, prompt)
     references = {}
     if pictures:
-        graph.group("References", "#6b4a55", words, TOP + 770, 620 * len(pictures) - 60, 360)
+        graph.group("References", "#6b4a55", WORDS, BELOW, 620 * len(pictures) - 60, 360)
     for number, picture in enumerate(pictures):
-        left = words + 620 * number
-        image = graph.add("LoadImage", (left, TOP + 770), (240, 360), title=f"Reference {number + 1}", image=picture)
-        node = graph.add(
-            "GLMImageEncodeReference",
-            (left + 260, TOP + 770),
-            (300, 110),
-            ar=(ar, 0),
-            vae=(vae, 0),
-            image=(image, 0),
-            **references,
-        )
+        left = WORDS + 620 * number
+        image = graph.add("LoadImage", (left, BELOW), (240, 360), title=f"Reference {number + 1}", image=picture)
+        inputs = {"ar": (loaded.ar, 0), "vae": (loaded.vae, 0), "image": (image, 0), **references}
+        node = graph.add("GLMImageEncodeReference", (left + 260, BELOW), (300, 110), **inputs)
         references = {"references": (node, 0)}
-
-    graph.group("Plan", "#5f5a3a", plan, TOP, 380, 610)
-    prior = graph.add(
-        "GLMImageGeneratePrior", (plan, TOP), (380, 400), ar=(ar, 0), prompt=(text, 0), batch_size=batch, **references
-    )
-    applied = graph.add(
-        "GLMImageApplyPrior",
-        (plan, TOP + 480),
-        (380, 130),
-        positive=(encoded, 0),
-        negative=(encoded, 1),
-        prior=(prior, 0),
-        **references,
-    )
+    conditioning = planned(graph, loaded, references, batch_size=batch)
 
     several = len(sampler_seeds) > 1
-    graph.group("Paint", "#3d5a44", paint, TOP, 800, 470 * len(sampler_seeds) - 60)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 470 * len(sampler_seeds) - 60)
     for number, seed in enumerate(sampler_seeds):
-        top = TOP + 470 * number
-        sampler = graph.add(
-            "GLMImageSampler",
-            (paint, top),
-            (340, 250),
-            model=(dit, 0),
-            positive=(applied, 0),
-            negative=(applied, 1),
-            seed=seed,
-            title=f"Sampler {number + 1}" if several else None,
-        )
-        decoded = graph.add("GLMImageVAEDecode", (paint, top + 300), (340, 110), vae=(vae, 0), samples=(sampler, 0))
-        graph.add("SaveImage", (paint + 380, top), (420, 410), images=(decoded, 0), filename_prefix=f"glm-image/{name}")
+        title = f"Sampler {number + 1}" if several else None
+        paint(graph, loaded, TOP + 470 * number, title=title, seed=seed, **conditioning)
+    return graph.ui()
+
+
+def paint(graph: Graph, loaded: Loaded, top: int, **inputs) -> None:
+    """Our sampler, the picture decoded and saved."""
+    sampler = graph.add("GLMImageSampler", (PAINT, top), (340, 250), model=(loaded.dit, 0), **inputs)
+    decoded = graph.add("GLMImageVAEDecode", (PAINT, top + 300), (340, 110), vae=(loaded.vae, 0), samples=(sampler, 0))
+    save = {"images": (decoded, 0), "filename_prefix": f"glm-image/{graph.name}"}
+    graph.add("SaveImage", (PAINT + 380, top), (420, 410), **save)
+
+
+def restyle(name: str, note: str) -> dict:
+    """A picture painted over: its own latent, partly noised, under a new plan of its own size."""
+    graph = Graph(name, note)
+    loaded = begin(graph, RESTYLE)
+    graph.group("Picture", "#6b4a55", WORDS, BELOW, 900, 360)
+    image = graph.add("LoadImage", (WORDS, BELOW), (260, 360), title="Picture", image=SCENE)
+    size = graph.add("GLMImageSize", (WORDS + 300, BELOW), (280, 130), aspect="like image", image=(image, 0))
+    sides = {"width": (size, 0), "height": (size, 1)}
+    scale = {"upscale_method": "lanczos", "crop": "center", **sides}
+    fitted = graph.add("ImageScale", (WORDS + 620, BELOW), (280, 180), image=(image, 0), **scale)
+    latent = graph.add("GLMImageVAEEncode", (WORDS + 620, BELOW + 240), (280, 60), vae=(loaded.vae, 0), image=(fitted, 0))
+    conditioning = planned(graph, loaded, {}, **sides)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 410)
+    paint(graph, loaded, TOP, latent_image=(latent, 0), denoise=0.7, **conditioning)
+    return graph.ui()
+
+
+def stock_sampler(name: str, note: str) -> dict:
+    """The plan painted by ComfyUI's own nodes, all of one size."""
+    graph = Graph(name, note)
+    loaded = begin(graph, PROMPT)
+    graph.group("Size", "#6b4a55", WORDS, BELOW, 380, 110)
+    size = graph.add("GLMImageSize", (WORDS, BELOW), (380, 110), aspect="16:9")
+    sides = {"width": (size, 0), "height": (size, 1)}
+    conditioning = planned(graph, loaded, {}, **sides)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 610)
+    sized = graph.add("GLMImageModelSampling", (PAINT, TOP), (340, 110), model=(loaded.dit, 0), **sides)
+    empty = graph.add("EmptySD3LatentImage", (PAINT, TOP + 160), (340, 110), **sides)
+    sampler = graph.add("KSampler", (PAINT, TOP + 320), (340, 290), model=(sized, 0), latent_image=(empty, 0), **conditioning)
+    decoded = graph.add("VAEDecode", (PAINT + 380, TOP), (420, 50), samples=(sampler, 0), vae=(loaded.vae, 0))
+    graph.add("SaveImage", (PAINT + 380, TOP + 110), (420, 500), images=(decoded, 0), filename_prefix=f"glm-image/{name}")
     return graph.ui()
 
 
@@ -212,6 +279,17 @@ def all_workflows() -> dict[str, dict]:
             "details differ. The AR stage runs once.",
             PROMPT,
             sampler_seeds=(0, 1),
+        ),
+        "restyle": restyle(
+            "restyle",
+            "## Paint over a picture\nThe picture is encoded, partly noised and painted over under a new plan. **denoise** in "
+            "the sampler says how much: 0.5 keeps most of it, 0.9 little.\n\n**GLM-Image Size** takes the picture's aspect. To "
+            "change a picture by words, use *image_edit*.",
+        ),
+        "stock_sampler": stock_sampler(
+            "stock_sampler",
+            "## ComfyUI's own sampler\n**KSampler** paints the plan, so any sampler, scheduler and model patch of ComfyUI can be "
+            "used.\n\n**GLM-Image Size** sets the size of the plan, of the schedule and of the latent together.",
         ),
     }
 

@@ -23,14 +23,19 @@ from pictures import pattern
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-SMALL = {"width": 256, "height": 288, "steps": 2}
+COMFYUI_ONLY = ["stock_sampler"]
+HEADLESS = [name for name in NAMES if name not in COMFYUI_ONLY]
+SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25}
+SIZES = {"restyle": (576, 448), "stock_sampler": (672, 384)}  # of the others: 256 x 288
 
 
 def shipped(name: str, kind: str = "api") -> Workflow:
     """A shipped workflow at a size for tests."""
     workflow = read_workflow(ROOT / "workflows" / ("api" if kind == "api" else "") / f"{name}.json", ALL_NODES)
     for node in workflow.prompt.values():
-        node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
+        for key, value in SMALL.items():
+            if not isinstance(node["inputs"].get(key, []), list):  # neither absent nor linked
+                node["inputs"][key] = value
     return workflow
 
 
@@ -58,10 +63,27 @@ def ran(runner: Runner, workflow: Workflow) -> set[str]:
 
 
 def test_there_are_the_promised_workflows():
-    assert NAMES == ["image_edit", "same_prior_new_seed", "several_references", "text_to_image", "variations"]
+    names = ["image_edit", "restyle", "same_prior_new_seed", "several_references", "stock_sampler", "text_to_image", "variations"]
+    assert names == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMFYUI_ONLY)
+def test_a_workflow_for_comfyui_only_is_refused_by_name(name, runner):
+    with pytest.raises(ValueError, match="no such node here: VAEDecode"):
+        runner.run(read_workflow(ROOT / "workflows" / "api" / f"{name}.json", ALL_NODES))
+
+
+def test_every_node_but_the_lora_loader_and_the_scheduler_is_in_a_workflow():
+    used = {
+        node["class_type"]
+        for path in (ROOT / "workflows" / "api").glob("*.json")
+        for node in json.loads(path.read_text("utf-8")).values()
+    }
+    unused = {name for name in ALL_NODES if name.startswith("GLMImage")} - used
+    assert unused == {"GLMImageLoadLoRA", "GLMImageScheduler"}  # one needs a file, the other is for experts
+
+
+@pytest.mark.parametrize("name", HEADLESS)
 def test_both_formats_of_a_workflow_are_one_graph_and_as_the_script_writes_them(name, tmp_path):
     ui = read_workflow(ROOT / "workflows" / f"{name}.json", ALL_NODES)
     api = read_workflow(ROOT / "workflows" / "api" / f"{name}.json", ALL_NODES)
@@ -78,7 +100,7 @@ def test_the_script_writes_the_shipped_files(tmp_path):
         assert (tmp_path / path.relative_to(ROOT / "workflows")).read_text("utf-8") == path.read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HEADLESS)
 def test_a_shipped_workflow_types_its_prompt_once_and_names_the_checkpoint(name):
     workflow = shipped(name)
     texts = [node["inputs"]["prompt"] for node in workflow.prompt.values() if "prompt" in node["inputs"]]
@@ -88,7 +110,7 @@ def test_a_shipped_workflow_types_its_prompt_once_and_names_the_checkpoint(name)
 
 
 @pytest.mark.parametrize("kind", ["api", "ui"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HEADLESS)
 def test_a_shipped_workflow_paints(name, kind, runner, folders):
     workflow = shipped(name, kind)
     runner.run(workflow)
@@ -96,7 +118,24 @@ def test_a_shipped_workflow_paints(name, kind, runner, folders):
     assert len(folders.written) == count
     pictures = {Image.open(path).tobytes() for path in folders.written}
     assert len(pictures) == count
-    assert all(Image.open(path).size == (256, 288) for path in folders.written)
+    assert all(Image.open(path).size == SIZES.get(name, (256, 288)) for path in folders.written)
+
+
+@pytest.mark.parametrize("name", ["text_to_image", "image_edit"])
+def test_workflows_that_were_shared_before_inputs_were_added_are_the_same_graph(name, runner, folders):
+    """As released in version 1, before the sampler had sampler_name."""
+    old = ROOT / "tests" / "data" / "workflows"
+    ui, api = (read_workflow(old / f"{name}-1{suffix}.json", ALL_NODES) for suffix in ("", "-api"))
+    now = read_workflow(ROOT / "workflows" / "api" / f"{name}.json", ALL_NODES)
+    for node_id, node in now.prompt.items():
+        expected = {key: value for key, value in node["inputs"].items() if key != "sampler_name"}
+        assert api.prompt[node_id]["inputs"] == expected
+        assert {key: ui.prompt[node_id]["inputs"][key] for key in expected} == expected
+        assert ui.prompt[node_id]["inputs"].get("sampler_name", "euler") == "euler"
+    for node in api.prompt.values():
+        node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
+    runner.run(api)
+    assert len(folders.written) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
