@@ -272,10 +272,16 @@ def check_sample(
             raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
         return
     if latents.ndim != 4 or latents.shape[1] != config.in_channels:
-        raise ValueError(f"the latent image is {list(latents.shape)}, which is of another model family")
+        raise ValueError(
+            f"the latent image is {list(latents.shape)}, which is of another model family; take an empty one of "
+            f"{config.in_channels} channels (EmptySD3LatentImage) or one from GLM-Image VAE Encode"
+        )
     if tuple(latents.shape[2:]) != latent_grid(prior.width, prior.height):
         height, width = (side * LATENT_PX for side in latents.shape[2:])
-        raise ValueError(f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}")
+        raise ValueError(
+            f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}; "
+            "give both the same size"
+        )
     for name, count in (("latent images", len(latents)), ("masks", 1 if mask is None else len(mask))):
         if count not in (1, batch):
             raise ValueError(f"{count} {name} do not go with {batch} images to paint; use 1 or {batch}")

@@ -100,7 +100,7 @@ def check_channels(space: LatentSpace, latents: torch.Tensor) -> None:
     if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(
             f"latents are [batch, {channels}, height / 8, width / 8] here, not {list(latents.shape)}: "
-            "these come from another model family"
+            "these come from another model family; take latents from GLM-Image VAE Encode or from its samplers"
         )
 
 

@@ -78,5 +78,5 @@ def placed_vae(vae: Any, tiling: str, stage_bytes: Callable[..., int], width: in
     size = (TILE_PX, TILE_PX) if tiled else (width, height)
     needed = stage_bytes(component.model.config, component.dtype.itemsize, *size)
     with host.placed(vae, needed) as placed:
-        free = host.free_bytes()
+        free = host.free_bytes(vae)
         yield placed, tiled or (tiling == "auto" and free is not None and free < needed)

@@ -20,16 +20,20 @@ workflow_format = importlib.import_module(f"{PACK}.nodes.headless.workflow")
 OWN_NODES = importlib.import_module(f"{PACK}.nodes.headless.cli").ALL_NODES
 
 
-def _stock(outputs: tuple[str, ...], **inputs) -> type:
+def _stock(title: str, outputs: tuple[str, ...], **inputs) -> type:
     """The inputs and outputs of a node of ComfyUI that only ComfyUI can run."""
-    return type("Stock", (), {"RETURN_TYPES": outputs, "INPUT_TYPES": classmethod(lambda cls: {"required": inputs})})
+    members = {"TITLE": title, "RETURN_TYPES": outputs, "INPUT_TYPES": classmethod(lambda cls: {"required": inputs})}
+    return type("Stock", (), members)
 
 
 _SEED = ("INT", {"default": 0, "control_after_generate": True})
 _SIDE = ("INT", {"default": 1024})
 ALL_NODES = OWN_NODES | {
-    "EmptySD3LatentImage": _stock(("LATENT",), width=_SIDE, height=_SIDE, batch_size=("INT", {"default": 1})),
+    "EmptySD3LatentImage": _stock(
+        "EmptySD3LatentImage", ("LATENT",), width=_SIDE, height=_SIDE, batch_size=("INT", {"default": 1})
+    ),
     "KSampler": _stock(
+        "KSampler",
         ("LATENT",),
         model=("MODEL", {}),
         seed=_SEED,
@@ -42,9 +46,27 @@ ALL_NODES = OWN_NODES | {
         latent_image=("LATENT", {}),
         denoise=("FLOAT", {"default": 1.0}),
     ),
-    "VAEDecode": _stock(("IMAGE",), samples=("LATENT", {}), vae=("VAE", {})),
+    "VAEDecode": _stock("VAE Decode", ("IMAGE",), samples=("LATENT", {}), vae=("VAE", {})),
+    "RandomNoise": _stock("RandomNoise", ("NOISE",), noise_seed=_SEED),
+    "KSamplerSelect": _stock("KSamplerSelect", ("SAMPLER",), sampler_name=(["euler"], {"default": "euler"})),
+    "CFGGuider": _stock(
+        "CFG Guider",
+        ("GUIDER",),
+        model=("MODEL", {}),
+        positive=("CONDITIONING", {}),
+        negative=("CONDITIONING", {}),
+        cfg=("FLOAT", {"default": 1.5}),
+    ),
+    "SamplerCustomAdvanced": _stock(
+        "SamplerCustomAdvanced",
+        ("LATENT", "LATENT"),
+        noise=("NOISE", {}),
+        guider=("GUIDER", {}),
+        sampler=("SAMPLER", {}),
+        sigmas=("SIGMAS", {}),
+        latent_image=("LATENT", {}),
+    ),
 }
-COMFYUI_ONLY = ("stock_sampler",)
 
 PROMPT = (
     "A small bookshop on a rainy evening, seen from across the street. Warm light falls through the window onto wet "
@@ -56,6 +78,7 @@ RESTYLE = "An oil painting of a small house on a lawn in the evening, thick brus
 COMBINE = "The mug from the second picture stands on the lawn in front of the house from the first picture, as tall as the door."
 
 CONTROL = "control_after_generate"
+BYPASSED = 4
 CHECKPOINT = {"checkpoint": "GLM-Image", "dtype": "auto"}
 TOP = 0  # of the first row of nodes
 SCENE, MUG = "glm-image-scene.png", "glm-image-mug.png"
@@ -71,7 +94,7 @@ class Graph:
         self.groups: list[dict] = []
         self.add("MarkdownNote", (0, TOP + 680), (380, 260), values=[note], title="About this workflow")
 
-    def add(self, node_type, position, size, title=None, values=None, **inputs) -> dict:
+    def add(self, node_type, position, size, title=None, values=None, bypassed=False, **inputs) -> dict:
         """Place a node. inputs: links and widget values by name; all other widgets take their defaults."""
         node = {
             "id": len(self.nodes) + 1,
@@ -80,7 +103,7 @@ class Graph:
             "size": list(size),
             "flags": {},
             "order": len(self.nodes),
-            "mode": 0,
+            "mode": BYPASSED if bypassed else 0,
             "inputs": [],
             "outputs": [],
             "properties": {"Node name for S&R": node_type},
@@ -141,6 +164,8 @@ class Graph:
 
 MODELS, WORDS, PLAN, PAINT = 0, 480, 960, 1440  # left edges of the columns, from the first stage to the last
 BELOW = TOP + 770  # of the second row
+SAMPLER = TOP + 180  # below Apply Prior
+PREVIEW = 210  # how much a sampler grows by when it shows the picture forming
 
 
 class Loaded(NamedTuple):
@@ -151,6 +176,7 @@ class Loaded(NamedTuple):
     vae: dict
     text: dict
     encoded: dict
+    ar_output: int = 0
 
 
 def begin(graph: Graph, prompt: str) -> Loaded:
@@ -168,44 +194,51 @@ def begin(graph: Graph, prompt: str) -> Loaded:
 
 
 def planned(graph: Graph, loaded: Loaded, references: dict, **settings) -> dict[str, tuple]:
-    """The plan. Returns both conditionings as inputs of a sampler."""
+    """The plan, with room below it for its preview, and Apply Prior. Returns both conditionings as inputs of a sampler."""
     graph.group("Plan", "#5f5a3a", PLAN, TOP, 380, 610)
-    inputs = {"ar": (loaded.ar, 0), "prompt": (loaded.text, 0), **settings, **references}
+    inputs = {"ar": (loaded.ar, loaded.ar_output), "prompt": (loaded.text, 0), **settings, **references}
     prior = graph.add("GLMImageGeneratePrior", (PLAN, TOP), (380, 400), **inputs)
     sides = {"positive": (loaded.encoded, 0), "negative": (loaded.encoded, 1)}
-    applied = graph.add("GLMImageApplyPrior", (PLAN, TOP + 480), (380, 130), **sides, prior=(prior, 0), **references)
+    applied = graph.add("GLMImageApplyPrior", (PAINT, TOP), (340, 130), **sides, prior=(prior, 0), **references)
     return {"positive": (applied, 0), "negative": (applied, 1)}
 
 
-def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sampler_seeds=(0,)) -> dict:
-    """Text to image or an edit, and a sampler for each seed."""
+def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sampler_seeds=(0,), lora: bool = False) -> dict:
+    """Text to image or an edit, and a sampler for each seed. With a place for a LoRA, bypassed until a file is chosen."""
     graph = Graph(name, note)
     loaded = begin(graph, prompt)
+    if lora:
+        graph.group("LoRA", "#6b4a55", WORDS, BELOW, 380, 170)
+        halves = {"model": (loaded.dit, 0), "ar": (loaded.ar, 0)}
+        changed = graph.add("GLMImageLoadLoRA", (WORDS, BELOW), (380, 170), bypassed=True, **halves, lora_name="lora.safetensors")
+        loaded = loaded._replace(dit=changed, ar=changed, ar_output=1)
     references = {}
     if pictures:
         graph.group("References", "#6b4a55", WORDS, BELOW, 620 * len(pictures) - 60, 360)
     for number, picture in enumerate(pictures):
         left = WORDS + 620 * number
         image = graph.add("LoadImage", (left, BELOW), (240, 360), title=f"Reference {number + 1}", image=picture)
-        inputs = {"ar": (loaded.ar, 0), "vae": (loaded.vae, 0), "image": (image, 0), **references}
+        inputs = {"ar": (loaded.ar, loaded.ar_output), "vae": (loaded.vae, 0), "image": (image, 0), **references}
         node = graph.add("GLMImageEncodeReference", (left + 260, BELOW), (300, 110), **inputs)
         references = {"references": (node, 0)}
     conditioning = planned(graph, loaded, references, batch_size=batch)
 
     several = len(sampler_seeds) > 1
-    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 470 * len(sampler_seeds) - 60)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 180 + (290 + PREVIEW) * len(sampler_seeds) - 60)
     for number, seed in enumerate(sampler_seeds):
         title = f"Sampler {number + 1}" if several else None
-        paint(graph, loaded, TOP + 470 * number, title=title, seed=seed, **conditioning)
+        paint(graph, loaded, SAMPLER + (290 + PREVIEW) * number, title=title, seed=seed, **conditioning)
     return graph.ui()
 
 
 def paint(graph: Graph, loaded: Loaded, top: int, **inputs) -> None:
-    """Our sampler, the picture decoded and saved."""
+    """Our sampler, with room below it for its preview, and the picture decoded and saved."""
     sampler = graph.add("GLMImageSampler", (PAINT, top), (340, 250), model=(loaded.dit, 0), **inputs)
-    decoded = graph.add("GLMImageVAEDecode", (PAINT, top + 300), (340, 110), vae=(loaded.vae, 0), samples=(sampler, 0))
+    first = top == SAMPLER
+    above = TOP if first else top
+    decoded = graph.add("GLMImageVAEDecode", (PAINT + 380, above), (420, 110), vae=(loaded.vae, 0), samples=(sampler, 0))
     save = {"images": (decoded, 0), "filename_prefix": f"glm-image/{graph.name}"}
-    graph.add("SaveImage", (PAINT + 380, top), (420, 410), **save)
+    graph.add("SaveImage", (PAINT + 380, above + 160), (420, 440 if first else 260), **save)
 
 
 def restyle(name: str, note: str) -> dict:
@@ -220,8 +253,8 @@ def restyle(name: str, note: str) -> dict:
     fitted = graph.add("ImageScale", (WORDS + 620, BELOW), (280, 180), image=(image, 0), **scale)
     latent = graph.add("GLMImageVAEEncode", (WORDS + 620, BELOW + 240), (280, 60), vae=(loaded.vae, 0), image=(fitted, 0))
     conditioning = planned(graph, loaded, {}, **sides)
-    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 410)
-    paint(graph, loaded, TOP, latent_image=(latent, 0), denoise=0.7, **conditioning)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 180 + 290 + PREVIEW - 60)
+    paint(graph, loaded, SAMPLER, latent_image=(latent, 0), denoise=0.7, **conditioning)
     return graph.ui()
 
 
@@ -233,12 +266,35 @@ def stock_sampler(name: str, note: str) -> dict:
     size = graph.add("GLMImageSize", (WORDS, BELOW), (380, 110), aspect="16:9")
     sides = {"width": (size, 0), "height": (size, 1)}
     conditioning = planned(graph, loaded, {}, **sides)
-    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 610)
-    sized = graph.add("GLMImageModelSampling", (PAINT, TOP), (340, 110), model=(loaded.dit, 0), **sides)
-    empty = graph.add("EmptySD3LatentImage", (PAINT, TOP + 160), (340, 110), **sides)
-    sampler = graph.add("KSampler", (PAINT, TOP + 320), (340, 290), model=(sized, 0), latent_image=(empty, 0), **conditioning)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 790 + PREVIEW)
+    sized = graph.add("GLMImageModelSampling", (PAINT, SAMPLER), (340, 110), model=(loaded.dit, 0), **sides)
+    empty = graph.add("EmptySD3LatentImage", (PAINT, SAMPLER + 160), (340, 110), **sides)
+    sampler = graph.add("KSampler", (PAINT, SAMPLER + 320), (340, 290), model=(sized, 0), latent_image=(empty, 0), **conditioning)
     decoded = graph.add("VAEDecode", (PAINT + 380, TOP), (420, 50), samples=(sampler, 0), vae=(loaded.vae, 0))
-    graph.add("SaveImage", (PAINT + 380, TOP + 110), (420, 500), images=(decoded, 0), filename_prefix=f"glm-image/{name}")
+    graph.add("SaveImage", (PAINT + 380, TOP + 100), (420, 440), images=(decoded, 0), filename_prefix=f"glm-image/{name}")
+    return graph.ui()
+
+
+def custom_sampler(name: str, note: str) -> dict:
+    """The plan painted by ComfyUI's custom sampler along GLM-Image's own schedule."""
+    graph = Graph(name, note)
+    loaded = begin(graph, PROMPT)
+    graph.group("Size", "#6b4a55", WORDS, BELOW, 380, 110)
+    size = graph.add("GLMImageSize", (WORDS, BELOW), (380, 110), aspect="3:4")
+    sides = {"width": (size, 0), "height": (size, 1)}
+    conditioning = planned(graph, loaded, {}, **sides)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 940)
+    noise = graph.add("RandomNoise", (PAINT, SAMPLER), (340, 90))
+    guider = graph.add("CFGGuider", (PAINT, SAMPLER + 140), (340, 110), model=(loaded.dit, 0), **conditioning)
+    method = graph.add("KSamplerSelect", (PAINT, SAMPLER + 300), (340, 60))
+    sigmas = graph.add("GLMImageScheduler", (PAINT, SAMPLER + 410), (340, 190), model=(loaded.dit, 0), **sides)
+    empty = graph.add("EmptySD3LatentImage", (PAINT, SAMPLER + 650), (340, 110), **sides)
+    parts = {"noise": noise, "guider": guider, "sampler": method, "sigmas": sigmas, "latent_image": empty}
+    links = {part: (node, 0) for part, node in parts.items()}
+    sampler = graph.add("SamplerCustomAdvanced", (PAINT + 380, TOP), (420, 130), **links)
+    decoded = graph.add("VAEDecode", (PAINT + 380, TOP + 180 + PREVIEW), (420, 50), samples=(sampler, 0), vae=(loaded.vae, 0))
+    save = {"images": (decoded, 0), "filename_prefix": f"glm-image/{name}"}
+    graph.add("SaveImage", (PAINT + 380, TOP + 280 + PREVIEW), (420, 440), **save)
     return graph.ui()
 
 
@@ -285,6 +341,18 @@ def all_workflows() -> dict[str, dict]:
             "## Paint over a picture\nThe picture is encoded, partly noised and painted over under a new plan. **denoise** in "
             "the sampler says how much: 0.5 keeps most of it, 0.9 little.\n\n**GLM-Image Size** takes the picture's aspect. To "
             "change a picture by words, use *image_edit*.",
+        ),
+        "lora": build(
+            "lora",
+            "## With a LoRA\nChoose a file in **Load GLM-Image LoRA** and switch the node on (Ctrl+B); until then it is "
+            "bypassed. One file may change the DiT, the AR model, or both; the node says what it changed.",
+            PROMPT,
+            lora=True,
+        ),
+        "custom_sampler": custom_sampler(
+            "custom_sampler",
+            "## ComfyUI's custom sampler\n**GLM-Image Scheduler** gives GLM-Image's own sigmas to **SamplerCustomAdvanced**: "
+            "with euler this paints what GLM-Image Sampler paints.",
         ),
         "stock_sampler": stock_sampler(
             "stock_sampler",

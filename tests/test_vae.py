@@ -54,7 +54,7 @@ def test_auto_tiles_large_pictures():
 @pytest.mark.parametrize(("free", "tiled"), [(None, False), (10**9, False), (10**5, True)])
 def test_auto_tiles_what_does_not_fit_and_asks_for_no_more_room_than_it_uses(vae, monkeypatch, free, tiled):
     asked = []
-    monkeypatch.setattr(host, "free_bytes", lambda: free)
+    monkeypatch.setattr(host, "free_bytes", lambda vae: free)
     monkeypatch.setattr(host, "placed", lambda model, working: asked.append(working) or nullcontext())
     with placed_vae(vae, "auto", memory.vae_decode_bytes, 1024, 1024) as decided:
         assert decided == (None, tiled)

@@ -68,8 +68,8 @@ class Host(Protocol):
     def placed(self, wire: Any, working_bytes: int = 0) -> AbstractContextManager[Component]:
         """Have a component on the device, with room to work, for the length of a with block."""
 
-    def free_bytes(self) -> int | None:
-        """Free memory of the device, or None where the device is the CPU."""
+    def free_bytes(self, wire: Any) -> int | None:
+        """Memory of its device that a placed component can work with, or None where the device is the CPU."""
 
     def for_size(self, model: Any, width: int, height: int) -> Any:
         """A MODEL whose noise schedule is that of a picture of width x height pixels, for samplers other than ours."""

@@ -96,9 +96,13 @@ class ComfyHost:
             )
         yield wire.component
 
-    def free_bytes(self) -> int | None:
-        device = model_management.get_torch_device()
-        return None if model_management.is_device_cpu(device) else model_management.get_free_memory(device)
+    def free_bytes(self, wire: Patched | GlmImageVae) -> int | None:
+        device = wire.patcher.load_device
+        if model_management.is_device_cpu(device):
+            return None
+        # A patcher that streams on demand knows what other models would give up.
+        free_memory = getattr(wire.patcher, "get_free_memory", model_management.get_free_memory)
+        return free_memory(device) - model_management.extra_reserved_memory()
 
     def for_size(self, model: ModelPatcher, width: int, height: int) -> ModelPatcher:
         model = model.clone()

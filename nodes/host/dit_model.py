@@ -129,6 +129,8 @@ class GlmImageModel(comfy.model_base.BaseModel):
         self.diffusion_model = dit.model.requires_grad_(False)
         self.dit = dit.on(device, config.manual_cast_dtype)
         self.model_sampling = model_sampling(dit, USUAL_SIDE, USUAL_SIDE)
+        self._rope_size: tuple[int, int] | None = None
+        self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def extra_conds(self, *, noise, device, cross_attn, prompt_type="", **options) -> dict[str, comfy.conds.CONDRegular]:
         """What the DiT sees of one conditioning beside the latents. Runs the references whose caches are not kept."""
@@ -188,11 +190,19 @@ class GlmImageModel(comfy.model_base.BaseModel):
             prior=prior,
             drop=conds["drop"].to(device).bool(),
             size=torch.tensor([[height, width]], device=device, dtype=torch.float32).expand(len(x), -1),
-            rope=rope(dit, width, height),
+            rope=self._rotary(width, height, device),
         )
         patches = transformer_options.get("patches", {}).get("attn1_output_patch", ())
         with _attention_patches(self.diffusion_model, patches, transformer_options, conditions.glyphs.shape[1]):
             return velocity(dit, x, timestep, conditions, conds.get("cache"))
+
+    def _rotary(self, width: int, height: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rotary embedding of the size painted last, kept in main memory: it is the same in every step."""
+        if self._rope_size != (width, height):
+            self._rope = rope(self._dit().on(torch.device("cpu")), width, height)
+            self._rope_size = (width, height)
+        cosine, sine = self._rope
+        return cosine.to(device), sine.to(device)
 
     def _dit(self, weights: str = "") -> Dit:
         """The component as it is now: a patch may have put a compiled model or another precision in place."""

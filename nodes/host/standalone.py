@@ -64,7 +64,7 @@ class StandaloneHost:
         with self._placing().hold(wire.model, working_bytes) as device, laid_over(wire.model, wire.loras):
             yield wire.on(device)
 
-    def free_bytes(self) -> int | None:
+    def free_bytes(self, wire: Component) -> int | None:
         residency = self._placing()
         return None if residency.device.type == "cpu" else residency.free_bytes()
 
