@@ -211,6 +211,25 @@ def test_easycache_skips_steps_and_changes_little(model, conditioned, run, edit,
     assert torch.isfinite(out["samples"]).all() and not near(out["samples"], plain["samples"])
 
 
+def test_a_step_cache_may_write_into_what_it_is_given(model, conditioned, run):
+    """As EasyCache does when it skips a step."""
+    from comfy.patcher_extension import WrappersMP
+
+    positive, negative, _ = conditioned(False)
+    settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
+    (plain,) = run("GLMImageSampler", model=model, **settings)
+
+    def overwrite(executor, x, *args, **kwargs):
+        out = executor(x, *args, **kwargs)
+        x.zero_()
+        return out
+
+    wrapped = model.clone()
+    wrapped.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", overwrite)
+    (out,) = run("GLMImageSampler", model=wrapped, **settings)
+    assert torch.equal(out["samples"], plain["samples"])
+
+
 def test_attention_patches_see_the_image_part(model, conditioned, run):
     """What NAG and others hook into."""
     positive, negative, _ = conditioned(False)
