@@ -149,8 +149,9 @@ class GlmImageModel(comfy.model_base.BaseModel):
         }
         if references := options.get(REFERENCES_KEY):
             check_references(references, space=self.dit.space)
-            # Other weights give other caches, and the patcher names the patches that its weights carry.
-            weights = f"{self.current_patcher.patches_uuid} " if self.current_patcher.patches else ""
+            # Other weights, or another precision, give other caches; the patcher names what it changed of them.
+            changed = self.current_patcher.patches or self.manual_cast_dtype != self.dit.compute_dtype
+            weights = f"{self.current_patcher.patches_uuid} " if changed else ""
             with torch.inference_mode():
                 cache = reference_cache(self._dit(weights=weights), references)
             conds["cache"] = References(cache, _sizes(references))

@@ -3,10 +3,12 @@
 import comfy.samplers
 import pytest
 import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.denoise import initial_noise, sample
 from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.preview import colour_chart
 from glm_image_pack.glmimage_core.vae import decode, encode
+from glm_image_pack.nodes.host.dit_model import dit_patcher
 
 SIZE = {"width": 256, "height": 288}
 GRID = Grid(36, 32)
@@ -314,6 +316,33 @@ def test_a_model_of_another_family_is_refused(model, vae, ar, conditioned, run, 
         run("GLMImageSampler", model=wrong, **inputs)
     with pytest.raises(ValueError, match="model is not a GLM-Image DiT"):
         run("GLMImageModelSampling", model=wrong, **SIZE)
+
+
+def test_everything_reaches_the_device(folder, conditioned, monkeypatch):
+    """Without having one: on PyTorch's meta device an operation on a tensor that was left on the CPU raises."""
+    import comfy.model_management as model_management
+    import torch.fx.experimental._config as config
+
+    there = torch.device("meta")
+    monkeypatch.setattr(model_management, "get_torch_device", lambda: there)
+    dit = checkpoints.load_dit(folder, "bfloat16")
+    patcher = dit_patcher(dit)
+    model = patcher.model.to(there)
+    model.current_patcher = patcher
+    positive, negative, _ = conditioned(True)
+    x = torch.empty(1, 16, *GRID, device=there)
+    sigma = torch.full((1,), 0.5, device=there)
+    reference = positive[0][1]["glm_image_references"][0]
+    heads = (dit.model.config.num_attention_heads, dit.model.config.attention_head_dim)
+    cached = torch.empty(1, reference.grid.tokens * 4, *heads, dtype=torch.bfloat16)
+    dit.kept[reference.id] = [(cached, cached)] * dit.model.config.num_layers  # as an earlier run left it, on the CPU
+    outputs = []
+    with config.patch(meta_nonzero_assume_all_nonzero=True):
+        for side in (positive, negative):
+            conds = model.extra_conds(noise=x, device=there, cross_attn=side[0][0], **side[0][1])
+            conds = {name: cond.process_cond(batch_size=1, area=None).cond for name, cond in conds.items()}
+            outputs.append(model.apply_model(x, sigma, transformer_options={}, **conds))
+    assert [(out.device, out.dtype, out.shape) for out in outputs] == [(there, torch.float32, x.shape)] * 2
 
 
 def test_previews_have_the_colours_of_the_decoded_picture(library, model):

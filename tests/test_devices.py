@@ -1,0 +1,104 @@
+"""That everything reaches the device, without having one: on PyTorch's meta device an operation on a tensor that was left on
+the CPU raises. Nothing can come back from there, so a function that ends by fetching its result gets exactly that far.
+"""
+
+import copy
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import denoise, prior
+from glm_image_pack.glmimage_core.geometry import Grid
+from glm_image_pack.glmimage_core.references import fit, vision_tokens
+from glm_image_pack.glmimage_core.vae import decode, encode
+from test_denoise import plan
+
+from pictures import pattern
+
+META = torch.device("meta")
+
+
+@pytest.fixture(autouse=True)
+def count_what_a_mask_selects():
+    """The DiT indexes with a mask, whose result has an unknown size there; it counts as all true."""
+    import torch.fx.experimental._config as config
+
+    if not hasattr(config, "meta_nonzero_assume_all_nonzero"):
+        pytest.skip("this PyTorch cannot index with a mask on the meta device")
+    with config.patch(meta_nonzero_assume_all_nonzero=True):
+        yield
+
+
+def moved(component, dtype=torch.bfloat16):
+    """The component with its weights on the meta device, computing there."""
+    return replace(component, model=copy.deepcopy(component.model).to(META, dtype)).on(META)
+
+
+def fetching():
+    """Raised by the first attempt to read a value, which is the end of the function under test."""
+    return pytest.raises((NotImplementedError, RuntimeError), match=r"Cannot copy out of meta tensor|\.item\(\)")
+
+
+def last_line(raised) -> str:
+    """The line of this pack at which it stopped."""
+    return next(str(entry.statement) for entry in reversed(raised.traceback) if "glmimage_core" in str(entry.path))
+
+
+@pytest.mark.parametrize("edit", [False, True], ids=["text", "edit"])
+def test_the_dit(dit, encode_reference, edit):
+    references = [encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 128, 5))] if edit else []
+    with torch.inference_mode():
+        denoise.reference_cache(dit, references)  # on the CPU, where caches are kept
+        there = moved(dit, torch.float32)
+        cache = denoise.reference_cache(there, references)
+        glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
+        conditions = denoise.conditions_of(there, plan().tokens, glyphs, 256, 256, batch=2)
+        without = denoise.without_prior(there, conditions, glyphs[:, :2])
+        x = torch.empty(2, 16, 32, 32, device=META)
+        v = denoise.guided_velocity(there, x, torch.tensor(500.0), conditions, without, 1.5, cache)
+    assert v.device == META and v.dtype == torch.float32 and v.shape == x.shape
+
+
+def test_a_new_reference_in_the_dit(dit, encode_reference):
+    reference = encode_reference(pattern(128, 160, 3))
+    with torch.inference_mode(), fetching() as raised:
+        denoise.reference_cache(moved(dit), [reference])
+    assert "k.cpu()" in last_line(raised)
+
+
+def test_the_ar_model_writes(ar):
+    there = moved(ar)
+    with torch.inference_mode():
+        logits, cache = prior.prefill(there, torch.arange(9), torch.arange(9).expand(3, -1))
+        draw = prior._sampler(prior.Sampling())
+        token = draw(logits, [torch.Generator().manual_seed(0)])
+        logits = prior.decode_one(there, token, torch.tensor([9, 9, 9]), cache)
+    assert logits.device == token.device == META and logits.dtype == torch.float32
+
+
+def test_the_ar_model_reads_a_reference(ar):
+    there = moved(ar)
+    with fetching() as raised:
+        vision_tokens(there, fit(there, pattern(128, 160, 3)))
+    assert re.search(r"vqmodel\.encode|\.last_hidden_state|visual", last_line(raised))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_vae(vae, dtype):
+    there = moved(vae, dtype)
+    with fetching() as raised:
+        encode(there, torch.zeros(1, 64, 64, 3))
+    assert ".float().cpu()" in last_line(raised)
+    with fetching() as raised:
+        decode(there, torch.zeros(1, 16, 8, 8))
+    assert ".float().cpu()" in last_line(raised)
+
+
+def test_a_whole_run_of_the_sampler(dit):
+    glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
+    latents, mask = torch.zeros(1, 16, 32, 32), torch.ones(1, 1, 32, 32)
+    with fetching() as raised:
+        denoise.sample(moved(dit), plan(), glyphs, glyphs, [0], steps=2, denoise=0.5, latents=latents, mask=mask)
+    assert "denormalise(x).cpu()" in last_line(raised)
+    assert Grid(32, 32) == tuple(latents.shape[2:])
