@@ -15,6 +15,7 @@ from glm_image_pack.glmimage_core.vae import decode, encode
 from test_denoise import plan
 
 from pictures import pattern
+from watch import watch_inputs
 
 META = torch.device("meta")
 
@@ -51,6 +52,7 @@ def test_the_dit(dit, encode_reference, edit):
     with torch.inference_mode():
         denoise.reference_cache(dit, references)  # on the CPU, where caches are kept
         there = moved(dit, torch.float32)
+        seen = watch_inputs(there.model)
         cache = denoise.reference_cache(there, references)
         glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
         conditions = denoise.conditions_of(there, plan().tokens, glyphs, 256, 256, batch=2)
@@ -58,6 +60,7 @@ def test_the_dit(dit, encode_reference, edit):
         x = torch.empty(2, 16, 32, 32, device=META)
         v = denoise.guided_velocity(there, x, torch.tensor(500.0), conditions, without, 1.5, cache)
     assert v.device == META and v.dtype == torch.float32 and v.shape == x.shape
+    assert seen == {META}
 
 
 def test_a_new_reference_in_the_dit(dit, encode_reference):
@@ -79,9 +82,10 @@ def test_the_ar_model_writes(ar):
 
 def test_the_ar_model_reads_a_reference(ar):
     there = moved(ar)
+    seen = watch_inputs(there.model.model.visual)
     with fetching() as raised:
         vision_tokens(there, fit(there, pattern(128, 160, 3)))
-    assert re.search(r"vqmodel\.encode|\.last_hidden_state|visual", last_line(raised))
+    assert re.search(r"vqmodel\.encode|\.last_hidden_state|visual", last_line(raised)) and seen == {META}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -323,6 +323,8 @@ def test_everything_reaches_the_device(folder, conditioned, monkeypatch):
     import comfy.model_management as model_management
     import torch.fx.experimental._config as config
 
+    from watch import watch_inputs
+
     there = torch.device("meta")
     monkeypatch.setattr(model_management, "get_torch_device", lambda: there)
     dit = checkpoints.load_dit(folder, "bfloat16")
@@ -337,12 +339,14 @@ def test_everything_reaches_the_device(folder, conditioned, monkeypatch):
     cached = torch.empty(1, reference.grid.tokens * 4, *heads, dtype=torch.bfloat16)
     dit.kept[reference.id] = [(cached, cached)] * dit.model.config.num_layers  # as an earlier run left it, on the CPU
     outputs = []
+    seen = watch_inputs(dit.model)
     with config.patch(meta_nonzero_assume_all_nonzero=True):
         for side in (positive, negative):
             conds = model.extra_conds(noise=x, device=there, cross_attn=side[0][0], **side[0][1])
             conds = {name: cond.process_cond(batch_size=1, area=None).cond for name, cond in conds.items()}
             outputs.append(model.apply_model(x, sigma, transformer_options={}, **conds))
     assert [(out.device, out.dtype, out.shape) for out in outputs] == [(there, torch.float32, x.shape)] * 2
+    assert seen == {there}
 
 
 def test_previews_have_the_colours_of_the_decoded_picture(library, model):
