@@ -70,11 +70,8 @@ def load(patcher: comfy.model_patcher.ModelPatcher, working_bytes: int) -> None:
     model_management.load_models_gpu([patcher], memory_required=working_bytes)
     # What ComfyUI cannot stream, it leaves behind when only a part fits. These layers are small.
     for layer in patcher.model.modules():
-        if not hasattr(layer, "comfy_cast_weights"):
-            for tensors in (layer._parameters, layer._buffers):
-                for tensor in filter(None.__ne__, tensors.values()):
-                    if tensor.device != patcher.load_device:
-                        tensor.data = tensor.data.to(patcher.load_device)
+        if not hasattr(layer, "comfy_cast_weights") and not any(layer.children()):
+            layer.to(patcher.load_device)
 
 
 def streamed_bytes(patcher: comfy.model_patcher.ModelPatcher, working_bytes: int) -> int:

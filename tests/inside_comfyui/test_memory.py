@@ -95,6 +95,34 @@ def test_what_cannot_be_streamed_is_small(folder):
         assert not [layer for layer in plain if list(layer.parameters(recurse=False))]
 
 
+def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch):
+    """On PyTorch's meta device, where only a part of the model fits: the rest is brought there layer by layer, and what cannot
+    be streamed is there already."""
+    from glm_image_pack.glmimage_core import prior
+
+    there = torch.device("meta")
+    monkeypatch.setattr(model_management, "get_torch_device", lambda: there)
+    monkeypatch.setattr(model_management, "is_device_cpu", lambda device: device.type == "cpu")
+    wire = patchers.patched(checkpoints.load_ar(folder, "bfloat16"), torch.device("cpu"))
+
+    def load_a_part(models, **settings):
+        for patcher in models:
+            patcher.partially_load(there, extra_memory=patcher.model_size() // 3)
+
+    monkeypatch.setattr(model_management, "load_models_gpu", load_a_part)
+    patchers.load(wire.patcher, 0)
+    placed = {parameter.device for parameter in wire.patcher.model.parameters()}
+    assert placed == {there, torch.device("cpu")} and wire.patcher.model.model_lowvram
+    for layer in wire.patcher.model.modules():
+        if not hasattr(layer, "comfy_cast_weights"):
+            assert all(tensor.device == there for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))
+    with torch.inference_mode():
+        logits, cache = prior.prefill(wire.component, torch.arange(9), torch.arange(9).expand(3, -1))
+        token = logits.argmax(dim=-1)
+        logits = prior.decode_one(wire.component, token, torch.tensor([9, 9, 9]), cache)
+    assert logits.device == there and wire.component.device == there
+
+
 class SmallDevice:
     """A pretend device with `budget` bytes: cpu:0, which ComfyUI takes for another device than cpu."""
 
