@@ -35,7 +35,7 @@ class GLMImageLoadLoRA:
         return {
             "required": {
                 "lora_name": (
-                    list(host.loras()) or ["none"],
+                    host.loras() or ["none"],
                     {"tooltip": "A safetensors file below models/loras."},
                 ),
                 "strength_model": _strength_input("the DiT"),
@@ -48,12 +48,10 @@ class GLMImageLoadLoRA:
         }
 
     def load(self, lora_name, strength_model, strength_ar, model=None, ar=None):
-        files = host.loras()
-        if lora_name not in files:
-            raise FileNotFoundError(f"there is no LoRA {lora_name!r}; put it below models/loras")
+        file = host.lora_file(lora_name)
         if model is None and ar is None:
             raise ValueError("neither model nor ar is connected; connect what the LoRA is for")
-        lora = read_lora(files[lora_name])
+        lora = read_lora(file)
         dit = None if model is None else match(lora, glm_dit(model).model)
         writer = None if ar is None else match(lora, host.component(ar).model)
         _report(lora_name, lora, {"DiT": dit, "AR model": writer})

@@ -50,8 +50,11 @@ class Host(Protocol):
     def checkpoint_roots(self) -> list[Path]:
         """The folders below which checkpoints lie."""
 
-    def loras(self) -> dict[str, Path]:
-        """LoRA files by the names a node shows."""
+    def loras(self) -> list[str]:
+        """The names of the LoRA files there are."""
+
+    def lora_file(self, name: str) -> Path:
+        """The LoRA of that name. Raises FileNotFoundError where there is none."""
 
     def progress(self, label: str, unit: str = "") -> Progress:
         """A fresh progress bar for one stage; it raises when the user has asked to stop. With a unit, speed is shown too."""

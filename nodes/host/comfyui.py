@@ -44,9 +44,14 @@ class ComfyHost:
     def checkpoint_roots(self) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
 
-    def loras(self) -> dict[str, Path]:
-        names = folder_paths.get_filename_list("loras")
-        return {name: Path(folder_paths.get_full_path_or_raise("loras", name)) for name in names}
+    def loras(self) -> list[str]:
+        return folder_paths.get_filename_list("loras")
+
+    def lora_file(self, name: str) -> Path:
+        path = folder_paths.get_full_path("loras", name)
+        if path is None:
+            raise FileNotFoundError(f"there is no LoRA {name!r}; put it below models/loras")
+        return Path(path)
 
     def progress(self, label: str, unit: str = "") -> Progress:
         model_management.throw_exception_if_processing_interrupted()

@@ -43,9 +43,14 @@ class StandaloneHost:
     def checkpoint_roots(self) -> list[Path]:
         return [self.models / "diffusers"]
 
-    def loras(self) -> dict[str, Path]:
+    def loras(self) -> list[str]:
         folder = self.models / "loras"
-        return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+        return [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
+
+    def lora_file(self, name: str) -> Path:
+        if name not in self.loras():
+            raise FileNotFoundError(f"there is no LoRA {name!r} in {self.models / 'loras'}")
+        return self.models / "loras" / name
 
     def progress(self, label: str, unit: str = "") -> Progress:
         return lambda done, total, preview=None: self.on_progress(label, done, total)
