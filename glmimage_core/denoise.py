@@ -282,6 +282,10 @@ def check_sample(
             f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}; "
             "give both the same size"
         )
+    if (denoise < 1 or mask is not None) and not latents.any():
+        raise ValueError(
+            "the latent image is an empty one, of which nothing can be kept; encode a picture, or use denoise 1 and no mask"
+        )
     for name, count in (("latent images", len(latents)), ("masks", 1 if mask is None else len(mask))):
         if count not in (1, batch):
             raise ValueError(f"{count} {name} do not go with {batch} images to paint; use 1 or {batch}")

@@ -47,7 +47,7 @@ def size_of(aspect: float, megapixels: float) -> tuple[int, int]:
     if max(exact) > MAX_SIDE or min(exact) < MIN_SIDE:
         raise ValueError(
             f"{megapixels} megapixels at an aspect of {aspect:.2f} would be {exact[0]:.0f}x{exact[1]:.0f} pixels; "
-            f"sides must lie within {MIN_SIDE}..{MAX_SIDE}"
+            f"sides must lie within {MIN_SIDE}..{MAX_SIDE}: choose other megapixels or a milder aspect"
         )
     around = [[math.floor(side / PRIOR_PX) * PRIOR_PX, math.ceil(side / PRIOR_PX) * PRIOR_PX] for side in exact]
 

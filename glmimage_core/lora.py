@@ -7,6 +7,7 @@ laid_over   W + strength * alpha / rank * up @ down for the length of a with blo
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ PAIRS = ((".lora_B.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_down.w
 ALPHA = ".alpha"
 # Other kinds of change that ComfyUI knows; they are matched here and applied there.
 OTHER_SUFFIXES = (
-    *(".dora_scale", ".lora_magnitude_vector", ".diff", ".diff_b", ".set_weight", ".lora_mid.weight", ".reshape_weight"),
+    *(".dora_scale", ".diff", ".diff_b", ".set_weight", ".lora_mid.weight", ".reshape_weight"),
     *(".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"),
     *(".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2"),
     *(".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale"),
@@ -41,7 +42,7 @@ class Match(NamedTuple):
 def read_lora(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a LoRA file, with an alpha for each layer where the file or the config beside it states one.
 
-    Raises ValueError for a file that is not safetensors: reading a pickle can run code.
+    Raises ValueError for a file that is not safetensors, since reading a pickle can run code, and for PEFT's DoRA.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -51,52 +52,75 @@ def read_lora(file: Path) -> dict[str, torch.Tensor]:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, not a dict
+        stated = _stated_config(file, metadata)
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is no safetensors file, or it is damaged ({error})") from error
-    return tensors | _stated_alphas(file, metadata, tensors)
+        raise ValueError(f"{file.name} is no safetensors file, or it is damaged ({error}); download it again") from error
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"the settings that come with {file.name} cannot be read ({error}); save the LoRA again") from error
+    if dora := [key for key in tensors if ".lora_magnitude_vector" in key]:
+        # PEFT divides by the norm of the changed weight, ComfyUI's formula for DoRA by that of the original one.
+        raise ValueError(f"{file.name} is a DoRA of PEFT's kind ({dora[0]}), which cannot be applied; use a plain LoRA")
+    tensors = {key.replace(".default.weight", ".weight"): tensor for key, tensor in tensors.items()}  # an adapter's own name
+    return tensors | _stated_alphas(stated, tensors)
 
 
-def _stated_alphas(file: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Alphas from diffusers' metadata or from PEFT's adapter_config.json, which their tensors leave out."""
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    config = {key.removeprefix("transformer."): value for key, value in config.items()}
+def _stated_config(file: Path, metadata: dict[str, str]) -> dict:
+    """r, lora_alpha and so on from diffusers' metadata, or from PEFT's adapter_config.json beside the file."""
+    if "lora_adapter_metadata" in metadata:
+        config = json.loads(metadata["lora_adapter_metadata"])
+        return {key.removeprefix("transformer."): value for key, value in config.items()}
     beside = file.parent / "adapter_config.json"
-    if not config and file.stem == "adapter_model" and beside.is_file():
-        config = json.loads(beside.read_text("utf-8"))
-    if "lora_alpha" not in config:
+    if file.stem == "adapter_model" and beside.is_file():
+        return dict(json.loads(beside.read_text("utf-8")).items())
+    return {}
+
+
+def _stated_alphas(config: dict, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The alpha of each layer that has none of its own, as a tensor for the formula alpha / rank."""
+    if config.get("lora_alpha") is None:
         return {}
+    patterns = (config.get("alpha_pattern") or {}).items()
     stated = {}
     for key, tensor in tensors.items():
         if not key.endswith(PAIRS[0][1]):
             continue
         layer = key.removesuffix(PAIRS[0][1])
-        own = next((a for name, a in (config.get("alpha_pattern") or {}).items() if layer.endswith(name)), config["lora_alpha"])
+        own = next((alpha for name, alpha in patterns if re.fullmatch(rf"(.*\.)?({name})", layer)), config["lora_alpha"])
         rank = tensor.shape[0]
         stated[layer + ALPHA] = torch.tensor(float(own * math.sqrt(rank) if config.get("use_rslora") else own))
     return {key: alpha for key, alpha in stated.items() if key not in tensors}
 
 
+def layer_of(key: str) -> str:
+    """The layer that a key of a LoRA is for, by the name its maker gave it; the key itself where that cannot be told."""
+    return key.removesuffix(next((suffix for suffix in SUFFIXES if key.endswith(suffix)), ""))
+
+
 def match(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> Match:
     """Find the layers of a model that a LoRA is for, whatever its maker put before their names.
 
-    Raises ValueError when a layer is found and has another shape: the LoRA is for a model of another size.
+    Raises ValueError when a layer is found and has another shape, since the LoRA is for a model of another size, and when
+    half of a pair is missing.
     """
     weights = {key.removesuffix(".weight"): value for key, value in model.state_dict().items() if key.endswith(".weight")}
     names = {prefix + layer: layer for layer in weights for prefix in DOTTED_PREFIXES}
     names |= {prefix + layer.replace(".", "_"): layer for layer in weights for prefix in FLAT_PREFIXES}
     tensors, unmatched = {}, []
     for key, tensor in lora.items():
-        suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix)), "")
-        layer = names.get(key.removesuffix(suffix)) if suffix else None
+        layer = names.get(layer_of(key))
         if layer is None:
             unmatched.append(key)
         else:
-            tensors[layer + suffix] = tensor
+            tensors[layer + key.removeprefix(layer_of(key))] = tensor
+    for key in tensors:
+        for one, other in (pair for up, down in PAIRS for pair in ((up, down), (down, up))):
+            if key.endswith(one) and key.removesuffix(one) + other not in tensors:
+                raise ValueError(f"the LoRA is not whole: it has {key}, but not its {other.strip('.')}; download it again")
     for layer, (up, down) in _pairs(tensors).items():
         ours, theirs = list(weights[layer].shape), [up.shape[0], down.shape[1]]
         if up.ndim == 2 and theirs != ours:
             raise ValueError(f"the LoRA is for another model: it changes {layer} as {theirs}, which is {ours} here")
-    changed = {key.removesuffix(suffix) for key in tensors for suffix in SUFFIXES if suffix != ALPHA and key.endswith(suffix)}
+    changed = {layer_of(key) for key in tensors if not key.endswith(ALPHA)}
     return Match(tensors, len(changed), unmatched)
 
 

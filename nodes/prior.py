@@ -141,6 +141,8 @@ class GLMImageApplyPrior:
         check_references(references, codebook=prior.codebook)
         if tuple(reference.id for reference in references) != prior.references:
             log.warning("the references differ from those the prior was generated with; the edit may not follow them")
-        positive = [[embeddings, options | {PRIOR_KEY: prior, REFERENCES_KEY: references}] for embeddings, options in positive]
-        negative = [[embeddings, options | {PRIOR_KEY: prior, DROP_KEY: True}] for embeddings, options in negative]
+        on_positive = {PRIOR_KEY: prior, REFERENCES_KEY: references, DROP_KEY: False}
+        on_negative = {PRIOR_KEY: prior, REFERENCES_KEY: (), DROP_KEY: True}
+        positive = [[embeddings, options | on_positive] for embeddings, options in positive]
+        negative = [[embeddings, options | on_negative] for embeddings, options in negative]
         return (positive, negative)

@@ -168,13 +168,15 @@ def test_caches_of_several_references_are_joined_in_order(dit, encode_reference)
         ({"denoise": 0.5}, "denoise is 0.5, which starts from a latent image"),
         ({"denoise": 1.5}, "denoise is 1.5"),
         ({"steps": 0}, "steps is 0"),
+        ({"denoise": 0.5, "latents": torch.zeros(1, 16, 32, 32)}, "latent image is an empty one"),
+        ({"mask": torch.ones(1, 1, 32, 32), "latents": torch.zeros(1, 16, 32, 32)}, "latent image is an empty one"),
         ({"prior": plan(batch=3)}, "plans 3 images and 2"),
         ({"latents": torch.zeros(3, 16, 32, 32)}, "3 latent images do not go with 2"),
         ({"prior": plan(rows=2000)}, "another model"),
         ({"latents": torch.zeros(1, 4, 32, 32)}, "another model family"),
         ({"latents": torch.zeros(1, 16, 1, 32, 32)}, "another model family"),
         ({"negative": torch.zeros(1, 7, 768)}, "768 wide and this DiT takes 32"),
-        ({"latents": torch.zeros(1, 16, 32, 32), "mask": torch.zeros(3, 1, 32, 32)}, "3 masks do not go with 2"),
+        ({"latents": torch.ones(1, 16, 32, 32), "mask": torch.zeros(3, 1, 32, 32)}, "3 masks do not go with 2"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_model_runs(dit, glyphs, monkeypatch, change, message):

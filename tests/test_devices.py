@@ -101,7 +101,7 @@ def test_the_vae(vae, dtype):
 
 def test_a_whole_run_of_the_sampler(dit):
     glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
-    latents, mask = torch.zeros(1, 16, 32, 32), torch.ones(1, 1, 32, 32)
+    latents, mask = torch.ones(1, 16, 32, 32), torch.ones(1, 1, 32, 32)
     with fetching() as raised:
         denoise.sample(moved(dit), plan(), glyphs, glyphs, [0], steps=2, denoise=0.5, latents=latents, mask=mask)
     assert "denormalise(x).cpu()" in last_line(raised)

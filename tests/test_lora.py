@@ -53,6 +53,9 @@ def test_alpha_over_rank_scales_it(dit):
         ({"r": 4, "lora_alpha": 8}, 2.0),
         ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),  # alpha / sqrt(rank)
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"attn1.to_q": 2}}, 0.5),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"o_q": 2, "attn[23].*": 2}}, 2.0),  # matches whole names only
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {r"transformer_blocks\.\d+\.attn1\..*": 2}}, 0.5),
+        ({"r": 4, "lora_alpha": None}, 1.0),
     ],
 )
 def test_alphas_are_taken_from_where_their_makers_keep_them(dit, tmp_path, config, scale):
@@ -116,6 +119,35 @@ def test_references_are_run_again_with_other_weights(quiet_host, dit, encode_ref
 def test_other_kinds_of_change_are_for_comfyui(dit):
     tensors = {f"diffusion_model.{LAYER}.lokr_w1": torch.ones(2, 2), f"diffusion_model.{LAYER}.lokr_w2": torch.ones(2, 2)}
     matched = match(tensors, dit.model)
-    assert matched.weights == 1
+    assert matched.weights == 1 and matched.unmatched == []
     with pytest.raises(ValueError, match="lokr_w1, a kind of change that only ComfyUI applies"):
         LayeredLora(matched.tensors, 1.0)
+
+
+def test_an_adapters_own_name_is_left_out(dit, tmp_path):
+    up, down = pair(dit.model)
+    tensors = {f"{LAYER}.lora_B.default.weight": up, f"{LAYER}.lora_A.default.weight": down}
+    assert match(read_lora(written(tmp_path / "x", tensors)), dit.model).weights == 1
+
+
+@pytest.mark.parametrize(("metadata", "beside"), [("{", None), ("null", None), ("{}", "{"), ("{}", "[1]")])
+def test_settings_that_cannot_be_read_are_refused(dit, tmp_path, metadata, beside):
+    up, down = pair(dit.model)
+    tensors = {f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}
+    given = None if beside else {"lora_adapter_metadata": metadata}
+    file = written(tmp_path / "x", tensors, "adapter_model.safetensors", given)
+    if beside:
+        (tmp_path / "x" / "adapter_config.json").write_text(beside)
+    with pytest.raises(
+        ValueError, match=r"settings that come with adapter_model.safetensors cannot be read .* save the LoRA again"
+    ):
+        read_lora(file)
+
+
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_half_a_pair_is_refused(dit, half):
+    up, down = pair(dit.model)
+    tensors = {f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}
+    other = "lora_B" if half == "lora_A" else "lora_A"
+    with pytest.raises(ValueError, match=rf"not whole: it has .*{half}.weight, but not its {other}.weight"):
+        match({key: tensor for key, tensor in tensors.items() if half in key}, dit.model)

@@ -22,10 +22,11 @@ from PIL import Image
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, initial_noise
 from ...glmimage_core.geometry import dit_token_count, latent_grid
+from ...glmimage_core.lora import layer_of
 from ...glmimage_core.prior import ArModel, Progress, image_seeds
 from ...glmimage_core.schedule import partial_schedule
 from ...glmimage_core.vae import Vae
-from . import DROP_KEY, PRIOR_KEY, Painting
+from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, Painting
 from .dit_model import GlmImageModel, ModelSampling, dit_patcher, model_sampling
 from .patchers import Patched, load, patched, streamed_bytes
 from .vae_model import GlmImageVae
@@ -118,8 +119,10 @@ class ComfyHost:
         wire = wire.clone()
         patcher = wire.patcher if isinstance(wire, Patched) else wire
         prefix = "model" if isinstance(wire, Patched) else "diffusion_model"
-        weights = [key.removeprefix(f"{prefix}.") for key in patcher.model.state_dict() if key.endswith(".weight")]
-        names = {name.removesuffix(".weight"): f"{prefix}.{name}" for name in weights}
+        layers = patcher.model.get_submodule(prefix).named_modules()
+        names = {name: f"{prefix}.{name}.weight" for name, layer in layers if hasattr(layer, "comfy_cast_weights")}
+        if left := [key for key in lora if layer_of(key) not in names]:
+            self.warn(f"ComfyUI cannot patch every layer: {len(left)} keys of the LoRA are left out, such as {left[0]}")
         patcher.add_patches(comfy.lora.load_lora(lora, names), strength)
         return wire
 
@@ -158,7 +161,8 @@ class ComfyHost:
 
 def _without_prior(negative: list, prior) -> list:
     """A negative conditioning as Apply Prior makes it, also from one that did not go through there."""
-    return [[embeddings, options | {PRIOR_KEY: prior, DROP_KEY: True}] for embeddings, options in negative]
+    entries = {PRIOR_KEY: prior, DROP_KEY: True, REFERENCES_KEY: ()}
+    return [[embeddings, options | entries] for embeddings, options in negative]
 
 
 def _speed(done: int, total: int, seconds: float, unit: str) -> str:

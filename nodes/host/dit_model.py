@@ -1,5 +1,6 @@
 """The DiT as a MODEL: what ComfyUI's samplers, schedulers, previews and patches expect of one."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_
     def set_parameters(self, shift: float = 1.0, timesteps: int = TRAIN_STEPS, multiplier: int = TRAIN_STEPS) -> None:
         self.shift = shift
         self.multiplier = multiplier
-        self.register_buffer("sigmas", self.sigma(torch.arange(timesteps)))
+        # No buffer: the patcher that streams on demand keeps buffers by name, and would give this size those of another one.
+        self.sigmas = self.sigma(torch.arange(timesteps))
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         return timestep_of_sigma(sigma, self.shift)
@@ -149,24 +151,24 @@ class GlmImageModel(comfy.model_base.BaseModel):
         }
         if references := options.get(REFERENCES_KEY):
             check_references(references, space=self.dit.space)
-            # Other weights, or another precision, give other caches; the patcher names what it changed of them.
-            changed = self.current_patcher.patches or self.manual_cast_dtype != self.dit.compute_dtype
-            weights = f"{self.current_patcher.patches_uuid} " if changed else ""
             with torch.inference_mode():
-                cache = reference_cache(self._dit(weights=weights), references)
+                cache = reference_cache(self._dit_with_its_weights(device), references)
             conds["cache"] = References(cache, _sizes(references))
         return conds
 
     def extra_conds_shapes(self, **options) -> dict[str, list]:
         """What takes memory beside the latents, for `memory_required`."""
-        return {"cache": _sizes(options.get(REFERENCES_KEY, ()))}
+        glyphs = options.get("cross_attn")
+        shapes = {"cache": _sizes(options.get(REFERENCES_KEY, ()))}
+        return shapes if glyphs is None else shapes | {"glyphs": list(glyphs.shape)}
 
     def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006, ComfyUI's signature
         """Bytes of one pass of input_shape [B, 16, height / 8, width / 8] and of the references' caches."""
         batch, _, height, width = input_shape
         sizes = max(cond_shapes.get("cache", ()), key=len, default=[])
         references = tuple(zip(sizes[::2], sizes[1::2], strict=True))
-        job = memory.Job(width * LATENT_PX, height * LATENT_PX, batch, references)
+        glyph_tokens = max((shape[1] for shape in cond_shapes.get("glyphs", ())), default=memory.Job().glyph_tokens)
+        job = memory.Job(width * LATENT_PX, height * LATENT_PX, batch, references, glyph_tokens=glyph_tokens)
         return memory.dit_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds):  # noqa: B006
@@ -185,7 +187,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
         prior, device = conds["prior"].to(x.device), x.device
         if prior.shape[1] != dit_token_count(width, height):
             raise ValueError("GLM-Image paints whole pictures; remove the area or the window from the conditioning")
-        dit = self._dit()
+        dit = self._dit(device)
         conditions = Conditions(
             glyphs=conds["glyphs"].to(device, dit.dtype),
             prior=prior,
@@ -195,19 +197,38 @@ class GlmImageModel(comfy.model_base.BaseModel):
         )
         patches = transformer_options.get("patches", {}).get("attn1_output_patch", ())
         with _attention_patches(self.diffusion_model, patches, transformer_options, conditions.glyphs.shape[1]):
-            return velocity(dit, x, timestep, conditions, conds.get("cache"))
+            return velocity(dit, x, timestep, conditions, _on_device(conds.get("cache"), device))
 
     def _rotary(self, width: int, height: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The rotary embedding of the size painted last, kept in main memory: it is the same in every step."""
         if self._rope_size != (width, height):
-            self._rope = rope(self._dit().on(torch.device("cpu")), width, height)
+            self._rope = rope(self._dit(torch.device("cpu")), width, height)
             self._rope_size = (width, height)
         cosine, sine = self._rope
         return cosine.to(device), sine.to(device)
 
-    def _dit(self, weights: str = "") -> Dit:
-        """The component as it is now: a patch may have put a compiled model or another precision in place."""
-        return replace(self.dit, model=self.diffusion_model, compute_dtype=self.manual_cast_dtype, weights=weights)
+    def _dit(self, device: torch.device) -> Dit:
+        """The component as it is now: a patch may have put a compiled model, another precision or another device in place."""
+        return replace(self.dit, model=self.diffusion_model, compute_dtype=self.manual_cast_dtype, device=device)
+
+    def _dit_with_its_weights(self, device: torch.device) -> Dit:
+        """For reference caches, which other weights make other: the patcher names the weights by its patches.
+
+        What a node injects into the layers has no name, so caches made with it are not kept.
+        """
+        dit = replace(self._dit(device), weights=f"{self.current_patcher.patches_uuid} ")
+        return replace(dit, kept={}) if self.current_patcher.injections else dit
+
+
+def _on_device(cache, device: torch.device):
+    """The cache where the latents are: ComfyUI may run one side of the guidance on another card."""
+    if cache is None or cache[0].k_caches[0].device == device:
+        return cache
+    moved = copy.deepcopy(cache)
+    for layer in moved.caches:
+        layer.k_caches = [keys.to(device) for keys in layer.k_caches]
+        layer.v_caches = [values.to(device) for values in layer.v_caches]
+    return moved
 
 
 def _sizes(references: Sequence[Reference]) -> list[int]:

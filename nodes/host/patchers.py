@@ -78,7 +78,7 @@ def streamed_bytes(patcher: comfy.model_patcher.ModelPatcher, working_bytes: int
     """How much of a loaded model is not on its device, so that it is brought there again in every pass."""
     if model_management.is_device_cpu(patcher.load_device):
         return 0
-    if getattr(patcher, "is_dynamic", bool)():  # brings layers when they are called and keeps those that fit
-        room = patcher.get_free_memory(patcher.load_device) + patcher.loaded_size()
+    if getattr(patcher, "is_dynamic", bool)():  # brings layers when they are called, keeps those that fit, counts them as free
+        room = patcher.get_free_memory(patcher.load_device) + patcher.model.model_loaded_weight_memory
         return max(0, patcher.model_size() + working_bytes - room)
     return patcher.model_size() - patcher.loaded_size() if patcher.model.model_lowvram else 0

@@ -13,9 +13,11 @@ class _FirstStage(Holder):
     """[B, 3, H, W] in -1..1 to latents in the VAE's space and back, as ComfyUI calls it."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.model.use_tiling = False  # ComfyUI's tiled nodes make tiles of their own
         return self.model.encode(pixels).latent_dist.mode()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.model.use_tiling = False
         return self.model.decode(latents, return_dict=False)[0]
 
 
@@ -36,14 +38,10 @@ class GlmImageVae(comfy.sd.VAE):
         self.downscale_ratio = self.upscale_ratio = LATENT_PX
         self.disable_offload = False
         self.size = None
-        self.memory_used_encode = self._encode_bytes
-        self.memory_used_decode = self._decode_bytes
+        config = vae.model.config  # and not self, which would keep itself alive
+        self.memory_used_encode = lambda shape, dtype: memory.vae_encode_bytes(config, dtype.itemsize, shape[3], shape[2])
+        self.memory_used_decode = lambda shape, dtype: memory.vae_decode_bytes(
+            config, dtype.itemsize, shape[3] * LATENT_PX, shape[2] * LATENT_PX
+        )
         offload_device = comfy.model_management.vae_offload_device()
         self.patcher = Patcher(self.first_stage_model, load_device=self.device, offload_device=offload_device)
-
-    def _encode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        return memory.vae_encode_bytes(self.component.model.config, dtype.itemsize, shape[3], shape[2])
-
-    def _decode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        width, height = shape[3] * LATENT_PX, shape[2] * LATENT_PX
-        return memory.vae_decode_bytes(self.component.model.config, dtype.itemsize, width, height)

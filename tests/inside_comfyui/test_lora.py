@@ -97,6 +97,26 @@ def test_the_stock_loader_takes_comfyuis_names(model, loras, paint, run):
     assert torch.equal(with_model(stock), with_model(ours))
 
 
+def test_what_is_injected_into_the_layers_makes_no_cache_that_others_find(model, conditioned, paint, run):
+    """As bypass LoRAs do: the weights keep their name and compute something else."""
+    from comfy.patcher_extension import PatcherInjection
+
+    with_model, _ = paint
+    plain = with_model(model)
+    model.model.dit.kept.clear()
+    layer = model.model.diffusion_model.transformer_blocks[0].attn1.to_v
+    forward = layer.forward
+    injected = model.clone()
+    inject = PatcherInjection(
+        inject=lambda patcher: setattr(layer, "forward", lambda x: 2 * forward(x)),
+        eject=lambda patcher: setattr(layer, "forward", forward),
+    )
+    injected.set_injections("test", [inject])
+    assert (with_model(injected) - plain).abs().max() > 1e-2
+    assert not model.model.dit.kept
+    assert torch.equal(with_model(model), plain)
+
+
 def test_two_loras_add_up(folder, library, model, loras, paint, run):
     with_model, with_component = paint
     name = loras("dit.safetensors", "diffusers")
@@ -177,6 +197,17 @@ def test_references_are_run_again_with_other_weights(model, loras, paint, run):
     assert len(model.model.dit.kept) == 2
     with_model(changed)
     assert len(model.model.dit.kept) == 2
+
+
+def test_keys_for_layers_that_cannot_be_patched_are_said(ar, folder, run, caplog):
+    tensors = {"model.language_model.norm.diff": torch.ones(ar.component.model.config.text_config.hidden_size)}
+    layer = AR_LAYERS[0]
+    for up, down in deltas(ar.component.model, [layer]).values():
+        tensors |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    save_file(tensors, folder.parents[1] / "loras" / "norm.safetensors")
+    with caplog.at_level(logging.WARNING):
+        run("GLMImageLoadLoRA", lora_name="norm.safetensors", strength_model=1.0, strength_ar=1.0, ar=ar)
+    assert "1 keys of the LoRA are left out, such as model.language_model.norm.diff" in caplog.text
 
 
 def test_strength_zero_is_the_model_itself(model, ar, loras, run):

@@ -66,6 +66,21 @@ def test_a_negative_without_a_prior_serves_our_sampler(library, model, condition
     assert near(out["samples"], painted(library, positive, negative, prior, steps=3))
 
 
+def test_only_the_positive_side_reads_references(library, model, conditioned, references, run):
+    """Also where the positive conditioning is wired to both sides, and where conditioning went through Apply Prior before."""
+    positive, negative, prior = conditioned(True)
+    expected = painted(library, positive, positive, prior)
+    (out,) = run("GLMImageSampler", model=model, positive=positive, negative=positive, seed=3, steps=4, cfg=1.5)
+    assert near(out["samples"], expected)
+    crossed = run("GLMImageApplyPrior", positive=negative, negative=positive, prior=prior, references=references)
+    (out,) = run("GLMImageSampler", model=model, positive=crossed[0], negative=crossed[1], seed=3, steps=4, cfg=1.5)
+    assert near(out["samples"], painted(library, *crossed, prior))
+    settings = {"seed": 3, "steps": 9, "cfg": 1.5, "sampler_name": "euler", "scheduler": "sgm_uniform", "denoise": 1.0}
+    (sized,) = run("GLMImageModelSampling", model=model, **SIZE)
+    (out,) = run("KSampler", model=sized, positive=crossed[0], negative=crossed[1], latent_image=EMPTY, **settings)
+    assert near(out["samples"].float(), painted(library, *crossed, prior, steps=9))
+
+
 @pytest.mark.parametrize("edit", [False, True], ids=["text", "edit"])
 def test_ksampler_equals_the_librarys_loop(library, model, conditioned, run, edit):
     """With sgm_uniform, whose spacing is GLM-Image's where no timestep has to be rounded: 1000, 750, 500, 250 are not, from
@@ -139,6 +154,7 @@ def test_model_sampling_maps_timesteps_to_sigmas_and_back(model, run):
     assert sampling.sigma(torch.tensor(499.0)).item() == pytest.approx(3.25 / (3.25 + 1), abs=1e-6)  # sigma 0.5, shifted
     timesteps = torch.tensor([0.0, 1, 499, 998, 999])
     assert torch.allclose(sampling.timestep(sampling.sigma(timesteps)), timesteps, atol=1e-2)
+    assert not list(sampling.buffers())  # which the patcher that streams on demand would carry over to another size
     assert len(sampling.sigmas) == 1000 and sampling.sigma_max == 1 and 0 < sampling.sigma_min < 0.01
     assert sampling.percent_to_sigma(0) == 1 and sampling.percent_to_sigma(1) == 0
     assert sampling.percent_to_sigma(0.5) == pytest.approx(3.25 / 4.25, abs=1e-6)
@@ -299,6 +315,18 @@ def test_what_a_stock_sampler_cannot_paint_is_refused(model, conditioned, prompt
         run("KSampler", model=model, **inputs, **settings)
 
 
+def test_memory_is_asked_for_by_size_batch_references_and_drawn_text(model, conditioned):
+    needed = model.model.memory_required
+    small = needed([1, 16, 64, 64])
+    assert small < needed([2, 16, 64, 64]) < needed([2, 16, 128, 128])
+    assert small < needed([1, 16, 64, 64], {"cache": [[1024, 1024]]}) < needed([1, 16, 64, 64], {"cache": [[1024, 1024] * 2]})
+    assert needed([1, 16, 64, 64], {"glyphs": [[1, 64, 32]]}) == small < needed([1, 16, 64, 64], {"glyphs": [[1, 2048, 32]]})
+    positive, _, _ = conditioned(True)
+    shapes = model.model.extra_conds_shapes(cross_attn=positive[0][0], **positive[0][1])
+    reference = positive[0][1]["glm_image_references"][0]
+    assert shapes == {"cache": [reference.width, reference.height], "glyphs": list(positive[0][0].shape)}
+
+
 def test_an_area_is_refused(model, conditioned, run):
     positive, negative, _ = conditioned(False)
     (area,) = run("ConditioningSetArea", conditioning=positive, width=128, height=128, x=0, y=0, strength=1.0)
@@ -337,7 +365,9 @@ def test_everything_reaches_the_device(folder, conditioned, monkeypatch):
     reference = positive[0][1]["glm_image_references"][0]
     heads = (dit.model.config.num_attention_heads, dit.model.config.attention_head_dim)
     cached = torch.empty(1, reference.grid.tokens * 4, *heads, dtype=torch.bfloat16)
-    dit.kept[reference.id] = [(cached, cached)] * dit.model.config.num_layers  # as an earlier run left it, on the CPU
+    dit.kept[f"{patcher.patches_uuid} {reference.id}"] = [
+        (cached, cached)
+    ] * dit.model.config.num_layers  # as an earlier run left it, on the CPU
     outputs = []
     seen = watch_inputs(dit.model)
     with config.patch(meta_nonzero_assume_all_nonzero=True):

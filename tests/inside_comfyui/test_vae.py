@@ -40,6 +40,14 @@ def test_the_stock_tiled_nodes_work(vae, picture, latents, run):
     assert latent["samples"].shape == latents.shape and torch.isfinite(latent["samples"]).all()
 
 
+def test_our_tiling_does_not_reach_the_stock_nodes(vae, latents, run):
+    large = latents.repeat(1, 1, 6, 6)
+    (before,) = run("VAEDecode", samples={"samples": large}, vae=vae)
+    (tiled,) = run("GLMImageVAEDecode", vae=vae, samples={"samples": large}, tiling="on")
+    (after,) = run("VAEDecode", samples={"samples": large}, vae=vae)
+    assert torch.equal(before, after) and not torch.allclose(tiled, before.float(), atol=1e-2)
+
+
 def test_a_picture_whose_sides_are_no_multiples_is_cropped_as_by_other_vaes(vae, picture, run):
     (latent,) = run("VAEEncode", pixels=picture[:, :125, :157], vae=vae)
     assert latent["samples"].shape == (1, 16, 15, 19)
