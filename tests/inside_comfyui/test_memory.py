@@ -280,3 +280,88 @@ def test_streamed_bytes_are_those_that_are_not_there(ar, monkeypatch):
     patcher.detach()
     patcher.partially_load(patcher.load_device, extra_memory=10 * patcher.model_size())
     assert patchers.streamed_bytes(patcher, 0) == 0
+
+
+@pytest.fixture
+def on_demand(monkeypatch):
+    """ComfyUI's patcher that streams on demand, which it uses on GPUs only, made to take the CPU for one: no memory of its own
+    there, so every layer is cast as it is called."""
+    import types
+
+    import comfy.model_patcher as model_patcher
+    from glm_image_pack.nodes.host import dit_model, vae_model
+
+    if not hasattr(model_patcher, "ModelPatcherDynamic"):
+        pytest.skip("this ComfyUI has no patcher that streams on demand")
+
+    class HostBuffer:
+        def __init__(self, *sizes):
+            self.size = 0
+
+    class OnDemand(model_patcher.ModelPatcherDynamic):
+        def __new__(cls, *args, **kwargs):
+            return object.__new__(cls)
+
+        def partially_unload(self, *args, **kwargs):
+            return 0
+
+    monkeypatch.setattr(model_patcher.comfy_aimdo, "host_buffer", types.SimpleNamespace(HostBuffer=HostBuffer), raising=False)
+    monkeypatch.setattr(model_management, "pinned_hostbuf_size", lambda *args: 0)
+
+    def load_on_demand(models, **settings):
+        for patcher in models:
+            patcher.partially_load(patcher.load_device)
+
+    monkeypatch.setattr(model_management, "load_models_gpu", load_on_demand)
+    for module in (patchers, dit_model, vae_model):
+        monkeypatch.setattr(module, "Patcher", OnDemand)
+
+
+def test_the_patcher_that_streams_on_demand_gives_the_same(on_demand, library, folder, picture, conditioned, run):
+    from glm_image_pack.glmimage_core.denoise import sample
+    from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+    from glm_image_pack.glmimage_core.pixels import to_pictures
+    from glm_image_pack.glmimage_core.prior import generate_prior
+    from glm_image_pack.glmimage_core.references import fit, vision_tokens
+    from glm_image_pack.glmimage_core.vae import encode
+
+    settings = {"checkpoint": "GLM-Image", "dtype": "auto"}
+    (ar,) = run("GLMImageLoadAR", **settings, quantization="none")
+    (model,) = run("GLMImageLoadDiT", **settings, quantization="none")
+    (vae,) = run("GLMImageLoadVAE", **settings)
+    glyph = glyph_wire(run)
+    assert all(patcher.is_dynamic() for patcher in patchers_of(ar, model, vae, glyph))
+    (reference,) = run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)[0]
+    assert torch.equal(reference.vision_tokens, vision_tokens(library["ar"], fit(library["ar"], to_pictures(picture)[0])))
+    (latent,) = run("VAEEncode", pixels=picture, vae=vae)
+    assert torch.allclose(latent["samples"].float(), encode(library["vae"], picture), atol=1e-5)
+    plan = {"batch_size": 1, "seed": 5, "temperature": 0.9, "top_p": 0.75, "top_k": 50}
+    (prior,) = run("GLMImageGeneratePrior", ar=ar, prompt="a tree", width=256, height=256, **plan)
+    assert torch.equal(prior.tokens, generate_prior(library["ar"], "a tree", 256, 256, seed=5).tokens)
+    text = run("GLMImageEncodePrompt", glyph_encoder=glyph, prompt='"A"', negative_prompt="", glyph_text="")[0][0][0]
+    assert torch.allclose(text, encode_glyph_texts(library["glyph"], ["A"]), atol=1e-5)
+
+    positive, negative, prior = conditioned(True)
+    expected = sample(
+        *(library["dit"], prior, positive[0][0], negative[0][0]),
+        **{"seeds": [1], "steps": 2, "references": positive[0][1]["glm_image_references"]},
+    )
+    inputs = {"positive": positive, "negative": negative, "seed": 1, "steps": 2, "cfg": 1.5}
+    for _ in range(2):
+        (out,) = run("GLMImageSampler", model=model, **inputs)
+        assert (out["samples"] - expected).abs().max() < 1e-4
+
+
+def test_the_patcher_that_streams_on_demand_keeps_the_schedules_of_two_sizes_apart(on_demand, folder, run):
+    import comfy.samplers
+
+    (model,) = run("GLMImageLoadDiT", checkpoint="GLM-Image", dtype="auto", quantization="none")
+    sized = [run("GLMImageModelSampling", model=model, width=side, height=side)[0] for side in (2048, 512)]
+
+    def sigmas() -> list:
+        return [comfy.samplers.calculate_sigmas(one.get_model_object("model_sampling"), "simple", 4).tolist() for one in sized]
+
+    expected = sigmas()
+    for one in (*sized, sized[0]):
+        one.partially_load(one.load_device)
+        assert sigmas() == expected
