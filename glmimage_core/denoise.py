@@ -257,7 +257,9 @@ def check_sample(
     """Raise ValueError where the inputs of `sample` do not go together. Runs nothing, so it can go before a model is moved."""
     config = dit.model.config
     if prior.batch not in (1, batch):
-        raise ValueError(f"the prior plans {prior.batch} images and {batch} were asked for")
+        raise ValueError(
+            f"the prior plans {prior.batch} images and {batch} were asked for; give Generate Prior and the latent one batch_size"
+        )
     rows = config.prior_vq_quantizer_codebook_size
     if prior.tokens.max() >= rows:
         raise ValueError(f"the prior has token {prior.tokens.max()}, but this DiT knows {rows}: another model made it")
@@ -280,7 +282,7 @@ def check_sample(
         height, width = (side * LATENT_PX for side in latents.shape[2:])
         raise ValueError(
             f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}; "
-            "give both the same size"
+            "give Generate Prior and the latent the same size"
         )
     if (denoise < 1 or mask is not None) and not latents.any():
         raise ValueError(

@@ -28,7 +28,11 @@ OTHER_SUFFIXES = (
 )
 SUFFIXES = (*(suffix for pair in PAIRS for suffix in pair), ALPHA, *OTHER_SUFFIXES)
 DOTTED_PREFIXES = ("", "transformer.", "diffusion_model.", "vision_language_encoder.", "base_model.model.")
-FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lora_te_", "lycoris_")
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lora_te_", "lora_te1_", "lycoris_")
+
+
+class LoraError(ValueError):
+    """What is wrong with a LoRA, without its name."""
 
 
 class Match(NamedTuple):
@@ -60,6 +64,8 @@ def read_lora(file: Path) -> dict[str, torch.Tensor]:
     if dora := [key for key in tensors if ".lora_magnitude_vector" in key]:
         # PEFT divides by the norm of the changed weight, ComfyUI's formula for DoRA by that of the original one.
         raise ValueError(f"{file.name} is a DoRA of PEFT's kind ({dora[0]}), which cannot be applied; use a plain LoRA")
+    if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
+        raise ValueError(f"{file.name} has numbers that are not finite ({broken[0]}): its training failed; use another one")
     tensors = {key.replace(".default.weight", ".weight"): tensor for key, tensor in tensors.items()}  # an adapter's own name
     return tensors | _stated_alphas(stated, tensors)
 
@@ -99,12 +105,16 @@ def layer_of(key: str) -> str:
 def match(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> Match:
     """Find the layers of a model that a LoRA is for, whatever its maker put before their names.
 
-    Raises ValueError when a layer is found and has another shape, since the LoRA is for a model of another size, and when
+    Raises LoraError when a layer is found and has another shape, since the LoRA is for a model of another size, and when
     half of a pair is missing.
     """
     weights = {key.removesuffix(".weight"): value for key, value in model.state_dict().items() if key.endswith(".weight")}
-    names = {prefix + layer: layer for layer in weights for prefix in DOTTED_PREFIXES}
-    names |= {prefix + layer.replace(".", "_"): layer for layer in weights for prefix in FLAT_PREFIXES}
+    names = {}
+    for layer in weights:
+        # The language model of the AR half is also trained on its own, where its names are shorter.
+        for name in {layer, layer.replace("model.language_model.", "model."), layer.removeprefix("model.")}:
+            names |= {prefix + name: layer for prefix in DOTTED_PREFIXES}
+            names |= {prefix + name.replace(".", "_"): layer for prefix in FLAT_PREFIXES}
     tensors, unmatched = {}, []
     for key, tensor in lora.items():
         layer = names.get(layer_of(key))
@@ -115,11 +125,11 @@ def match(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> Match:
     for key in tensors:
         for one, other in (pair for up, down in PAIRS for pair in ((up, down), (down, up))):
             if key.endswith(one) and key.removesuffix(one) + other not in tensors:
-                raise ValueError(f"the LoRA is not whole: it has {key}, but not its {other.strip('.')}; download it again")
+                raise LoraError(f"the LoRA is not whole: it has {key}, but not its {other.strip('.')}; download it again")
     for layer, (up, down) in _pairs(tensors).items():
         ours, theirs = list(weights[layer].shape), [up.shape[0], down.shape[1]]
         if up.ndim == 2 and theirs != ours:
-            raise ValueError(f"the LoRA is for another model: it changes {layer} as {theirs}, which is {ours} here")
+            raise LoraError(f"the LoRA is for another model: it changes {layer} as {theirs}, which is {ours} here")
     changed = {layer_of(key) for key in tensors if not key.endswith(ALPHA)}
     return Match(tensors, len(changed), unmatched)
 
@@ -145,7 +155,7 @@ class LayeredLora:
         """Raise ValueError for what is not a plain LoRA."""
         layers = _pairs(self.tensors)
         plain = {layer + suffix for layer in layers for pair in PAIRS for suffix in (*pair, ALPHA)}
-        if other := sorted(set(self.tensors) - plain):
+        if other := sorted(key for key in set(self.tensors) - plain if not key.endswith(ALPHA)):
             raise ValueError(f"the LoRA has {other[0]}, a kind of change that only ComfyUI applies")
 
     def delta(self, layer: str) -> torch.Tensor:

@@ -63,7 +63,10 @@ def encode(vae: Vae, image: torch.Tensor, tiled: bool = False) -> torch.Tensor:
     image = to_rgb(image)
     height, width = image.shape[1:3]
     if height % LATENT_PX or width % LATENT_PX:
-        raise ValueError(f"an image of {width}x{height} pixels cannot be encoded: sides must be multiples of {LATENT_PX}")
+        raise ValueError(
+            f"an image of {width}x{height} pixels cannot be encoded: sides must be multiples "
+            f"of {LATENT_PX}, and of 32 for a plan; GLM-Image Size and Upscale Image bring it there"
+        )
     _set_tiling(vae, tiled)
     pixels = image.movedim(-1, 1) * 2 - 1  # BHWC -> BCHW
     latents = [vae.model.encode(_to_model(vae, one[None])).latent_dist.mode().float().cpu() for one in pixels]
@@ -91,7 +94,10 @@ def check_latents(vae: Vae, latents: torch.Tensor) -> None:
     """Raise ValueError unless latents are finite and [B, 16, h, w] with this VAE's number of channels."""
     check_channels(vae.space, latents)
     if not torch.isfinite(latents).all():
-        raise ValueError("the latents are not finite: the sampler lost precision; load the DiT in bfloat16 or float32")
+        raise ValueError(
+            "the latents are not finite: the precision was too low (load the DiT in bfloat16 or float32), or what changes the "
+            "MODEL is broken"
+        )
 
 
 def check_channels(space: LatentSpace, latents: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 
-from ..glmimage_core.lora import Match, match, read_lora
+from ..glmimage_core.lora import LoraError, Match, match, read_lora
 from .host import host
 from .sockets import AR, CATEGORY, glm_dit
 
@@ -52,12 +52,15 @@ class GLMImageLoadLoRA:
         if model is None and ar is None:
             raise ValueError("neither model nor ar is connected; connect what the LoRA is for")
         lora = read_lora(file)
-        dit = None if model is None else match(lora, glm_dit(model).model)
-        writer = None if ar is None else match(lora, host.component(ar).model)
+        try:
+            dit = None if model is None else match(lora, glm_dit(model).model)
+            writer = None if ar is None else match(lora, host.component(ar).model)
+        except LoraError as error:
+            raise ValueError(f"{lora_name}: {error}") from error
         _report(lora_name, lora, {"DiT": dit, "AR model": writer})
-        if model is not None and dit.weights and strength_model:
+        if dit and dit.weights and strength_model:
             model = host.with_lora(model, dit.tensors, strength_model)
-        if ar is not None and writer.weights and strength_ar:
+        if writer and writer.weights and strength_ar:
             ar = host.with_lora(ar, writer.tensors, strength_ar)
         return (model, ar)
 
@@ -68,9 +71,10 @@ def _report(name: str, lora: dict, matches: dict[str, Match | None]) -> None:
     if not any(match.weights for match in found.values()):
         example = f", such as {next(iter(lora))}" if lora else ""
         raise ValueError(f"{name} changes nothing in the {' or the '.join(found)}: its {len(lora)} keys match no weight{example}")
-    changed = ", ".join(f"{match.weights} weights of the {half}" for half, match in found.items())
+    has = ", ".join(f"{match.weights} weights of the {half}" for half, match in found.items())
     nowhere = set.intersection(*(set(match.unmatched) for match in found.values()))
-    if nowhere:
-        host.warn(f"{name} changes {changed}; {len(nowhere)} of its keys match nothing, such as {min(nowhere)}")
-    else:
-        log.info("%s changes %s", name, changed)
+    if not nowhere:
+        log.info("%s is for %s", name, has)
+        return
+    absent = "".join(f" (the {half} is not connected)" for half, match in matches.items() if match is None)
+    host.warn(f"{name} is for {has}; {len(nowhere)} of its keys match nothing here{absent}, such as {min(nowhere)}")

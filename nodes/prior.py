@@ -1,15 +1,11 @@
 """Prior tokens: the AR stage, and handing its plan to the sampler."""
 
-import logging
-
 from ..glmimage_core import memory
 from ..glmimage_core.geometry import MIN_SIDE, check_size
 from ..glmimage_core.prior import Sampling, check_prompt, generate_prior
 from ..glmimage_core.references import check_references
 from .host import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, host
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES, seed_input, side_input
-
-log = logging.getLogger(__name__)
 
 
 class GLMImageGeneratePrior:
@@ -140,7 +136,10 @@ class GLMImageApplyPrior:
     def apply(self, positive, negative, prior, references=()):
         check_references(references, codebook=prior.codebook)
         if tuple(reference.id for reference in references) != prior.references:
-            log.warning("the references differ from those the prior was generated with; the edit may not follow them")
+            host.warn(
+                "the references differ from those the prior was generated with, so the edit may not follow them; connect the "
+                "same references to Generate Prior and to Apply Prior"
+            )
         on_positive = {PRIOR_KEY: prior, REFERENCES_KEY: references, DROP_KEY: False}
         on_negative = {PRIOR_KEY: prior, REFERENCES_KEY: (), DROP_KEY: True}
         positive = [[embeddings, options | on_positive] for embeddings, options in positive]

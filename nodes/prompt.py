@@ -1,12 +1,8 @@
 """Prompt to conditioning: what the DiT reads of a prompt is only the text to be drawn."""
 
-import logging
-
 from ..glmimage_core.glyphs import encode_glyph_texts, find_glyph_texts
 from .host import host
 from .sockets import CATEGORY, GLYPH_ENCODER
-
-log = logging.getLogger(__name__)
 
 
 class GLMImageEncodePrompt:
@@ -66,7 +62,7 @@ class GLMImageEncodePrompt:
         texts = given or find_glyph_texts(prompt)
         avoided = find_glyph_texts(negative_prompt)
         if negative_prompt.strip() and not avoided:
-            log.warning("the negative prompt has no text in quotation marks, so it changes nothing: %r", negative_prompt)
+            host.warn(f"the negative prompt has no text in quotation marks, so it changes nothing: {negative_prompt!r}")
         with host.placed(glyph_encoder) as encoder:
             positive = encode_glyph_texts(encoder, texts)
             negative = encode_glyph_texts(encoder, avoided)

@@ -7,7 +7,7 @@ from ..glmimage_core.denoise import check_sample
 from ..glmimage_core.geometry import check_size, dit_token_count
 from ..glmimage_core.references import check_references
 from ..glmimage_core.schedule import partial_schedule
-from .host import REFERENCES_KEY, Painting, host
+from .host import DROP_KEY, REFERENCES_KEY, Painting, host
 from .sockets import CATEGORY, applied_prior, glm_dit, one_conditioning, seed_input, side_input
 
 STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."})
@@ -79,6 +79,8 @@ class GLMImageSampler:
         glyphs, options = one_conditioning(positive, "positive")
         unwanted, _ = one_conditioning(negative, "negative")
         prior = applied_prior(options)
+        if options.get(DROP_KEY):
+            raise ValueError("positive is the negative output of Apply Prior, which has no plan; swap positive and negative")
         references = options.get(REFERENCES_KEY, ())
         check_references(references, space=dit.space)
         start = latent_image or {}
@@ -93,7 +95,7 @@ class GLMImageModelSampling:
     TITLE = "GLM-Image Model Sampling"
     DESCRIPTION = (
         "Spaces the steps of KSampler and ComfyUI's schedulers as GLM-Image does for a picture of this size. GLM-Image Sampler "
-        "does so by itself. sgm_uniform is the scheduler whose spacing is GLM-Image's own."
+        "does so by itself. The scheduler simple has GLM-Image's own spacing."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm shift", "glm model sampling")

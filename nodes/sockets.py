@@ -46,6 +46,8 @@ def side_input(name: str) -> tuple:
 
 def glm_dit(model) -> Dit:
     """The DiT on a MODEL wire. Raises ValueError for a model of another family."""
+    if model is None:
+        raise ValueError("model is empty: a Load GLM-Image LoRA gives on only what is connected to it; connect its model too")
     dit = host.component(model)
     if not isinstance(dit, Dit):
         raise ValueError("model is not a GLM-Image DiT; connect Load GLM-Image DiT")
@@ -63,7 +65,9 @@ def glm_vae(vae) -> Vae:
 def one_conditioning(conditioning: list, name: str) -> tuple:
     """The embeddings and options of a conditioning with one entry. Raises ValueError for combined ones."""
     if len(conditioning) != 1:
-        raise ValueError(f"{name} holds {len(conditioning)} combined conditionings; GLM-Image takes one")
+        raise ValueError(
+            f"{name} holds {len(conditioning)} combined conditionings, and GLM-Image Sampler takes one; KSampler takes several"
+        )
     return conditioning[0]
 
 

@@ -151,3 +151,21 @@ def test_half_a_pair_is_refused(dit, half):
     other = "lora_B" if half == "lora_A" else "lora_A"
     with pytest.raises(ValueError, match=rf"not whole: it has .*{half}.weight, but not its {other}.weight"):
         match({key: tensor for key, tensor in tensors.items() if half in key}, dit.model)
+
+
+def test_a_lora_with_broken_numbers_is_refused(dit, tmp_path):
+    up, down = pair(dit.model)
+    up[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="a.safetensors has numbers that are not finite"):
+        read_lora(written(tmp_path / "x", {f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}))
+
+
+@pytest.mark.parametrize("prefix", ["model.layers", "language_model.layers", "model.language_model.layers"])
+def test_the_language_model_may_have_been_trained_on_its_own(ar, prefix):
+    layer = "model.language_model.layers.0.self_attn.q_proj"
+    up, down = pair(ar.model, layer)
+    name = f"base_model.model.{prefix}.0.self_attn.q_proj"
+    matched = match({f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}, ar.model)
+    assert set(matched.tensors) == {f"{layer}.lora_B.weight", f"{layer}.lora_A.weight"}
+    flat = f"lora_te1_{prefix.replace('.', '_')}_0_self_attn_q_proj"
+    assert match({f"{flat}.lora_up.weight": up, f"{flat}.lora_down.weight": down}, ar.model).weights == 1

@@ -121,7 +121,11 @@ class Runner:
         if node_id in depths:
             return depths[node_id]
         if workflow.prompt[node_id]["class_type"] not in self.nodes:
-            raise WorkflowError(f"{workflow.title(node_id)}: no such node here: {workflow.prompt[node_id]['class_type']}")
+            foreign = {node["class_type"] for node in workflow.prompt.values()} - set(self.nodes)
+            raise WorkflowError(
+                f"{workflow.title(node_id)}: no such node here: {', '.join(sorted(foreign))}; run the workflow in ComfyUI, "
+                "or use this pack's own sampler and VAE nodes"
+            )
         declared = self._inputs(self._class(workflow, node_id))
         depth = 0
         for name, (source, output) in self._links(workflow, node_id).items():

@@ -139,10 +139,10 @@ class ComfyHost:
             model = self.for_size(model, prior.width, prior.height)
             mu = dit.shift.of_tokens(dit_token_count(prior.width, prior.height))
             sigmas = partial_schedule(painting.steps, painting.denoise, mu).sigmas
-        else:  # a node put another schedule on the MODEL; GLM-Image's own spacing is what ComfyUI calls sgm_uniform
+        else:  # a node put another schedule on the MODEL; GLM-Image's own spacing is what ComfyUI calls simple
             whole = max(painting.steps, int(painting.steps / painting.denoise))
             sampling = model.get_model_object("model_sampling")
-            sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", whole)[-painting.steps - 1 :]
+            sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", whole)[-painting.steps - 1 :]
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(painting.positive, _without_prior(painting.negative, prior))
         guider.set_cfg(painting.cfg)

@@ -131,25 +131,37 @@ class GlmImageModel(comfy.model_base.BaseModel):
         self.diffusion_model = dit.model.requires_grad_(False)
         self.dit = dit.on(device, config.manual_cast_dtype)
         self.model_sampling = model_sampling(dit, USUAL_SIDE, USUAL_SIDE)
+        self._said: set[str] = set()
         self._rope_size: tuple[int, int] | None = None
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def extra_conds(self, *, noise, device, cross_attn, prompt_type="", **options) -> dict[str, comfy.conds.CONDRegular]:
-        """What the DiT sees of one conditioning beside the latents. Runs the references whose caches are not kept."""
-        if PRIOR_KEY not in options:
+        """What the DiT sees of one conditioning beside the latents. Runs the references whose caches are not kept.
+
+        The negative side sees neither prior nor references, whatever is in its conditioning.
+        """
+        drop = prompt_type == "negative" or bool(options.get(DROP_KEY))
+        if drop and prompt_type == "positive":
+            raise ValueError("positive is the negative output of Apply Prior, which has no plan; swap positive and negative")
+        if PRIOR_KEY not in options and not drop:
             raise ValueError(
                 f"the {prompt_type} conditioning carries no prior tokens, without which GLM-Image paints nothing; "
                 "connect GLM-Image Apply Prior between prompt and sampler"
             )
-        prior = options[PRIOR_KEY]
-        check_sample(self.dit, prior, (cross_attn,), len(noise), denoise=1, latents=noise, mask=None)
-        tokens = prior_for_dit(prior.tokens)
+        if PRIOR_KEY in options:
+            prior = options[PRIOR_KEY]
+            check_sample(self.dit, prior, (cross_attn,), len(noise), denoise=1, latents=noise, mask=None)
+            tokens = prior_for_dit(prior.tokens)
+        else:  # dropped anyway
+            height, width = (side * LATENT_PX for side in noise.shape[2:])
+            tokens = torch.zeros(1, dit_token_count(width, height), dtype=torch.int64)
         conds = {
             "glyphs": comfy.conds.CONDRegular(cross_attn),
             "prior": comfy.conds.CONDRegular(tokens),
-            "drop": comfy.conds.CONDRegular(torch.full_like(tokens, bool(options.get(DROP_KEY)))),
+            "drop": comfy.conds.CONDRegular(torch.full_like(tokens, drop)),
         }
-        if references := options.get(REFERENCES_KEY):
+        references = () if drop else options.get(REFERENCES_KEY, ())
+        if references:
             check_references(references, space=self.dit.space)
             with torch.inference_mode():
                 cache = reference_cache(self._dit_with_its_weights(device), references)
@@ -164,7 +176,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
 
     def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006, ComfyUI's signature
         """Bytes of one pass of input_shape [B, 16, height / 8, width / 8] and of the references' caches."""
-        batch, _, height, width = input_shape
+        batch, *_, height, width = input_shape  # a video latent is refused later, by name
         sizes = max(cond_shapes.get("cache", ()), key=len, default=[])
         references = tuple(zip(sizes[::2], sizes[1::2], strict=True))
         glyph_tokens = max((shape[1] for shape in cond_shapes.get("glyphs", ())), default=memory.Job().glyph_tokens)
@@ -196,8 +208,26 @@ class GlmImageModel(comfy.model_base.BaseModel):
             rope=self._rotary(width, height, device),
         )
         patches = transformer_options.get("patches", {}).get("attn1_output_patch", ())
+        if patches and "attn1_patch" in transformer_options["patches"]:
+            raise ValueError(
+                "a node on the MODEL (such as TomePatchModel) changes what goes into attention, for which the DiT of GLM-Image "
+                "has no place; remove it"
+            )
+        self._say_what_has_no_effect(transformer_options)
         with _attention_patches(self.diffusion_model, patches, transformer_options, conditions.glyphs.shape[1]):
             return velocity(dit, x, timestep, conditions, _on_device(conds.get("cache"), device))
+
+    def _say_what_has_no_effect(self, transformer_options: dict) -> None:
+        """Warn, once for each, of patches that change nothing here."""
+        patches = set(transformer_options.get("patches", {}))
+        idle = {f"{kind} patches, for a part it does not have" for kind in patches - {"attn1_output_patch"}}
+        replaced = transformer_options.get("patches_replace", {})
+        idle |= {f"replaced {kind} parts, which it does not have" for kind, parts in replaced.items() if parts}
+        if "attn1_output_patch" in patches and set(transformer_options.get("cond_or_uncond", (0, 1))) != {0, 1}:
+            idle.add("attention patches such as NAG's, but positive and negative do not run in one pass")
+        for patch in idle - self._said:
+            log.warning("the MODEL of GLM-Image carries %s: they have no effect", patch)
+        self._said |= idle
 
     def _rotary(self, width: int, height: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The rotary embedding of the size painted last, kept in main memory: it is the same in every step."""

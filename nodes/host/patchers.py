@@ -6,6 +6,7 @@ import comfy.ops
 import torch
 
 from ...glmimage_core.component import Component
+from ...glmimage_core.prior import ArModel
 
 LAYERS = ("Linear", "Embedding", "Conv2d", "LayerNorm", "GroupNorm")
 # Layers whose weights the libraries read for themselves instead of calling the layer, so that they cannot be streamed.
@@ -26,6 +27,14 @@ class Holder(torch.nn.Module):
         return self.model.dtype
 
 
+class GlmImageArModel(Holder):
+    """Named so in ComfyUI's log."""
+
+
+class GlmImageGlyphEncoder(Holder):
+    """Named so in ComfyUI's log."""
+
+
 class Patched:
     """A component on a socket of ours. ComfyUI finds and evicts it by `patcher`."""
 
@@ -42,7 +51,8 @@ def patched(component: Component, offload_device: torch.device) -> Patched:
     """A component that ComfyUI manages, computing in a precision that its device is good at."""
     device = model_management.get_torch_device()
     component = component.on(device, streamable(component.model, device))
-    return Patched(component, Patcher(Holder(component.model), load_device=device, offload_device=offload_device))
+    holder = GlmImageArModel if isinstance(component, ArModel) else GlmImageGlyphEncoder
+    return Patched(component, Patcher(holder(component.model), load_device=device, offload_device=offload_device))
 
 
 def streamable(model: torch.nn.Module, device: torch.device) -> torch.dtype | None:

@@ -9,7 +9,7 @@ from ...glmimage_core.vae import Vae
 from .patchers import Holder, Patcher, streamable
 
 
-class _FirstStage(Holder):
+class GlmImageVaeModel(Holder):
     """[B, 3, H, W] in -1..1 to latents in the VAE's space and back, as ComfyUI calls it."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -29,10 +29,10 @@ class GlmImageVae(comfy.sd.VAE):
     """
 
     def __init__(self, vae: Vae):
-        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)})
+        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=vae.model.dtype)
         compute_dtype = streamable(vae.model, self.device)
         self.component = vae.on(self.device, compute_dtype)
-        self.first_stage_model = _FirstStage(vae.model)
+        self.first_stage_model = GlmImageVaeModel(vae.model)
         self.vae_dtype = self.component.dtype
         self.latent_channels = len(vae.space.mean)
         self.downscale_ratio = self.upscale_ratio = LATENT_PX

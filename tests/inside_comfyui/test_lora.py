@@ -224,8 +224,19 @@ def test_keys_that_match_nothing_are_counted(model, ar, loras, run, caplog, fold
     save_file(load_file(path) | {"transformer.other.lora_A.weight": torch.ones(4, 8), "te.x.alpha": torch.ones(1)}, path)
     with caplog.at_level(logging.WARNING):
         out = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, model=model, ar=ar)
-    assert "3 weights of the DiT, 0 weights of the AR model; 2 of its keys match nothing, such as te.x.alpha" in caplog.text
+    assert "3 weights of the DiT, 0 weights of the AR model; 2 of its keys match nothing here, such as te.x.alpha" in caplog.text
     assert out[0] is not model and out[1] is ar
+
+
+def test_a_half_that_is_not_connected_is_said(model, library, folder, run, caplog):
+    tensors = {}
+    for half, layers, prefix in (("dit", DIT_LAYERS, "transformer."), ("ar", AR_LAYERS, "base_model.model.")):
+        for layer, (up, down) in deltas(library[half].model, layers).items():
+            tensors |= {f"{prefix}{layer}.lora_A.weight": down, f"{prefix}{layer}.lora_B.weight": up}
+    save_file(tensors, folder.parents[1] / "loras" / "both.safetensors")
+    with caplog.at_level(logging.WARNING):
+        run("GLMImageLoadLoRA", lora_name="both.safetensors", strength_model=1.0, strength_ar=1.0, model=model)
+    assert "4 of its keys match nothing here (the AR model is not connected)" in caplog.text
 
 
 def test_what_is_no_lora_for_this_model_is_refused(folder, model, ar, run):
@@ -240,7 +251,9 @@ def test_what_is_no_lora_for_this_model_is_refused(folder, model, ar, run):
     layer = f"transformer.{DIT_LAYERS[0]}"
     wrong = {f"{layer}.lora_A.weight": torch.ones(4, 999), f"{layer}.lora_B.weight": torch.ones(999, 4)}
     save_file(wrong, loras / "wide.safetensors")
-    with pytest.raises(ValueError, match=r"for another model: it changes transformer_blocks.0.attn1.to_q as \[999, 999\]"):
+    with pytest.raises(
+        ValueError, match=r"wide.safetensors: the LoRA is for another model: it changes transformer_blocks.0.attn1.to_q"
+    ):
         load("wide.safetensors", model=model)
     torch.save({"x": torch.ones(1)}, loras / "pickle.pt")
     with pytest.raises(ValueError, match=r"pickle.pt is not a safetensors file; other formats can run code"):

@@ -75,21 +75,20 @@ def test_only_the_positive_side_reads_references(library, model, conditioned, re
     crossed = run("GLMImageApplyPrior", positive=negative, negative=positive, prior=prior, references=references)
     (out,) = run("GLMImageSampler", model=model, positive=crossed[0], negative=crossed[1], seed=3, steps=4, cfg=1.5)
     assert near(out["samples"], painted(library, *crossed, prior))
-    settings = {"seed": 3, "steps": 9, "cfg": 1.5, "sampler_name": "euler", "scheduler": "sgm_uniform", "denoise": 1.0}
+    settings = {"seed": 3, "steps": 8, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     (sized,) = run("GLMImageModelSampling", model=model, **SIZE)
     (out,) = run("KSampler", model=sized, positive=crossed[0], negative=crossed[1], latent_image=EMPTY, **settings)
-    assert near(out["samples"].float(), painted(library, *crossed, prior, steps=9))
+    assert near(out["samples"].float(), painted(library, *crossed, prior, steps=8))
 
 
 @pytest.mark.parametrize("edit", [False, True], ids=["text", "edit"])
 def test_ksampler_equals_the_librarys_loop(library, model, conditioned, run, edit):
-    """With sgm_uniform, whose spacing is GLM-Image's where no timestep has to be rounded: 1000, 750, 500, 250 are not, from
-    999 in steps of 249.75."""
+    """With simple, whose spacing is GLM-Image's own to within a thousandth."""
     positive, negative, prior = conditioned(edit)
     (sized,) = run("GLMImageModelSampling", model=model, **SIZE)
-    settings = {"seed": 3, "steps": 9, "cfg": 1.5, "sampler_name": "euler", "scheduler": "sgm_uniform", "denoise": 1.0}
+    settings = {"seed": 3, "steps": 8, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     (out,) = run("KSampler", model=sized, positive=positive, negative=negative, latent_image=EMPTY, **settings)
-    assert near(out["samples"].float(), painted(library, positive, negative, prior, steps=9))
+    assert near(out["samples"].float(), painted(library, positive, negative, prior, steps=8))
 
 
 @pytest.mark.parametrize("edit", [False, True], ids=["text", "edit"])
@@ -298,7 +297,8 @@ def test_a_compiled_model_paints_the_same(model, conditioned, run):
     ("change", "message"),
     [
         ({"positive": "prompt"}, "the positive conditioning carries no prior tokens.*Apply Prior"),
-        ({"negative": "prompt"}, "the negative conditioning carries no prior tokens.*Apply Prior"),
+        ({"positive": "negative"}, "positive is the negative output of Apply Prior.*swap"),
+        ({"latent_image": {"samples": torch.ones(1, 16, 1, *GRID)}}, "another model family"),
         ({"latent_image": {"samples": torch.zeros(1, 16, 32, 32)}}, "plans 256x288 pixels, but the latent image is of 256x256"),
         ({"latent_image": {"samples": torch.ones(1, 4, *GRID)}}, "another model family"),
         ({"latent_image": {"samples": torch.ones(3, 16, *GRID)}, "batch": 2}, "the prior plans 2 images and 3"),
@@ -307,7 +307,7 @@ def test_a_compiled_model_paints_the_same(model, conditioned, run):
 def test_what_a_stock_sampler_cannot_paint_is_refused(model, conditioned, prompt, run, change, message):
     positive, negative, _ = conditioned(False, batch_size=change.pop("batch", 1))
     inputs = {"positive": positive, "negative": negative, "latent_image": EMPTY} | {
-        name: {"positive": prompt[0], "negative": prompt[1]}[name] if value == "prompt" else value
+        name: {"prompt": prompt[0], "negative": negative}[value] if isinstance(value, str) else value
         for name, value in change.items()
     }
     settings = {"seed": 3, "steps": 2, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
@@ -325,6 +325,41 @@ def test_memory_is_asked_for_by_size_batch_references_and_drawn_text(model, cond
     shapes = model.model.extra_conds_shapes(cross_attn=positive[0][0], **positive[0][1])
     reference = positive[0][1]["glm_image_references"][0]
     assert shapes == {"cache": [reference.width, reference.height], "glyphs": list(positive[0][0].shape)}
+
+
+@pytest.mark.parametrize("name", ["GLMImageSampler", "KSampler"])
+def test_a_negative_needs_no_apply_prior_and_has_no_plan(model, conditioned, prompt, run, name):
+    """Whatever is wired to the negative side, it is painted without prior and references."""
+    positive, negative, _ = conditioned(True)
+    settings = {"seed": 3, "steps": 3, "cfg": 1.5, "sampler_name": "euler", "denoise": 1.0}
+    if name == "KSampler":
+        settings |= {"scheduler": "simple", "latent_image": EMPTY}
+    pictures = []
+    for other in (negative, prompt[1], [[negative[0][0], positive[0][1]]]):
+        (out,) = run(name, model=model, positive=positive, negative=other, **settings)
+        pictures.append(out["samples"].float())
+    assert near(pictures[0], pictures[1]) and near(pictures[0], pictures[2])
+
+
+def test_positive_and_negative_swapped_are_refused(model, conditioned, run):
+    positive, negative, _ = conditioned(False)
+    with pytest.raises(ValueError, match="swap positive and negative"):
+        run("GLMImageSampler", model=model, positive=negative, negative=positive, seed=3, steps=2, cfg=1.5)
+
+
+def test_patches_without_effect_are_said_once(model, conditioned, run, caplog):
+    positive, negative, _ = conditioned(False)
+    settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
+    patched = model.clone()
+    patched.set_model_patch_replace(lambda *args: None, "dit", "double_block", 0)
+    patched.set_model_attn1_output_patch(lambda out, options: out)
+    for _ in range(2):
+        run("GLMImageSampler", model=patched, **settings)
+    said = [record.message for record in caplog.records if "no effect" in record.message]
+    assert len(said) == 2 and any("replaced dit parts" in text for text in said) and any("NAG" in text for text in said)
+    patched.set_model_attn1_patch(lambda q, k, v, options: (q, k, v))
+    with pytest.raises(ValueError, match="TomePatchModel.*remove it"):
+        run("GLMImageSampler", model=patched, **settings)
 
 
 def test_an_area_is_refused(model, conditioned, run):
