@@ -1,5 +1,6 @@
 """GLM-Image as a library: read it in this order and you can rebuild the model.
 
+    component    one model of a checkpoint, and where and in what precision it computes
     geometry     pixels <-> prior grid <-> latents; the preview grid; fitting a reference
     pixels       picture tensors <-> PIL, checked once
     glyphs       the text to be drawn: found in a prompt, encoded by ByT5
@@ -8,6 +9,8 @@
     schedule     timesteps, shifted sigmas and the map between them
     denoise      the DiT: reference key/value caches, guided velocity, the Euler loop
     vae          pixels <-> latents, tiling
+    preview      small pictures of work in progress: the token grid, latents without the VAE
+    lora         LoRA files: read, matched to layers, laid over the weights and taken off
     checkpoint   find, describe and check a checkpoint folder; load one component
     residency    which model is on the device, and who must leave
     memory       how many bytes each stage needs, predicted from the configs

@@ -1,5 +1,10 @@
 """Colours for codebooks and latents."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.preview import codebook_palette, colour_chart, fit_latent_colours, token_picture
@@ -57,3 +62,17 @@ def test_fitted_colours_guess_what_the_vae_decodes(vae):
     assert unexplained < 0.8  # a random VAE is far from linear
     raw = latents.movedim(1, -1) @ factors + bias  # had the latents not been normalised
     assert (raw - truth).pow(2).mean() > (guess - truth).pow(2).mean()
+
+
+@pytest.mark.slow
+def test_the_script_that_fits_them(folder, tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    picture = root / "workflows" / "input" / "glm-image-scene.png"
+    command = [sys.executable, str(root / "scripts" / "fit_latent_colours.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    factors = [line.split() for line in done.stdout.splitlines() if line.startswith("    ")]
+    assert [len(row) for row in factors] == [3] * 16, done.stderr
+    explained = float(done.stdout.rsplit("explains ", 1)[1].split("%")[0])
+    assert 20 < explained <= 100
+    subprocess.run([*command, str(picture)], check=True, capture_output=True, cwd=tmp_path)
+    assert (tmp_path / "latent-colours.png").is_file()
