@@ -254,7 +254,8 @@ def _on_device(cache, device: torch.device):
     """The cache where the latents are: ComfyUI may run one side of the guidance on another card."""
     if cache is None or cache[0].k_caches[0].device == device:
         return cache
-    moved = copy.deepcopy(cache)
+    moved = copy.copy(cache)
+    moved.caches = [copy.copy(layer) for layer in cache.caches]
     for layer in moved.caches:
         layer.k_caches = [keys.to(device) for keys in layer.k_caches]
         layer.v_caches = [values.to(device) for values in layer.v_caches]
