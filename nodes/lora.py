@@ -4,7 +4,7 @@ import logging
 
 from ..glmimage_core.lora import LoraError, Match, match, read_lora
 from .host import host
-from .sockets import AR, CATEGORY, glm_dit
+from .sockets import AR, CATEGORY, glm_ar, glm_dit
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class GLMImageLoadLoRA:
         lora = read_lora(file)
         try:
             dit = None if model is None else match(lora, glm_dit(model).model)
-            writer = None if ar is None else match(lora, host.component(ar).model)
+            writer = None if ar is None else match(lora, glm_ar(ar).model)
         except LoraError as error:
             raise ValueError(f"{lora_name}: {error}") from error
         _report(lora_name, lora, {"DiT": dit, "AR model": writer})

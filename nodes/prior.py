@@ -5,7 +5,7 @@ from ..glmimage_core.geometry import MIN_SIDE, check_size
 from ..glmimage_core.prior import Sampling, check_prompt, generate_prior
 from ..glmimage_core.references import check_references
 from .host import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, host
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, seed_input, side_input
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input
 
 
 class GLMImageGeneratePrior:
@@ -93,7 +93,7 @@ class GLMImageGeneratePrior:
 
     def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
         check_size(width, height)
-        writer = host.component(ar)
+        writer = glm_ar(ar)
         check_prompt(writer, prompt)
         check_references(references, codebook=writer.codebook)
         sampling = Sampling(temperature, top_p, top_k)

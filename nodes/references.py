@@ -4,7 +4,7 @@ from ..glmimage_core import memory
 from ..glmimage_core.pixels import to_pictures
 from ..glmimage_core.references import Reference, check_references, fit, latents_of, vision_tokens
 from .host import host
-from .sockets import AR, CATEGORY, REFERENCES, glm_vae
+from .sockets import AR, CATEGORY, REFERENCES, glm_ar, glm_vae
 from .vae import placed_vae
 
 
@@ -35,7 +35,7 @@ class GLMImageEncodeReference:
         }
 
     def encode(self, ar, vae, image, references=()):
-        reader, space = host.component(ar), glm_vae(vae).space
+        reader, space = glm_ar(ar), glm_vae(vae).space
         check_references(references, reader.codebook, space)
         pictures = [fit(reader, picture) for picture in to_pictures(image)]
         progress = host.progress("Encode Reference")

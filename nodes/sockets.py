@@ -2,7 +2,7 @@
 
 from ..glmimage_core.denoise import Dit
 from ..glmimage_core.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX
-from ..glmimage_core.prior import Prior
+from ..glmimage_core.prior import ArModel, Prior
 from ..glmimage_core.vae import Vae
 from .host import PRIOR_KEY, host
 
@@ -44,14 +44,23 @@ def side_input(name: str) -> tuple:
     )
 
 
+def glm_ar(ar) -> ArModel:
+    """The AR model on its wire. Raises ValueError for an empty one."""
+    return _component(ar, "ar")
+
+
 def glm_dit(model) -> Dit:
-    """The DiT on a MODEL wire. Raises ValueError for a model of another family."""
-    if model is None:
-        raise ValueError("model is empty: a Load GLM-Image LoRA gives on only what is connected to it; connect its model too")
-    dit = host.component(model)
+    """The DiT on a MODEL wire. Raises ValueError for an empty one and for a model of another family."""
+    dit = _component(model, "model")
     if not isinstance(dit, Dit):
         raise ValueError("model is not a GLM-Image DiT; connect Load GLM-Image DiT")
     return dit
+
+
+def _component(wire, name: str):
+    if wire is None:
+        raise ValueError(f"{name} is empty: Load GLM-Image LoRA passes on only what is connected to it; connect its {name} too")
+    return host.component(wire)
 
 
 def glm_vae(vae) -> Vae:

@@ -115,6 +115,12 @@ def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
         sampler.sample(dit, positive, negative, 0, 1, 1.5)
     with pytest.raises(ValueError, match="Load GLM-Image DiT"):
         sampler.sample(object(), applied, unwanted, 0, 1, 1.5)
+    with pytest.raises(ValueError, match="model is empty: Load GLM-Image LoRA passes on only"):
+        sampler.sample(None, applied, unwanted, 0, 1, 1.5)
+    with pytest.raises(ValueError, match="ar is empty"):
+        NODES["GLMImageGeneratePrior"]().generate(None, "a house", 256, 256, 1, 0)
+    with pytest.raises(ValueError, match="swap positive and negative"):
+        sampler.sample(dit, unwanted, applied, 0, 1, 1.5)
     with pytest.raises(ValueError, match="2 combined"):
         sampler.sample(dit, applied * 2, unwanted, 0, 1, 1.5)
     with pytest.raises(ValueError, match="256x256 pixels, but the latent image is of 512x256"):
