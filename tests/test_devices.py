@@ -71,6 +71,12 @@ def test_a_new_reference_in_the_dit(dit, encode_reference):
 
 
 def test_the_ar_model_writes(ar):
+    from transformers.utils.generic import maybe_autocast
+
+    try:
+        maybe_autocast(device_type="meta", enabled=False)
+    except RuntimeError:
+        pytest.skip("this transformers asks the meta device for autocast, which it has not")
     there = moved(ar)
     with torch.inference_mode():
         logits, cache = prior.prefill(there, torch.arange(9), torch.arange(9).expand(3, -1))
