@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.cli import main
@@ -518,6 +519,29 @@ def render(models, output, *more, workflow="text_to_image") -> list:
     arguments = ["render", ROOT / "workflows" / "api" / f"{workflow}.json", "--models", models, "--output", output]
     arguments += ["--input", ROOT / "workflows" / "input", "--set", "GLM-Image Sampler.steps=2"]
     return [*arguments, "--set", "GLM-Image Generate Prior.width=256", "--set", "GLM-Image Generate Prior.height=288", *more]
+
+
+def test_a_bypassed_node_can_be_switched_on(models, folder, tmp_path, command):
+    from safetensors.torch import save_file
+
+    layer = "transformer.transformer_blocks.0.attn1.to_v"
+    width = checkpoints.load_dit(folder).model.transformer_blocks[0].attn1.to_v.weight.shape[0]
+    (models / "loras").mkdir(exist_ok=True)
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, width), f"{layer}.lora_B.weight": torch.ones(width, 2)}
+    save_file(tensors, models / "loras" / "mine.safetensors")
+    small = [f"--set=GLM-Image {key}" for key in ("Generate Prior.width=256", "Generate Prior.height=256", "Sampler.steps=2")]
+    workflow, pictures = str(ROOT / "workflows" / "lora.json"), []
+    choose = "--set=Load GLM-Image LoRA.lora_name=mine.safetensors"
+    for extra in ([], ["--enable", "Load GLM-Image LoRA", choose]):
+        ran = command("render", workflow, "--models", str(models), "--output", str(tmp_path / str(len(pictures))), *small, *extra)
+        assert ran.status == 0, ran.messages
+        pictures.append(Image.open(ran.stdout.split()[-1]).tobytes())
+    assert pictures[0] != pictures[1]
+    for enable, message in (("Prompt", "those are: .*Load GLM-Image LoRA"), ("nobody", "not one node that is switched off")):
+        ran = command("render", workflow, "--models", str(models), "--enable", enable)
+        assert ran.status == 2 and re.search(message, ran.messages[-1])
+    ran = command("render", str(ROOT / "workflows" / "api" / "lora.json"), "--models", str(models), "--enable", "1")
+    assert ran.status == 2 and "give the UI format" in ran.messages[-1]
 
 
 def process(*arguments, **options) -> subprocess.CompletedProcess:

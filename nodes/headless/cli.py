@@ -68,6 +68,9 @@ def _add_render(commands) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="NODE is an id or a title; may be repeated"
     )
+    parser.add_argument(
+        "--enable", action="append", default=[], metavar="NODE", help="switch on a bypassed or muted node of a file in UI format"
+    )
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="DIR/diffusers/NAME is a checkpoint")
     parser.add_argument("--input", type=Path, default=Path("input"), metavar="DIR", help="where Load Image looks")
     parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where Save Image writes")
@@ -80,7 +83,7 @@ def _render(options) -> int:
     host.on_progress = _show_progress
     if options.device:
         host.residency = Residency(_usable_device(options.device))
-    workflow = read_workflow(options.workflow, ALL_NODES)
+    workflow = read_workflow(options.workflow, ALL_NODES, options.enable)
     for assignment in options.set:
         workflow.set(assignment, ALL_NODES)
     folders = Folders(options.input, options.output, written=[])

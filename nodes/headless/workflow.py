@@ -5,6 +5,7 @@ a link [node id, output].
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Workflow:
         matches = [name] if name in self.prompt else titled
         if len(matches) != 1:
             how = "no node has" if not matches else f"nodes {', '.join(matches)} all have"
-            raise WorkflowError(f"--set {assignment}: {how} the id or title {name!r}")
+            there = ", ".join(sorted({self.title(node_id) for node_id in self.prompt}))
+            raise WorkflowError(f"--set {assignment}: {how} the id or title {name!r}; there are: {there}")
         node = self.prompt[matches[0]]
         if node["class_type"] in nodes and input_name not in input_types(nodes[node["class_type"]]):
             known = ", ".join(input_types(nodes[node["class_type"]]))
@@ -56,12 +58,15 @@ class Workflow:
         self.ui = None  # it no longer says what is run, and a picture that carried it would mislead
 
 
-def read_workflow(path: Path, nodes: Nodes) -> Workflow:
-    """Read a .json or a .png. `nodes` maps class types to classes, for the order of widgets in UI format."""
+def read_workflow(path: Path, nodes: Nodes, enable: Sequence[str] = ()) -> Workflow:
+    """Read a .json or a .png. `nodes` maps class types to classes, for the order of widgets in UI format.
+
+    enable: ids or titles of nodes to switch on that are muted or bypassed in a file in UI format.
+    """
     try:
         if path.suffix.lower() == ".png":
-            return _from_png(path, nodes)
-        return parse_workflow(json.loads(path.read_text("utf-8")), nodes)
+            return _from_png(path, nodes, enable)
+        return parse_workflow(json.loads(path.read_text("utf-8")), nodes, enable)
     except OSError as error:
         raise WorkflowError(f"{path}: {error.strerror or 'not a picture'}") from error
     except UnicodeDecodeError as error:
@@ -70,25 +75,40 @@ def read_workflow(path: Path, nodes: Nodes) -> Workflow:
         raise WorkflowError(f"{path} is not JSON: {error}") from error
 
 
-def _from_png(path: Path, nodes: Nodes) -> Workflow:
+def _from_png(path: Path, nodes: Nodes, enable: Sequence[str]) -> Workflow:
     try:
         with Image.open(path) as picture:
             texts = getattr(picture, "text", {})
     except UnidentifiedImageError as error:
         raise WorkflowError(f"{path} is not a picture") from error
     ui = json.loads(texts["workflow"]) if "workflow" in texts else None
-    if "prompt" in texts:
+    if "prompt" in texts and not enable:
         return Workflow(_api_format(json.loads(texts["prompt"])), ui)
     if ui is not None:
-        return parse_workflow(ui, nodes)
-    raise WorkflowError(f"{path} carries no workflow")
+        return parse_workflow(ui, nodes, enable)
+    raise WorkflowError(f"{path} carries no workflow" + (" in UI format, for --enable" if enable else ""))
 
 
-def parse_workflow(data: Any, nodes: Nodes) -> Workflow:
+def parse_workflow(data: Any, nodes: Nodes, enable: Sequence[str] = ()) -> Workflow:
     """A parsed JSON in either format."""
     if isinstance(data, dict) and isinstance(data.get("nodes"), list):
+        for name in enable:
+            _switch_on(data["nodes"], name, nodes)
         return Workflow(to_api_format(data, nodes), data)
+    if enable:
+        raise WorkflowError(f"--enable {enable[0]}: a file in API format holds no node that is switched off; give the UI format")
     return Workflow(_api_format(data))
+
+
+def _switch_on(ui_nodes: list[dict], name: str, nodes: Nodes) -> None:
+    """Switch on the node of that id or title. Raises WorkflowError when none is switched off under it."""
+    off = [node for node in ui_nodes if node.get("mode", 0) in (MUTED, BYPASSED)]
+    titles = {node["id"]: node.get("title") or getattr(nodes.get(node["type"]), "TITLE", node["type"]) for node in off}
+    matches = [node for node in off if name in (str(node["id"]), titles[node["id"]])]
+    if len(matches) != 1:
+        there = ", ".join(f"{node_id} ({title})" for node_id, title in titles.items()) or "none"
+        raise WorkflowError(f"--enable {name}: it is not one node that is switched off; those are: {there}")
+    matches[0]["mode"] = 0
 
 
 def _api_format(data: Any) -> dict[str, dict]:
