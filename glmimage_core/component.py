@@ -16,12 +16,14 @@ class Component:
 
     Inputs go to `device`. The weights are there too, or are brought there layer by layer by whoever placed the model.
     compute_dtype is the precision of the computation where it is not that of the weights. loras are to be laid over the
-    weights by whoever places the model.
+    weights by whoever places the model. `weights` names what was laid over them: what depends on the weights, and is kept, goes
+    by it.
     """
 
     model: torch.nn.Module
     device: torch.device = field(default=torch.device("cpu"), kw_only=True)
     compute_dtype: torch.dtype | None = field(default=None, kw_only=True)
+    weights: str = field(default="", kw_only=True)
     loras: "tuple[LayeredLora, ...]" = field(default=(), kw_only=True)
 
     @property

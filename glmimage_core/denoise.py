@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .component import Component
-from .geometry import LATENT_PX, Grid, dit_token_count, latent_grid, prior_for_dit
+from .geometry import LATENT_PX, Grid, latent_grid, prior_for_dit
 from .prior import Prior, Progress, no_progress
 from .schedule import Shift, partial_schedule
 from .vae import LatentSpace
@@ -38,16 +38,14 @@ class Dit(Component):
     """The checkpoint's `transformer`, the space of the latents it was trained on, and its scheduler's shift.
 
     kept holds the keys and values of the references used last, on the CPU. They depend on nothing but the weights and the
-    reference, so a new seed, prompt or number of steps finds them there. `weights` names what was laid over the weights
-    (a LoRA at some strength, say): with other weights, references have other keys and values. checkpoint is the folder that
-    all this was read from.
+    reference, so a new seed, prompt or number of steps finds them there; with other `weights`, references have others.
+    checkpoint is the folder that all this was read from.
     """
 
     model: "GlmImageTransformer2DModel"
     space: LatentSpace
     shift: Shift = Shift()  # noqa: RUF009, immutable
     kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
-    weights: str = ""
     checkpoint: Path | None = None
 
 
@@ -97,7 +95,7 @@ def sample(
     check_sample(dit, prior, (positive, negative), batch, denoise, latents, mask)
     if denoise == 0:
         return latents.expand(batch, -1, -1, -1).clone()
-    schedule = partial_schedule(steps, denoise, dit.shift.of_tokens(dit_token_count(prior.width, prior.height)))
+    schedule = partial_schedule(steps, denoise, dit.shift.of_size(prior.width, prior.height))
 
     device = dit.device
     mask = None if mask is None else mask.to(device, torch.float32)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 
 # up and down of one layer, by maker: PEFT and diffusers, kohya's scripts, older diffusers
 PAIRS = ((".lora_B.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_down.weight"), (".lora.up.weight", ".lora.down.weight"))
+PARTNERS = {one: other for up, down in PAIRS for one, other in ((up, down), (down, up))}
 ALPHA = ".alpha"
 # Other kinds of change that ComfyUI knows; they are matched here and applied there.
 OTHER_SUFFIXES = (
@@ -117,15 +119,16 @@ def match(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> Match:
             names |= {prefix + name.replace(".", "_"): layer for prefix in FLAT_PREFIXES}
     tensors, unmatched = {}, []
     for key, tensor in lora.items():
-        layer = names.get(layer_of(key))
-        if layer is None:
-            unmatched.append(key)
+        theirs = layer_of(key)
+        if theirs in names:
+            tensors[names[theirs] + key.removeprefix(theirs)] = tensor
         else:
-            tensors[layer + key.removeprefix(layer_of(key))] = tensor
+            unmatched.append(key)
     for key in tensors:
-        for one, other in (pair for up, down in PAIRS for pair in ((up, down), (down, up))):
-            if key.endswith(one) and key.removesuffix(one) + other not in tensors:
-                raise LoraError(f"the LoRA is not whole: it has {key}, but not its {other.strip('.')}; download it again")
+        layer = layer_of(key)
+        partner = PARTNERS.get(key.removeprefix(layer))
+        if partner and layer + partner not in tensors:
+            raise LoraError(f"the LoRA is not whole: it has {key}, but not its {partner.strip('.')}; download it again")
     for layer, (up, down) in _pairs(tensors).items():
         ours, theirs = list(weights[layer].shape), [up.shape[0], down.shape[1]]
         if up.ndim == 2 and theirs != ours:
@@ -153,8 +156,7 @@ class LayeredLora:
 
     def __post_init__(self):
         """Raise ValueError for what is not a plain LoRA."""
-        layers = _pairs(self.tensors)
-        plain = {layer + suffix for layer in layers for pair in PAIRS for suffix in (*pair, ALPHA)}
+        plain = {layer + suffix for layer in self.pairs for suffix in PARTNERS}
         if other := sorted(key for key in set(self.tensors) - plain if not key.endswith(ALPHA)):
             raise ValueError(f"the LoRA has {other[0]}, a kind of change that only ComfyUI applies")
 
@@ -165,7 +167,7 @@ class LayeredLora:
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
         return self.strength * scale * (up.float() @ down.float())
 
-    @property
+    @cached_property
     def pairs(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         return _pairs(self.tensors)
 

@@ -46,6 +46,11 @@ class Reference:
         return digest.hexdigest()
 
 
+def sizes_of(references: Sequence[Reference]) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each fitted picture in pixels."""
+    return tuple((reference.width, reference.height) for reference in references)
+
+
 def fit(ar: ArModel, picture: Image.Image) -> Image.Image:
     """Resize a picture of any size to the one that the AR model's vision grid implies, both sides multiples of 32 px."""
     grid = reference_grid(*picture.size, ar.shortest_edge, ar.longest_edge)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .geometry import dit_token_count
+
 TRAIN_STEPS = 1000
 
 
@@ -26,6 +28,10 @@ class Shift(NamedTuple):
         Source: `calculate_shift` of diffusers' GLM-Image pipeline.
         """
         return self.maximum * (dit_tokens / self.base_tokens) ** 0.5 + self.base
+
+    def of_size(self, width: int, height: int) -> float:
+        """mu of a picture of width x height pixels."""
+        return self.of_tokens(dit_token_count(width, height))
 
 
 class Schedule(NamedTuple):
@@ -64,6 +70,11 @@ def full_schedule(steps: int, mu: float) -> Schedule:
     return Schedule((timesteps - 1).float(), torch.cat([sigmas, sigmas.new_zeros(1)]).float())
 
 
+def whole_steps(steps: int, denoise: float) -> int:
+    """How many steps the schedule has of which `steps` are the last `denoise` (0 < denoise <= 1)."""
+    return max(steps, int(steps / denoise))
+
+
 def partial_schedule(steps: int, denoise: float, mu: float) -> Schedule:
     """The last `steps` steps of a longer schedule, that begins at about `denoise` (0 < denoise <= 1) of its length.
 
@@ -71,5 +82,5 @@ def partial_schedule(steps: int, denoise: float, mu: float) -> Schedule:
     """
     if not 0 < denoise <= 1:
         raise ValueError(f"denoise is {denoise}; it must lie above 0 and not above 1")
-    whole = full_schedule(max(steps, int(steps / denoise)), mu)
+    whole = full_schedule(whole_steps(steps, denoise), mu)
     return Schedule(whole.timesteps[-steps:], whole.sigmas[-steps - 1 :])

@@ -4,6 +4,8 @@ Latents travel in the VAE's own space, as ComfyUI's do; the DiT works on them no
 and standard deviation. Pictures are [B, H, W, 3] in 0..1 outside, [B, 3, H, W] in -1..1 inside.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,9 +69,9 @@ def encode(vae: Vae, image: torch.Tensor, tiled: bool = False) -> torch.Tensor:
             f"an image of {width}x{height} pixels cannot be encoded: sides must be multiples "
             f"of {LATENT_PX}, and of 32 for a plan; GLM-Image Size and Upscale Image bring it there"
         )
-    _set_tiling(vae, tiled)
     pixels = image.movedim(-1, 1) * 2 - 1  # BHWC -> BCHW
-    latents = [vae.model.encode(_to_model(vae, one[None])).latent_dist.mode().float().cpu() for one in pixels]
+    with _tiling(vae, tiled):
+        latents = [vae.model.encode(_to_model(vae, one[None])).latent_dist.mode().float().cpu() for one in pixels]
     return torch.cat(latents)
 
 
@@ -82,8 +84,8 @@ def decode(vae: Vae, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor
     never a picture.
     """
     check_latents(vae, latents)
-    _set_tiling(vae, tiled)
-    images = [vae.model.decode(_to_model(vae, one[None]), return_dict=False)[0].float().cpu() for one in latents]
+    with _tiling(vae, tiled):
+        images = [vae.model.decode(_to_model(vae, one[None]), return_dict=False)[0].float().cpu() for one in latents]
     image = torch.cat(images).movedim(1, -1)  # BCHW -> BHWC
     if not torch.isfinite(image).all():
         raise ValueError("the decoded picture is not finite: load the VAE in bfloat16 or float32")
@@ -110,10 +112,16 @@ def check_channels(space: LatentSpace, latents: torch.Tensor) -> None:
         )
 
 
-def _set_tiling(vae: Vae, tiled: bool) -> None:
-    vae.model.use_tiling = tiled
-    vae.model.tile_sample_min_size = TILE_PX
-    vae.model.tile_latent_min_size = TILE_PX // LATENT_PX
+@contextmanager
+def _tiling(vae: Vae, tiled: bool) -> Iterator[None]:
+    """Have the model tile or not for the length of a with block; others call it too and are to find it as it was."""
+    model = vae.model
+    before = model.use_tiling, model.tile_sample_min_size, model.tile_latent_min_size
+    model.use_tiling, model.tile_sample_min_size, model.tile_latent_min_size = tiled, TILE_PX, TILE_PX // LATENT_PX
+    try:
+        yield
+    finally:
+        model.use_tiling, model.tile_sample_min_size, model.tile_latent_min_size = before
 
 
 def _to_model(vae: Vae, tensor: torch.Tensor) -> torch.Tensor:

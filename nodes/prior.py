@@ -3,7 +3,7 @@
 from ..glmimage_core import memory
 from ..glmimage_core.geometry import MIN_SIDE, check_size
 from ..glmimage_core.prior import Sampling, check_prompt, generate_prior
-from ..glmimage_core.references import check_references
+from ..glmimage_core.references import check_references, sizes_of
 from .host import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, host
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input
 
@@ -97,8 +97,7 @@ class GLMImageGeneratePrior:
         check_prompt(writer, prompt)
         check_references(references, codebook=writer.codebook)
         sampling = Sampling(temperature, top_p, top_k)
-        sizes = tuple((reference.width, reference.height) for reference in references)
-        job = memory.Job(width, height, batch_size, sizes, prompt_tokens=len(prompt.encode()))
+        job = memory.Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
         with host.placed(ar, memory.prior_bytes(writer.model.config, writer.dtype.itemsize, job)) as writer:
             progress = host.progress("Generate Prior", "tokens")
             return (generate_prior(writer, prompt, width, height, seed, batch_size, sampling, references, progress),)

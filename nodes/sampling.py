@@ -4,13 +4,17 @@ import torch
 from torch.nn.functional import interpolate
 
 from ..glmimage_core.denoise import check_sample
-from ..glmimage_core.geometry import check_size, dit_token_count
+from ..glmimage_core.geometry import check_size
 from ..glmimage_core.references import check_references
 from ..glmimage_core.schedule import partial_schedule
-from .host import DROP_KEY, REFERENCES_KEY, Painting, host
-from .sockets import CATEGORY, applied_prior, glm_dit, one_conditioning, seed_input, side_input
+from .host import REFERENCES_KEY, Painting, applied_prior, host
+from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input
 
 STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."})
+
+
+def _denoise_input(tooltip: str) -> tuple:
+    return ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tooltip})
 
 
 class GLMImageSampler:
@@ -45,15 +49,8 @@ class GLMImageSampler:
                         "tooltip": "Guidance: how far to steer from the negative to the positive. 1 is off and twice as fast.",
                     },
                 ),
-                "denoise": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it.",
-                    },
+                "denoise": _denoise_input(
+                    "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it."
                 ),
             },
             "optional": {
@@ -78,9 +75,7 @@ class GLMImageSampler:
         dit = glm_dit(model)
         glyphs, options = one_conditioning(positive, "positive")
         unwanted, _ = one_conditioning(negative, "negative")
-        prior = applied_prior(options)
-        if options.get(DROP_KEY):
-            raise ValueError("positive is the negative output of Apply Prior, which has no plan; swap positive and negative")
+        prior = applied_prior(options, "positive")
         references = options.get(REFERENCES_KEY, ())
         check_references(references, space=dit.space)
         start = latent_image or {}
@@ -139,16 +134,7 @@ class GLMImageScheduler:
                     {"tooltip": "From Load GLM-Image DiT. Its checkpoint says how the shift grows with the size."},
                 ),
                 "steps": STEPS,
-                "denoise": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "1 is the whole schedule. Less is its end, with as many steps. 0 is no step at all.",
-                    },
-                ),
+                "denoise": _denoise_input("1 is the whole schedule. Less is its end, with as many steps. 0 is no step at all."),
                 "width": side_input("Width"),
                 "height": side_input("Height"),
             }
@@ -159,7 +145,7 @@ class GLMImageScheduler:
         check_size(width, height)
         if denoise == 0:
             return (torch.zeros(0),)
-        return (partial_schedule(steps, denoise, shift.of_tokens(dit_token_count(width, height))).sigmas,)
+        return (partial_schedule(steps, denoise, shift.of_size(width, height)).sigmas,)
 
 
 def _noise_mask(latent: dict) -> torch.Tensor | None:

@@ -2,9 +2,9 @@
 
 from ..glmimage_core.denoise import Dit
 from ..glmimage_core.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX
-from ..glmimage_core.prior import ArModel, Prior
+from ..glmimage_core.prior import ArModel
 from ..glmimage_core.vae import Vae
-from .host import PRIOR_KEY, host
+from .host import host
 
 CATEGORY = "GLM-Image"
 
@@ -78,10 +78,3 @@ def one_conditioning(conditioning: list, name: str) -> tuple:
             f"{name} holds {len(conditioning)} combined conditionings, and GLM-Image Sampler takes one; KSampler takes several"
         )
     return conditioning[0]
-
-
-def applied_prior(options: dict) -> Prior:
-    """The prior in the positive conditioning. Raises ValueError where none was applied."""
-    if PRIOR_KEY not in options:
-        raise ValueError("positive carries no prior tokens; connect GLM-Image Apply Prior between prompt and sampler")
-    return options[PRIOR_KEY]

@@ -258,14 +258,19 @@ def restyle(name: str, note: str) -> dict:
     return graph.ui()
 
 
+def planned_by_size(graph: Graph, aspect: str) -> tuple[Loaded, dict[str, tuple], dict[str, tuple]]:
+    """Loaders, prompt, and a plan whose size one node sets. Returns that size and both conditionings as inputs, too."""
+    loaded = begin(graph, PROMPT)
+    graph.group("Size", "#6b4a55", WORDS, BELOW, 380, 110)
+    size = graph.add("GLMImageSize", (WORDS, BELOW), (380, 110), aspect=aspect)
+    sides = {"width": (size, 0), "height": (size, 1)}
+    return loaded, sides, planned(graph, loaded, {}, **sides)
+
+
 def stock_sampler(name: str, note: str) -> dict:
     """The plan painted by ComfyUI's own nodes, all of one size."""
     graph = Graph(name, note)
-    loaded = begin(graph, PROMPT)
-    graph.group("Size", "#6b4a55", WORDS, BELOW, 380, 110)
-    size = graph.add("GLMImageSize", (WORDS, BELOW), (380, 110), aspect="16:9")
-    sides = {"width": (size, 0), "height": (size, 1)}
-    conditioning = planned(graph, loaded, {}, **sides)
+    loaded, sides, conditioning = planned_by_size(graph, "16:9")
     graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 790 + PREVIEW)
     sized = graph.add("GLMImageModelSampling", (PAINT, SAMPLER), (340, 110), model=(loaded.dit, 0), **sides)
     empty = graph.add("EmptySD3LatentImage", (PAINT, SAMPLER + 160), (340, 110), **sides)
@@ -278,11 +283,7 @@ def stock_sampler(name: str, note: str) -> dict:
 def custom_sampler(name: str, note: str) -> dict:
     """The plan painted by ComfyUI's custom sampler along GLM-Image's own schedule."""
     graph = Graph(name, note)
-    loaded = begin(graph, PROMPT)
-    graph.group("Size", "#6b4a55", WORDS, BELOW, 380, 110)
-    size = graph.add("GLMImageSize", (WORDS, BELOW), (380, 110), aspect="3:4")
-    sides = {"width": (size, 0), "height": (size, 1)}
-    conditioning = planned(graph, loaded, {}, **sides)
+    loaded, sides, conditioning = planned_by_size(graph, "3:4")
     graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 940)
     noise = graph.add("RandomNoise", (PAINT, SAMPLER), (340, 90))
     guider = graph.add("CFGGuider", (PAINT, SAMPLER + 140), (340, 110), model=(loaded.dit, 0), **conditioning)

@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from ...glmimage_core.pixels import from_picture
+
 
 @dataclass(frozen=True)
 class Folders:
@@ -106,9 +108,7 @@ class SaveImage:
         height, width = images.shape[1:3]
         stem = inside(folders.output / self.SUBFOLDER, _expand(filename_prefix or "ComfyUI", width, height))
         for image in images:
-            # Truncated, not rounded, as ComfyUI does: the same graph writes the same bytes in both.
-            levels = np.clip(image.cpu().numpy() * 255, 0, 255).astype(np.uint8)
-            folders.written.append(_write_whole(stem, Image.fromarray(levels), info))
+            folders.written.append(_write_whole(stem, _truncated(image), info))
         return ()
 
 
@@ -125,6 +125,11 @@ class PreviewImage(SaveImage):
     @classmethod
     def VALIDATE_INPUTS(cls):
         return True
+
+
+def _truncated(image: torch.Tensor) -> Image.Image:
+    """[H, W, 3] in 0..1 to a picture; truncated, not rounded, as ComfyUI does: the same graph writes the same bytes in both."""
+    return Image.fromarray(np.clip(image.cpu().numpy() * 255, 0, 255).astype(np.uint8))
 
 
 def _expand(prefix: str, width: int, height: int) -> str:
@@ -212,9 +217,8 @@ class ImageScale:
             y = round((here_height - here_height * (across / down)) / 2) if across < down else 0
             image = image[:, y : here_height - y, x : here_width - x]
         if upscale_method == "lanczos":
-            levels = np.clip(255 * image.numpy(), 0, 255).astype(np.uint8)
-            pictures = [Image.fromarray(one).resize((width, height), Image.Resampling.LANCZOS) for one in levels]
-            return (torch.from_numpy(np.stack(pictures).astype(np.float32) / 255),)
+            pictures = [_truncated(one).resize((width, height), Image.Resampling.LANCZOS) for one in image]
+            return (torch.cat([from_picture(picture) for picture in pictures]),)
         scaled = torch.nn.functional.interpolate(image.movedim(-1, 1), (height, width), mode=upscale_method)  # BHWC -> BCHW
         return (scaled.movedim(1, -1),)
 

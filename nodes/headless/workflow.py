@@ -100,10 +100,15 @@ def parse_workflow(data: Any, nodes: Nodes, enable: Sequence[str] = ()) -> Workf
     return Workflow(_api_format(data))
 
 
+def _ui_title(node: dict, nodes: Nodes) -> str:
+    """What a node of a file in UI format is called: its own title, or its class's."""
+    return node.get("title") or getattr(nodes.get(node["type"]), "TITLE", node["type"])
+
+
 def _switch_on(ui_nodes: list[dict], name: str, nodes: Nodes) -> None:
     """Switch on the node of that id or title. Raises WorkflowError when none is switched off under it."""
     off = [node for node in ui_nodes if node.get("mode", 0) in (MUTED, BYPASSED)]
-    titles = {node["id"]: node.get("title") or getattr(nodes.get(node["type"]), "TITLE", node["type"]) for node in off}
+    titles = {node["id"]: _ui_title(node, nodes) for node in off}
     matches = [node for node in off if name in (str(node["id"]), titles[node["id"]])]
     if len(matches) != 1:
         there = ", ".join(f"{node_id} ({title})" for node_id, title in titles.items()) or "none"
@@ -180,8 +185,8 @@ class _UiGraph:
             for slot in node.get("inputs", []):
                 if slot.get("link") is not None and (source := self._source(slot["link"])) is not None:
                     inputs[slot["name"]] = source
-            title = node.get("title") or getattr(self.classes.get(node["type"]), "TITLE", node["type"])
-            prompt[f"{self.prefix}{node['id']}"] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
+            meta = {"title": _ui_title(node, self.classes)}
+            prompt[f"{self.prefix}{node['id']}"] = {"class_type": node["type"], "inputs": inputs, "_meta": meta}
         return prompt
 
     def _widget_values(self, node: dict) -> dict[str, Any]:

@@ -39,6 +39,18 @@ class Painting(NamedTuple):
     sampler_name: str
 
 
+def applied_prior(options: dict, side: str) -> Prior:
+    """The prior in a conditioning that is painted by one. Raises ValueError where none was applied to this side."""
+    if options.get(DROP_KEY):
+        raise ValueError(f"{side} is the negative output of Apply Prior, which has no plan; swap positive and negative")
+    if PRIOR_KEY not in options:
+        raise ValueError(
+            f"the {side} conditioning carries no prior tokens, without which GLM-Image paints nothing; "
+            "connect GLM-Image Apply Prior between prompt and sampler"
+        )
+    return options[PRIOR_KEY]
+
+
 class Host(Protocol):
     """What a node needs from its surroundings.
 

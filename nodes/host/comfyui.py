@@ -21,12 +21,12 @@ from PIL import Image
 
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, initial_noise
-from ...glmimage_core.geometry import dit_token_count, latent_grid
+from ...glmimage_core.geometry import latent_grid
 from ...glmimage_core.lora import layer_of
 from ...glmimage_core.prior import ArModel, Progress, image_seeds
-from ...glmimage_core.schedule import partial_schedule
+from ...glmimage_core.schedule import partial_schedule, whole_steps
 from ...glmimage_core.vae import Vae
-from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, Painting
+from . import Painting
 from .dit_model import GlmImageModel, ModelSampling, dit_patcher, model_sampling
 from .patchers import Patched, load, patched, streamed_bytes
 from .vae_model import GlmImageVae
@@ -137,14 +137,14 @@ class ComfyHost:
         start = torch.zeros_like(noise) if latents is None else latents.expand_as(noise)
         if isinstance(model.get_model_object("model_sampling"), ModelSampling):
             model = self.for_size(model, prior.width, prior.height)
-            mu = dit.shift.of_tokens(dit_token_count(prior.width, prior.height))
+            mu = dit.shift.of_size(prior.width, prior.height)
             sigmas = partial_schedule(painting.steps, painting.denoise, mu).sigmas
         else:  # a node put another schedule on the MODEL; GLM-Image's own spacing is what ComfyUI calls simple
-            whole = max(painting.steps, int(painting.steps / painting.denoise))
+            whole = whole_steps(painting.steps, painting.denoise)
             sampling = model.get_model_object("model_sampling")
             sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", whole)[-painting.steps - 1 :]
         guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(painting.positive, _without_prior(painting.negative, prior))
+        guider.set_conds(painting.positive, painting.negative)
         guider.set_cfg(painting.cfg)
         samples = guider.sample(
             noise,
@@ -157,12 +157,6 @@ class ComfyHost:
             seed=painting.seed,
         )
         return samples.float().cpu()
-
-
-def _without_prior(negative: list, prior) -> list:
-    """A negative conditioning as Apply Prior makes it, also from one that did not go through there."""
-    entries = {PRIOR_KEY: prior, DROP_KEY: True, REFERENCES_KEY: ()}
-    return [[embeddings, options | entries] for embeddings, options in negative]
 
 
 def _speed(done: int, total: int, seconds: float, unit: str) -> str:

@@ -22,10 +22,10 @@ from ...glmimage_core.checkpoint import load_dit, load_vae
 from ...glmimage_core.denoise import Conditions, Dit, check_sample, reference_cache, rope, velocity
 from ...glmimage_core.geometry import LATENT_PX, dit_token_count, prior_for_dit
 from ...glmimage_core.preview import LatentColours, fit_latent_colours
-from ...glmimage_core.references import Reference, check_references
+from ...glmimage_core.references import Reference, check_references, sizes_of
 from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
 from ...glmimage_core.vae import check_channels
-from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
+from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, applied_prior
 from .patchers import Patcher, streamable
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_
 def model_sampling(dit: Dit, width: int, height: int) -> ModelSampling:
     """The schedule for pictures of width x height pixels."""
     sampling = ModelSampling()
-    sampling.set_parameters(shift=dit.shift.of_tokens(dit_token_count(width, height)))
+    sampling.set_parameters(shift=dit.shift.of_size(width, height))
     return sampling
 
 
@@ -140,16 +140,9 @@ class GlmImageModel(comfy.model_base.BaseModel):
 
         The negative side sees neither prior nor references, whatever is in its conditioning.
         """
-        drop = prompt_type == "negative" or bool(options.get(DROP_KEY))
-        if drop and prompt_type == "positive":
-            raise ValueError("positive is the negative output of Apply Prior, which has no plan; swap positive and negative")
-        if PRIOR_KEY not in options and not drop:
-            raise ValueError(
-                f"the {prompt_type} conditioning carries no prior tokens, without which GLM-Image paints nothing; "
-                "connect GLM-Image Apply Prior between prompt and sampler"
-            )
-        if PRIOR_KEY in options:
-            prior = options[PRIOR_KEY]
+        drop = prompt_type == "negative" or (prompt_type != "positive" and bool(options.get(DROP_KEY)))
+        if PRIOR_KEY in options or not drop:
+            prior = options[PRIOR_KEY] if drop else applied_prior(options, prompt_type)
             check_sample(self.dit, prior, (cross_attn,), len(noise), denoise=1, latents=noise, mask=None)
             tokens = prior_for_dit(prior.tokens)
         else:  # dropped anyway
@@ -187,7 +180,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
         height, width = (side * LATENT_PX for side in x.shape[2:])
         # The DiT's clock depends on the size of the picture and on nothing else, whatever schedule chose the sigma.
-        timestep = timestep_of_sigma(t.float(), self.dit.shift.of_tokens(dit_token_count(width, height))).clamp(min=0)
+        timestep = timestep_of_sigma(t.float(), self.dit.shift.of_size(width, height)).clamp(min=0)
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
         v = executor.execute(x.clone(), timestep, conds, transformer_options)  # a step cache may write into its input
@@ -264,7 +257,7 @@ def _on_device(cache, device: torch.device):
 
 def _sizes(references: Sequence[Reference]) -> list[int]:
     """[width, height, width, height, ...] in pixels: what memory is predicted from, flat as ComfyUI wants shapes."""
-    return [side for reference in references for side in (reference.width, reference.height)]
+    return [side for size in sizes_of(references) for side in size]
 
 
 @contextmanager

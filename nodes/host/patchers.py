@@ -61,12 +61,13 @@ def streamable(model: torch.nn.Module, device: torch.device) -> torch.dtype | No
     Returns the precision to compute in where the device is not good at the weights' own, else None.
     """
     compute_dtype = model_management.unet_manual_cast(model.dtype, device, [torch.bfloat16, torch.float32])
+    computing = compute_dtype or model.dtype
     for name, layer in model.named_modules():
         kind = type(layer).__name__
         if kind not in LAYERS or type(layer) is not getattr(torch.nn, kind) or name.endswith(READ_DIRECTLY):
             continue
         stored = layer.weight.dtype if layer.weight is not None else None
-        cast = stored not in (None, compute_dtype or model.dtype)
+        cast = stored not in (None, computing)
         layer.__class__ = getattr(comfy.ops.manual_cast if cast else comfy.ops.disable_weight_init, kind)
         if isinstance(layer, torch.nn.Embedding):
             layer.bias = None  # which ComfyUI reads on every streamed layer

@@ -14,6 +14,7 @@ from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, sample
 from ...glmimage_core.lora import LayeredLora, laid_over
 from ...glmimage_core.prior import Progress, image_seeds
+from ...glmimage_core.references import sizes_of
 from ...glmimage_core.residency import Residency
 from . import Painting
 
@@ -77,13 +78,12 @@ class StandaloneHost:
         return model  # the one sampler here knows the size from the prior
 
     def with_lora(self, wire: Component, lora: dict[str, torch.Tensor], strength: float) -> Component:
-        patched = replace(wire, loras=(*wire.loras, LayeredLora(lora, strength)))
-        return replace(patched, weights=f"{uuid4()} ") if isinstance(patched, Dit) else patched
+        return replace(wire, loras=(*wire.loras, LayeredLora(lora, strength)), weights=f"{uuid4()} ")
 
     def paint(self, model: Dit, painting: Painting) -> torch.Tensor:
         (positive, _), (negative, _) = painting.positive[0], painting.negative[0]
         prior = painting.prior
-        sizes = tuple((reference.width, reference.height) for reference in painting.references)
+        sizes = sizes_of(painting.references)
         glyph_tokens, guided = positive.shape[1], painting.cfg != 1
         job = memory.Job(prior.width, prior.height, painting.batch, sizes, glyph_tokens=glyph_tokens, guided=guided)
         with self.placed(model, memory.dit_bytes(model.model.config, model.dtype.itemsize, job)) as dit:

@@ -13,11 +13,9 @@ class GlmImageVaeModel(Holder):
     """[B, 3, H, W] in -1..1 to latents in the VAE's space and back, as ComfyUI calls it."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.model.use_tiling = False  # ComfyUI's tiled nodes make tiles of their own
         return self.model.encode(pixels).latent_dist.mode()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        self.model.use_tiling = False
         return self.model.decode(latents, return_dict=False)[0]
 
 
