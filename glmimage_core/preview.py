@@ -61,6 +61,16 @@ class LatentColours(NamedTuple):
     factors: torch.Tensor
     bias: torch.Tensor
 
+    def guess(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, channels, h, w] normalised latents to [B, h, w, 3] in -1..1 and a little beyond."""
+        return latents.movedim(1, -1) @ self.factors + self.bias
+
+
+def averaged(vae: Vae, latents: torch.Tensor) -> torch.Tensor:
+    """What the VAE decodes, averaged over the 8 x 8 pixels of each latent cell: [B, h, w, 3] in -1..1."""
+    decoded = decode(vae, latents).movedim(-1, 1) * 2 - 1  # BHWC 0..1 -> BCHW -1..1
+    return torch.nn.functional.avg_pool2d(decoded, LATENT_PX).movedim(1, -1)
+
 
 @torch.inference_mode()
 def fit_latent_colours(vae: Vae, pictures: torch.Tensor | None = None) -> LatentColours:
@@ -72,8 +82,7 @@ def fit_latent_colours(vae: Vae, pictures: torch.Tensor | None = None) -> Latent
     if pictures is None:
         pictures = colour_chart()
     latents = encode(vae, pictures)
-    decoded = decode(vae, latents).movedim(-1, 1) * 2 - 1  # BHWC 0..1 -> BCHW -1..1
-    colours = torch.nn.functional.avg_pool2d(decoded, LATENT_PX).movedim(1, -1).reshape(-1, 3)
+    colours = averaged(vae, latents).reshape(-1, 3)
     cells = vae.space.normalise(latents).movedim(1, -1).flatten(0, 2)  # [cells, channels]
     known = torch.cat([cells, torch.ones(len(cells), 1)], dim=1).double()
     # One cell's worth of doubt for each channel, which keeps the factors small where the pictures say nothing.

@@ -31,8 +31,8 @@ def main() -> None:
     colours = preview.fit_latent_colours(vae)
     image = preview.colour_chart() if options.picture is None else _fitting(options.picture)
     latents = vaes.encode(vae, image)
-    decoded = torch.nn.functional.avg_pool2d(vaes.decode(vae, latents).movedim(-1, 1), geometry.LATENT_PX).movedim(1, -1)
-    shown = ((vae.space.normalise(latents).movedim(1, -1) @ colours.factors + colours.bias + 1) / 2).clamp(0, 1)
+    decoded = preview.averaged(vae, latents)
+    shown = colours.guess(vae.space.normalise(latents)).clamp(-1, 1)
     unexplained = (shown - decoded).pow(2).mean() / (decoded - decoded.mean(dim=(0, 1, 2))).pow(2).mean()
     print("factors [channels, red green blue]:")
     for row in colours.factors.tolist():
@@ -40,7 +40,7 @@ def main() -> None:
     print("bias:", " ".join(f"{value:8.4f}" for value in colours.bias.tolist()))
     print(f"explains {1 - unexplained:.1%} of the variance of the decoded picture, averaged over 8 x 8 pixels")
     if options.picture:
-        both = pixels.to_pictures(torch.cat([shown, decoded], dim=2))[0]
+        both = pixels.to_pictures((torch.cat([shown, decoded], dim=2) + 1) / 2)[0]
         both.resize((both.width * 4, both.height * 4), Image.Resampling.NEAREST).save("latent-colours.png")
 
 

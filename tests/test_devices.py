@@ -3,13 +3,11 @@ the CPU raises. Nothing can come back from there, so a function that ends by fet
 """
 
 import copy
-import re
 from dataclasses import replace
 
 import pytest
 import torch
 from glm_image_pack.glmimage_core import denoise, prior
-from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.references import fit, vision_tokens
 from glm_image_pack.glmimage_core.vae import decode, encode
 from test_denoise import plan
@@ -38,7 +36,7 @@ def moved(component, dtype=torch.bfloat16):
 
 def fetching():
     """Raised by the first attempt to read a value, which is the end of the function under test."""
-    return pytest.raises((NotImplementedError, RuntimeError), match=r"Cannot copy out of meta tensor|\.item\(\)")
+    return pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
 
 
 def last_line(raised) -> str:
@@ -89,9 +87,11 @@ def test_the_ar_model_writes(ar):
 def test_the_ar_model_reads_a_reference(ar):
     there = moved(ar)
     seen = watch_inputs(there.model.model.visual)
-    with fetching() as raised:
+    # It reads the size of its grid first: by tolist() in today's transformers, by item() in 5.1, which fail in their own words.
+    ends = r"Cannot copy out of meta tensor|Tensor\.item\(\) cannot be called on meta tensors"
+    with pytest.raises(RuntimeError, match=ends) as raised:
         vision_tokens(there, fit(there, pattern(128, 160, 3)))
-    assert re.search(r"vqmodel\.encode|\.last_hidden_state|visual", last_line(raised)) and seen == {META}
+    assert "core.visual(" in last_line(raised) and seen == {META}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -108,7 +108,8 @@ def test_the_vae(vae, dtype):
 def test_a_whole_run_of_the_sampler(dit):
     glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
     latents, mask = torch.ones(1, 16, 32, 32), torch.ones(1, 1, 32, 32)
+    there = moved(dit)
+    seen = watch_inputs(there.model)
     with fetching() as raised:
-        denoise.sample(moved(dit), plan(), glyphs, glyphs, [0], steps=2, denoise=0.5, latents=latents, mask=mask)
-    assert "denormalise(x).cpu()" in last_line(raised)
-    assert Grid(32, 32) == tuple(latents.shape[2:])
+        denoise.sample(there, plan(), glyphs, glyphs, [0], steps=2, denoise=0.5, latents=latents, mask=mask)
+    assert "denormalise(x).cpu()" in last_line(raised) and seen == {META}

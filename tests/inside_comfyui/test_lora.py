@@ -26,6 +26,14 @@ def deltas(model: torch.nn.Module, layers) -> dict[str, tuple[torch.Tensor, torc
     }
 
 
+def in_pefts_form(changes, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Deltas as PEFT and diffusers name them."""
+    tensors = {}
+    for layer, (up, down) in changes.items():
+        tensors |= {f"{prefix}{layer}.lora_A.weight": down, f"{prefix}{layer}.lora_B.weight": up}
+    return tensors
+
+
 def merged(model: torch.nn.Module, changes, strength: float) -> torch.nn.Module:
     for layer, (up, down) in changes.items():
         model.get_submodule(layer).weight.data += strength * (up @ down)
@@ -168,20 +176,13 @@ def test_quantized_weights_come_back_bit_for_bit(folder, library, loras, paint, 
         assert torch.equal(value.view(torch.uint8), before[key].view(torch.uint8)), key
 
 
-def test_a_lora_on_a_streamed_model_is_the_same(model, loras, paint, run, monkeypatch):
-    import comfy.model_management as model_management
-
+def test_a_lora_on_a_streamed_model_is_the_same(model, loras, paint, run, monkeypatch, only_a_part_fits):
     with_model, _ = paint
     name = loras("dit.safetensors", "diffusers")
     changed, _ = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, model=model)
     whole = with_model(changed)
 
-    def load_a_part(models, **settings):
-        for patcher in models:
-            patcher.detach()
-            patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
-
-    monkeypatch.setattr(model_management, "load_models_gpu", load_a_part)
+    only_a_part_fits()
     assert (with_model(changed) - whole).abs().max() < 1e-4
     monkeypatch.undo()
     changed.detach()
@@ -201,9 +202,7 @@ def test_references_are_run_again_with_other_weights(model, loras, paint, run):
 
 def test_keys_for_layers_that_cannot_be_patched_are_said(ar, folder, run, caplog):
     tensors = {"model.language_model.norm.diff": torch.ones(ar.component.model.config.text_config.hidden_size)}
-    layer = AR_LAYERS[0]
-    for up, down in deltas(ar.component.model, [layer]).values():
-        tensors |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    tensors |= in_pefts_form(deltas(ar.component.model, AR_LAYERS[:1]))
     save_file(tensors, folder.parents[1] / "loras" / "norm.safetensors")
     with caplog.at_level(logging.WARNING):
         run("GLMImageLoadLoRA", lora_name="norm.safetensors", strength_model=1.0, strength_ar=1.0, ar=ar)
@@ -229,10 +228,8 @@ def test_keys_that_match_nothing_are_counted(model, ar, loras, run, caplog, fold
 
 
 def test_a_half_that_is_not_connected_is_said(model, library, folder, run, caplog):
-    tensors = {}
-    for half, layers, prefix in (("dit", DIT_LAYERS, "transformer."), ("ar", AR_LAYERS, "base_model.model.")):
-        for layer, (up, down) in deltas(library[half].model, layers).items():
-            tensors |= {f"{prefix}{layer}.lora_A.weight": down, f"{prefix}{layer}.lora_B.weight": up}
+    tensors = in_pefts_form(deltas(library["dit"].model, DIT_LAYERS), "transformer.")
+    tensors |= in_pefts_form(deltas(library["ar"].model, AR_LAYERS), "base_model.model.")
     save_file(tensors, folder.parents[1] / "loras" / "both.safetensors")
     with caplog.at_level(logging.WARNING):
         run("GLMImageLoadLoRA", lora_name="both.safetensors", strength_model=1.0, strength_ar=1.0, model=model)

@@ -53,16 +53,11 @@ def stages(ar, vae, model, conditioned, picture, prompt, run):
     }
 
 
-def test_a_model_of_which_only_a_part_fits_computes_the_same(stages, monkeypatch):
+def test_a_model_of_which_only_a_part_fits_computes_the_same(stages, monkeypatch, only_a_part_fits):
     """Layers are brought to the device as they are called; the result is the same to the last bit."""
     whole = {name: compute() for name, (_, compute) in stages.items()}
 
-    def load_a_part(models, **settings):
-        for patcher in models:
-            patcher.detach()
-            patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
-
-    monkeypatch.setattr(model_management, "load_models_gpu", load_a_part)
+    only_a_part_fits()
     for name, (patcher, compute) in stages.items():
         assert torch.equal(compute(), whole[name]), name
         assert patcher.model.model_lowvram and 0 < patcher.loaded_size() < patcher.model_size(), name
@@ -95,7 +90,7 @@ def test_what_cannot_be_streamed_is_small(folder):
         assert not [layer for layer in plain if list(layer.parameters(recurse=False))]
 
 
-def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch):
+def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_part_fits):
     """On PyTorch's meta device, where only a part of the model fits: the rest is brought there layer by layer, and what cannot
     be streamed is there already."""
     from glm_image_pack.glmimage_core import prior
@@ -105,11 +100,7 @@ def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch):
     monkeypatch.setattr(model_management, "is_device_cpu", lambda device: device.type == "cpu")
     wire = patchers.patched(checkpoints.load_ar(folder, "bfloat16"), torch.device("cpu"))
 
-    def load_a_part(models, **settings):
-        for patcher in models:
-            patcher.partially_load(there, extra_memory=patcher.model_size() // 3)
-
-    monkeypatch.setattr(model_management, "load_models_gpu", load_a_part)
+    only_a_part_fits()
     patchers.load(wire.patcher, 0)
     placed = {parameter.device for parameter in wire.patcher.model.parameters()}
     assert placed == {there, torch.device("cpu")} and wire.patcher.model.model_lowvram
