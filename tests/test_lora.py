@@ -169,3 +169,10 @@ def test_the_language_model_may_have_been_trained_on_its_own(ar, prefix):
     assert set(matched.tensors) == {f"{layer}.lora_B.weight", f"{layer}.lora_A.weight"}
     flat = f"lora_te1_{prefix.replace('.', '_')}_0_self_attn_q_proj"
     assert match({f"{flat}.lora_up.weight": up, f"{flat}.lora_down.weight": down}, ar.model).weights == 1
+
+
+def test_pefts_dora_is_refused(dit, tmp_path):
+    up, down = pair(dit.model)
+    tensors = {f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_magnitude_vector": up[:, 0]}
+    with pytest.raises(ValueError, match=r"a DoRA of PEFT's kind .* use a plain LoRA"):
+        read_lora(written(tmp_path / "x", tensors))
