@@ -5,7 +5,8 @@
     pixels       picture tensors <-> PIL, checked once
     glyphs       the text to be drawn: found in a prompt, encoded by ByT5
     references   reference images: fitted picture, vision tokens, VAE latents
-    prior        prior tokens: prefill, decode, sample
+    prior        prior tokens: layout, decode, sample
+    decoder      the AR model at one token a step, over a static key/value cache
     schedule     timesteps, shifted sigmas and the map between them
     denoise      the DiT: reference key/value caches, guided velocity, the Euler loop
     vae          pixels <-> latents, tiling

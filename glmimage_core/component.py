@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Component:
     """What the components share.
 
-    Inputs go to `device`. The weights are there too, or are brought there layer by layer by whoever placed the model.
+    Inputs go to `device`. The weights are there too, or are brought there layer by layer by whoever placed the model; when
+    `settled`, all are there and stay at their addresses for as long as the component is placed.
     compute_dtype is the precision of the computation where it is not that of the weights. loras are to be laid over the
     weights by whoever places the model. `weights` names what was laid over them: what depends on the weights, and is kept, goes
     by it.
@@ -25,6 +26,7 @@ class Component:
     compute_dtype: torch.dtype | None = field(default=None, kw_only=True)
     weights: str = field(default="", kw_only=True)
     loras: "tuple[LayeredLora, ...]" = field(default=(), kw_only=True)
+    settled: bool = field(default=False, kw_only=True)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .geometry import dit_token_count, preview_grid, prior_grid
+from .prior import READ_EVERY
 
-SAMPLING_COPIES = 6  # float32 rows as wide as the head: logits, filtered, sorted, probabilities, noise, race
+SAMPLING_COPIES = 5  # float32 rows as wide as the head: logits, filtered, sorted, probabilities, race
 HALF = {"vae": 1.35, "dit": 1.15}  # peak elements in bfloat16 over those in float32, measured on the CPU
 
 
@@ -27,7 +28,7 @@ class Job(NamedTuple):
 
 
 def prior_bytes(config: Any, itemsize: int, job: Job) -> int:
-    """Generate Prior: the key/value cache of all tokens and one layer's copy as it grows, or the prompt's widest layer."""
+    """Generate Prior: the cache of all tokens with their rotations and the draw of the next, or the prompt's widest layer."""
     text = config.text_config
     prompt = job.prompt_tokens + sum(prior_grid(*size).tokens + 2 for size in job.references)
     large = prior_grid(job.width, job.height)
@@ -35,7 +36,8 @@ def prior_bytes(config: Any, itemsize: int, job: Job) -> int:
     head_width = text.hidden_size // text.num_attention_heads
     token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_width * itemsize
     cache = job.batch * (prompt + emitted) * token_bytes
-    decoding = cache + cache // (2 * text.num_hidden_layers) + job.batch * text.vision_vocab_size * 4 * SAMPLING_COPIES
+    rotation = emitted * 2 * head_width * itemsize
+    decoding = cache + rotation + job.batch * text.vision_vocab_size * 4 * (SAMPLING_COPIES + READ_EVERY)
     prefilling = prompt * (token_bytes + (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize)
     return max(decoding, prefilling)
 

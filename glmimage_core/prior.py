@@ -1,8 +1,7 @@
 """Prior tokens: the plan of a picture, written by the AR model one token at a time.
 
     layout    which grids are emitted, and where every token stands
-    prefill   the prompt once through the model, its keys and values kept
-    decode    one token in, the logits of the next out
+    decode    the prompt, then token after token (decoder.py)
     sample    temperature, top-k, top-p, then a race of exponentials drawn on the CPU
 
 Knows nothing of devices beyond where the model is, and nothing of the process's global seed.
@@ -17,19 +16,22 @@ import torch
 from PIL import Image
 
 from .component import Component
+from .decoder import decoder, prefill
 from .geometry import Grid, check_size, preview_grid, prior_grid
 from .preview import token_picture
 
 if TYPE_CHECKING:
-    from transformers import Cache, GlmImageForConditionalGeneration
+    from transformers import GlmImageForConditionalGeneration
 
     from .references import Reference
 
 log = logging.getLogger(__name__)
 
+READ_EVERY = 8  # tokens between two looks at an accelerator's work
+
 
 class Progress(Protocol):
-    """Called after each token or step. Whatever it raises stops the loop and reaches the caller."""
+    """Called after each step and after each token or every few. Whatever it raises stops the loop and reaches the caller."""
 
     def __call__(self, done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
         """preview draws what there is so far; calling it costs a little time, so not everyone does each time."""
@@ -219,67 +221,59 @@ def decode_grids(
 ) -> list[torch.Tensor]:
     """Emit the grids one after another for each seed. Returns one [B, height, width] int64 tensor per grid, on the CPU.
 
-    All seeds share the prompt, so it is prefilled once and its cache repeated. The last token is sampled but never
-    fed back: nothing follows it.
+    All seeds share the prompt, so it is run once and its cache repeated. The last token is sampled but never fed back:
+    nothing follows it.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     draw = _sampler(sampling)
-    steps = []
+    places = []
     for grid in grids:
-        steps.append(grid_positions(end, grid))
+        places.append(grid_positions(end, grid))
         end += max(grid)
-    steps = torch.cat(steps, dim=1)  # [3, T]
-    total = steps.shape[1]
+    following = torch.cat(places, dim=1)  # [3, T]
+    total = following.shape[1]
+    width = ar.model.config.text_config.vision_vocab_size
+    at_once = reads_at_once(ar.device)
 
-    logits, cache = prefill(ar, ids, positions)
-    cache.batch_repeat_interleave(len(seeds))
-    logits = logits.repeat(len(seeds), 1)
-    emitted = []
-    for step in range(total):
-        token = draw(logits, generators)  # [B]
-        emitted.append(token)
-        progress(step + 1, total, lambda: token_picture(ar.palette, torch.stack(emitted, dim=1).cpu(), grids))
-        if step + 1 < total:
-            logits = decode_one(ar, token, steps[:, step], cache)
-    tokens = torch.stack(emitted, dim=1).cpu()  # [B, T]
-    split = tokens.split([grid.tokens for grid in grids], dim=1)
+    logits, run = prefill(ar, ids, positions, following[:, :-1], len(seeds))
+    decode = decoder(run)
+    emitted = torch.zeros(len(seeds), total, dtype=torch.int64, device=ar.device)  # [B, T]
+    coming = exponential_noise(generators, min(at_once, total), width)
+    for start in range(0, total, at_once):
+        stop = min(start + at_once, total)
+        noise = coming.to(ar.device)
+        for step in range(start, stop):
+            token = emitted[:, step] = draw(logits, noise[:, step - start, : ar.codebook_size])
+            if step + 1 < total:
+                logits = decode(token, step)
+        coming = exponential_noise(generators, min(at_once, total - stop), width)  # while the device works
+        done = emitted[:, :stop].cpu()  # waits for it
+        progress(stop, total, lambda done=done: token_picture(ar.palette, done, grids))
+    split = emitted.cpu().split([grid.tokens for grid in grids], dim=1)
     return [part.reshape(-1, *grid) for part, grid in zip(split, grids, strict=True)]
 
 
-def prefill(ar: ArModel, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, "Cache"]:
-    """Run the prompt. ids: [S], positions: [3, S]. Returns the next token's logits [1, V] and the filled cache."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=ar.model.config.text_config)
-    return _forward(ar, ids[None], positions[:, None], cache), cache
+def reads_at_once(device: torch.device) -> int:
+    """How many tokens are decoded between two looks at them: each look makes an accelerator wait, and costs the CPU nothing."""
+    return 1 if device.type == "cpu" else READ_EVERY
 
 
-def decode_one(ar: ArModel, token: torch.Tensor, position: torch.Tensor, cache: "Cache") -> torch.Tensor:
-    """Feed one token a sequence. token: [B], position: [3]. Extends the cache, returns the next logits [B, V]."""
-    return _forward(ar, token[:, None], position[:, None, None].expand(3, len(token), 1), cache)
+def exponential_noise(generators: Sequence[torch.Generator], count: int, width: int) -> torch.Tensor:
+    """Exponential noise on the CPU for `count` tokens of each sequence: [B, count, width] float32.
 
-
-def _forward(ar: ArModel, ids: torch.Tensor, positions: torch.Tensor, cache: "Cache") -> torch.Tensor:
-    """ids [B, S], positions [3, B, S] -> logits of the token after the last, [B, V] float32, codebook only.
-
-    Calls the language model itself: the outer model keeps mrope state on itself, so two runs would disturb each other.
-    The head is wider than the codebook; what lies beyond (end of image among it) can never stand inside a grid.
+    Token by token, as the reference draws it: one call for several would give other numbers.
     """
-    hidden = ar.model.model.language_model(
-        inputs_embeds=ar.model.get_input_embeddings()(ids.to(ar.device)).to(ar.dtype),
-        position_ids=positions.to(ar.device),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
-    logits = ar.model.lm_head(hidden).float()
-    logits[:, ar.codebook_size :] = -torch.inf
-    return logits
+    noise = torch.empty(len(generators), count, width)
+    for rows, generator in zip(noise, generators, strict=True):
+        for row in rows:
+            row.exponential_(generator=generator)
+    return noise
 
 
-def _sampler(sampling: Sampling) -> Callable[[torch.Tensor, Sequence[torch.Generator]], torch.Tensor]:
-    """(logits [B, V], one generator a sequence) -> tokens [B], by transformers' own filters in its order."""
+def _sampler(sampling: Sampling) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(logits [B, V], exponential noise [B, V]) -> tokens [B], by transformers' own filters in its order."""
     if sampling.temperature == 0:
-        return lambda logits, generators: logits.argmax(dim=-1)
+        return lambda logits, noise: logits.argmax(dim=-1)
 
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -289,12 +283,11 @@ def _sampler(sampling: Sampling) -> Callable[[torch.Tensor, Sequence[torch.Gener
     if sampling.top_p < 1:
         filters.append(TopPLogitsWarper(sampling.top_p))
 
-    def draw(logits: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    def draw(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         for keep in filters:
             logits = keep(None, logits)
-        # `torch.multinomial(p, 1)` is the argmax of p / E with E exponential. Drawing E on the CPU, a row a sequence,
-        # gives the reference's tokens there and the same ones on every device and in every batch.
-        noise = torch.stack([torch.empty(logits.shape[1]).exponential_(generator=g) for g in generators])
-        return (logits.softmax(dim=-1) / noise.to(logits.device)).argmax(dim=-1)
+        # `torch.multinomial(p, 1)` is the argmax of p / E with E exponential. With E from the CPU, tokens are the
+        # reference's there, and the same ones on every device and in every batch.
+        return (logits.softmax(dim=-1) / noise).argmax(dim=-1)
 
     return draw

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ...glmimage_core.schedule import partial_schedule, whole_steps
 from ...glmimage_core.vae import Vae
 from . import Painting
 from .dit_model import GlmImageModel, ModelSampling, dit_patcher, model_sampling
-from .patchers import Patched, load, patched, streamed_bytes
+from .patchers import Patched, is_dynamic, load, patched, streamed_bytes
 from .vae_model import GlmImageVae
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class ComfyHost:
                 f"{streamed / 1e9:.1f} GB of the AR model do not fit on {wire.patcher.load_device} and are brought there "
                 "again for every token, which is slow: choose a quantization in Load GLM-Image AR Model"
             )
-        yield wire.component
+        yield replace(wire.component, settled=not streamed and not is_dynamic(wire.patcher))
 
     def free_bytes(self, wire: Patched | GlmImageVae) -> int | None:
         device = wire.patcher.load_device

@@ -51,8 +51,12 @@ def patched(component: Component, offload_device: torch.device) -> Patched:
     """A component that ComfyUI manages, computing in a precision that its device is good at."""
     device = model_management.get_torch_device()
     component = component.on(device, streamable(component.model, device))
-    holder = GlmImageArModel if isinstance(component, ArModel) else GlmImageGlyphEncoder
-    return Patched(component, Patcher(holder(component.model), load_device=device, offload_device=offload_device))
+    if isinstance(component, ArModel):
+        # Every token reads every weight, so they are brought to the device once and stay, where a step can be recorded.
+        patcher = comfy.model_patcher.ModelPatcher(GlmImageArModel(component.model), device, offload_device)
+    else:
+        patcher = Patcher(GlmImageGlyphEncoder(component.model), device, offload_device)
+    return Patched(component, patcher)
 
 
 def streamable(model: torch.nn.Module, device: torch.device) -> torch.dtype | None:
@@ -85,11 +89,16 @@ def load(patcher: comfy.model_patcher.ModelPatcher, working_bytes: int) -> None:
             layer.to(patcher.load_device)
 
 
+def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether a patcher streams on demand: it brings layers when they are called and keeps those that fit."""
+    return getattr(patcher, "is_dynamic", bool)()
+
+
 def streamed_bytes(patcher: comfy.model_patcher.ModelPatcher, working_bytes: int) -> int:
     """How much of a loaded model is not on its device, so that it is brought there again in every pass."""
     if model_management.is_device_cpu(patcher.load_device):
         return 0
-    if getattr(patcher, "is_dynamic", bool)():  # brings layers when they are called, keeps those that fit, counts them as free
+    if is_dynamic(patcher):  # counts what it keeps as free
         room = patcher.get_free_memory(patcher.load_device) + patcher.model.model_loaded_weight_memory
         return max(0, patcher.model_size() + working_bytes - room)
     return patcher.model_size() - patcher.loaded_size() if patcher.model.model_lowvram else 0

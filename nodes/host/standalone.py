@@ -68,7 +68,7 @@ class StandaloneHost:
     @contextmanager
     def placed(self, wire: Component, working_bytes: int = 0) -> Iterator[Component]:
         with self._placing().hold(wire.model, working_bytes) as device, laid_over(wire.model, wire.loras):
-            yield wire.on(device)
+            yield replace(wire.on(device), settled=True)
 
     def free_bytes(self, wire: Component) -> int | None:
         residency = self._placing()

@@ -93,7 +93,7 @@ def test_what_cannot_be_streamed_is_small(folder):
 def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_part_fits):
     """On PyTorch's meta device, where only a part of the model fits: the rest is brought there layer by layer, and what cannot
     be streamed is there already."""
-    from glm_image_pack.glmimage_core import prior
+    from glm_image_pack.glmimage_core import decoder
 
     there = torch.device("meta")
     monkeypatch.setattr(model_management, "get_torch_device", lambda: there)
@@ -108,9 +108,9 @@ def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_
         if not hasattr(layer, "comfy_cast_weights"):
             assert all(tensor.device == there for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))
     with torch.inference_mode():
-        logits, cache = prior.prefill(wire.component, torch.arange(9), torch.arange(9).expand(3, -1))
-        token = logits.argmax(dim=-1)
-        logits = prior.decode_one(wire.component, token, torch.tensor([9, 9, 9]), cache)
+        positions, following = torch.arange(9).expand(3, -1), torch.full((3, 1), 9)
+        logits, run = decoder.prefill(wire.component, torch.arange(9), positions, following, batch=1)
+        logits = decoder.decoder(run)(logits.argmax(dim=-1), 0)
     assert logits.device == there and wire.component.device == there
 
 
