@@ -8,7 +8,9 @@
     prior        prior tokens: layout, decode, sample
     decoder      the AR model at one token a step, over a static key/value cache
     schedule     timesteps, shifted sigmas and the map between them
+    transformer  diffusers' DiT, cut where a run repeats itself
     denoise      the DiT: reference key/value caches, guided velocity, the Euler loop
+    step_cache   an approximation: skips most of a step where little has changed
     vae          pixels <-> latents, tiling
     preview      small pictures of work in progress: the token grid, latents without the VAE
     lora         LoRA files: read, matched to layers, laid over the weights and taken off

@@ -352,9 +352,9 @@ def load_dit(folder: Path, dtype: str = "auto") -> Dit:
     """Load the DiT, on the CPU, with the latent space of the VAE and the shift of the scheduler beside it."""
     report = check_model(folder, "transformer")
     space, shift = latent_space(folder), scheduler_shift(folder)
-    from diffusers import GlmImageTransformer2DModel
+    from .transformer import GlmImageDit
 
-    model = _load_diffusers(GlmImageTransformer2DModel, folder / "transformer", dtype, report)
+    model = _load_diffusers(GlmImageDit, folder / "transformer", dtype, report)
     return Dit(model, space, shift, checkpoint=folder)
 
 

@@ -8,26 +8,30 @@ Latents are normalised in here and in the VAE's own space outside.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from .component import Component
-from .geometry import LATENT_PX, Grid, latent_grid, prior_for_dit
+from .geometry import LATENT_PX, Grid, dit_token_count, latent_grid, prior_for_dit
 from .prior import Prior, Progress, no_progress
-from .schedule import Shift, partial_schedule
+from .schedule import Shift, partial_schedule, progress_of
+from .step_cache import Branch, StepCache
 from .vae import LatentSpace
 
 if TYPE_CHECKING:
-    from diffusers import GlmImageTransformer2DModel
     from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
     from .references import Reference
+    from .transformer import GlmImageDit
 
 KEPT_BYTES = 4 * 2**30
 """Caches that the current run does not need are dropped beyond this; two of 1024 x 1024 pixels fit in bfloat16."""
+
+TOGETHER_TOKENS = 4096
+"""DiT tokens up to which both sides of the guidance share a pass, where they can; one 1024 x 1024 picture fills a device."""
 
 LayerKeysValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, each [1, tokens, heads, head width]."""
@@ -42,7 +46,7 @@ class Dit(Component):
     checkpoint is the folder that all this was read from.
     """
 
-    model: "GlmImageTransformer2DModel"
+    model: "GlmImageDit"
     space: LatentSpace
     shift: Shift = Shift()  # noqa: RUF009, immutable
     kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
@@ -51,17 +55,46 @@ class Dit(Component):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the DiT sees beside the latents, on its device: all that stays the same through a run.
+    """What the DiT sees beside the latents and the time, on its device: all that stays the same through a run.
 
-    glyphs: [1, L, D] embeddings. prior: [B, tokens] prior tokens at the DiT's grid. drop: [B, tokens] bool, True where
-    the prior is left out. size: [B, 2] height and width in pixels. rope: cosine and sine, [tokens, head width] each.
+    prior: [B, T, D], glyphs: [B, L, D], projected to the stream. rope: cosine and sine, [T, head width] each.
     """
 
-    glyphs: torch.Tensor
     prior: torch.Tensor
-    drop: torch.Tensor
-    size: torch.Tensor
+    glyphs: torch.Tensor
     rope: tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Approximations that make a run faster and change the picture a little; the defaults leave all of them off.
+
+    cfg_start, cfg_end: the part of the run, 0..1, in which guidance acts; outside it a step costs half. step_cache: the
+    relative change of the first block's output below which the rest of a pass is taken from an earlier step; 0 is off.
+    """
+
+    cfg_start: float = 0.0
+    cfg_end: float = 1.0
+    step_cache: float = 0.0
+
+    def __post_init__(self):
+        """Raise ValueError for values that mean nothing."""
+        if not 0 <= self.cfg_start <= self.cfg_end <= 1:
+            raise ValueError(
+                f"guidance from {self.cfg_start} to {self.cfg_end} of the run is no interval; cfg_start must not be above "
+                "cfg_end, and both lie in 0..1"
+            )
+        if not self.step_cache >= 0:
+            raise ValueError(f"step_cache is {self.step_cache}; it must be 0 (off) or above")
+
+    @property
+    def interval(self) -> bool:
+        """Whether guidance acts in a part of the run only."""
+        return (self.cfg_start, self.cfg_end) != (0, 1)
+
+    def cfg_at(self, progress: float, cfg: float) -> float:
+        """The guidance where `progress`, 0..1, of the run is done."""
+        return cfg if self.cfg_start <= progress < self.cfg_end else 1.0
 
 
 @torch.inference_mode()
@@ -78,10 +111,12 @@ def sample(
     mask: torch.Tensor | None = None,
     references: Sequence["Reference"] = (),
     progress: Progress = no_progress,
+    shortcuts: Shortcuts = Shortcuts(),
 ) -> torch.Tensor:
     """Paint the pictures that the prior plans, one for each seed.
 
-    Integrates over the shifted sigmas and conditions on the unshifted timesteps.
+    Integrates over the shifted sigmas and conditions on the unshifted timesteps. What does not change from step to step is
+    computed before the first.
 
     positive, negative: glyph embeddings [1, L, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a
     denoise below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where
@@ -102,14 +137,20 @@ def sample(
     noise = initial_noise(seeds, len(dit.space.mean), grid).to(device)
     start = None if latents is None else dit.space.normalise(latents.to(device).float())
     x = noise if denoise == 1 else schedule.sigmas[0] * noise + (1 - schedule.sigmas[0]) * start
-    conditions = conditions_of(dit, prior.tokens, positive, prior.width, prior.height, batch)
-    unconditions = without_prior(dit, conditions, negative)
-    cache = reference_cache(dit, references)
+    guide = Guide(
+        dit,
+        positive=conditions_of(dit, positive, prior.width, prior.height, batch, prior.tokens),
+        negative=None if cfg == 1 else conditions_of(dit, negative, prior.width, prior.height, batch),
+        cache=reference_cache(dit, references),
+        step_cache=StepCache(shortcuts.step_cache) if shortcuts.step_cache else None,
+    )
+    times = dit.model.time_states(schedule.timesteps.to(device), prior.width, prior.height, dit.dtype)  # [steps, time width]
 
-    for step, timestep in enumerate(schedule.timesteps):
+    for step in range(schedule.steps):
         sigma, sigma_next = schedule.sigmas[step : step + 2]
+        cfg_now = shortcuts.cfg_at(progress_of(schedule.timesteps[step].item()), cfg)
         seen = x if mask is None else torch.lerp(sigma * noise + (1 - sigma) * start, x, mask)
-        v = guided_velocity(dit, seen, timestep, conditions, unconditions, cfg, cache)
+        v = guided_velocity(guide, seen, times[step : step + 1], cfg_now)
         if mask is not None:  # what is masked out is known, before and after
             v = (x - torch.lerp(start, seen - sigma * v, mask)) / sigma
         x = x + (sigma_next - sigma) * v
@@ -123,56 +164,74 @@ def initial_noise(seeds: Sequence[int], channels: int, grid: Grid) -> torch.Tens
     return torch.cat(draws)
 
 
-def guided_velocity(
-    dit: Dit,
-    x: torch.Tensor,
-    timestep: torch.Tensor,
-    conditions: Conditions,
-    unconditions: Conditions,
-    cfg: float,
-    cache: "GlmImageKVCache | None",
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Guide:
+    """Both sides of the guidance. Only the positive one reads the reference cache; without guidance there is no negative."""
+
+    dit: Dit
+    positive: Conditions
+    negative: Conditions | None
+    cache: "GlmImageKVCache | None" = None
+    step_cache: StepCache | None = None
+
+    def steps_before(self, side: str) -> Branch | None:
+        return None if self.step_cache is None else self.step_cache.branch(side)
+
+
+def guided_velocity(guide: Guide, x: torch.Tensor, time: torch.Tensor, cfg: float) -> torch.Tensor:
     """v = v_u + cfg * (v_c - v_u), [B, 16, h, w] float32. cfg 1 is v_c alone, at half the cost.
 
-    Only the positive pass reads the reference cache.
+    x: [B, 16, h, w] normalised latents. time: [1, time width]. The two sides share a pass where their texts have one length
+    and there is no cache: the DiT's own mask for texts masks nothing.
     """
-    v = velocity(dit, x, timestep, conditions, cache)
     if cfg == 1:
-        return v
-    v_u = velocity(dit, x, timestep, unconditions, cache=None)
+        return velocity(guide.dit, x, time, guide.positive, guide.cache, guide.steps_before("positive"))
+    positive, negative = guide.positive, guide.negative
+    same_shape = positive.glyphs.shape == negative.glyphs.shape
+    if guide.cache is None and same_shape and 2 * positive.prior[..., 0].numel() <= TOGETHER_TOKENS:
+        both = Conditions(
+            torch.cat((positive.prior, negative.prior)), torch.cat((positive.glyphs, negative.glyphs)), positive.rope
+        )
+        v, v_u = velocity(guide.dit, torch.cat((x, x)), time, both, None, guide.steps_before("both")).chunk(2)
+    else:
+        v = velocity(guide.dit, x, time, positive, guide.cache, guide.steps_before("positive"))
+        v_u = velocity(guide.dit, x, time, negative, None, guide.steps_before("negative"))
     return v_u + cfg * (v - v_u)
 
 
 def velocity(
-    dit: Dit, x: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, cache: "GlmImageKVCache | None"
+    dit: Dit,
+    x: torch.Tensor,
+    time: torch.Tensor,
+    conditions: Conditions,
+    cache: "GlmImageKVCache | None" = None,
+    steps_before: Branch | None = None,
 ) -> torch.Tensor:
-    """One forward of the DiT. x: [B, 16, h, w] normalised latents. Returns [B, 16, h, w] float32."""
-    batch = len(x)
-    return dit.model(
-        hidden_states=x.to(dit.dtype),
-        encoder_hidden_states=conditions.glyphs.expand(batch, -1, -1),
-        prior_token_id=conditions.prior,
-        prior_token_drop=conditions.drop,
-        timestep=timestep.to(x.device).expand(batch),
-        target_size=conditions.size,
-        crop_coords=torch.zeros_like(conditions.size),
-        kv_caches=cache,
-        image_rotary_emb=conditions.rope,
-        return_dict=False,
-    )[0].float()
+    """One forward of the DiT, [B, 16, h, w] float32. time: [1 or B, time width]."""
+    prior, glyphs, rope = conditions.prior, conditions.glyphs, conditions.rope
+    return dit.model(x.to(dit.dtype), time.expand(len(x), -1), prior, glyphs, rope, cache, steps_before).float()
 
 
-def conditions_of(dit: Dit, tokens: torch.Tensor, glyphs: torch.Tensor, width: int, height: int, batch: int) -> Conditions:
-    """The conditions of the positive branch. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels."""
-    device = dit.device
-    prior = prior_for_dit(tokens).expand(batch, -1).to(device)
+def conditions_of(
+    dit: Dit, glyphs: torch.Tensor, width: int, height: int, batch: int, tokens: torch.Tensor | None = None
+) -> Conditions:
+    """What one side of the guidance sees. Without prior tokens it is the negative side, where every one is dropped.
+
+    glyphs: [1, L, text width] embeddings. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels.
+    """
     return Conditions(
-        glyphs=glyphs.to(device, dit.dtype),
-        prior=prior,
-        drop=torch.zeros_like(prior, dtype=torch.bool),
-        size=torch.tensor([[height, width]], device=device, dtype=torch.float32).expand(batch, -1),
+        prior=prior_states(dit, tokens, width, height).expand(batch, -1, -1),
+        glyphs=dit.model.glyph_states(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),
         rope=rope(dit, width, height),
     )
+
+
+def prior_states(dit: Dit, tokens: torch.Tensor | None, width: int, height: int) -> torch.Tensor:
+    """[1 or B, T, D] of prior tokens [1 or B, height / 32, width / 32]; of dropped ones, [1, T, D], without."""
+    if tokens is None:
+        dropped = torch.zeros(1, dit_token_count(width, height), dtype=torch.int64, device=dit.device)
+        return dit.model.prior_states(dropped, drop=True).to(dit.dtype)
+    return dit.model.prior_states(prior_for_dit(tokens).to(dit.device)).to(dit.dtype)
 
 
 def rope(dit: Dit, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,11 +239,6 @@ def rope(dit: Dit, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]
     shape_only = torch.empty(1, 0, *latent_grid(width, height))
     cosine, sine = dit.model.rope(shape_only)
     return cosine.to(dit.device), sine.to(dit.device)
-
-
-def without_prior(dit: Dit, conditions: Conditions, glyphs: torch.Tensor) -> Conditions:
-    """The conditions of the negative branch: every prior token dropped, other glyph embeddings, all else the same."""
-    return replace(conditions, glyphs=glyphs.to(dit.device, dit.dtype), drop=torch.ones_like(conditions.drop))
 
 
 def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVCache | None":
@@ -227,13 +281,13 @@ def reference_keys_values(dit: Dit, reference: "Reference") -> list[LayerKeysVal
     """One pass of a reference through the DiT: t = 0, no text, its vision tokens as prior, its own size."""
     from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
-    device = dit.device
+    width, height = reference.width, reference.height
     no_text = torch.empty(1, 0, dit.model.config.text_embed_dim)
-    tokens = reference.vision_tokens[None]
-    conditions = conditions_of(dit, tokens, no_text, reference.width, reference.height, batch=1)
+    conditions = conditions_of(dit, no_text, width, height, 1, reference.vision_tokens[None])
+    time = dit.model.time_states(torch.zeros(1, device=dit.device), width, height, dit.dtype)
     cache = GlmImageKVCache(num_layers=dit.model.config.num_layers)
     cache.set_mode("write")
-    velocity(dit, dit.space.normalise(reference.latents.to(device)), torch.zeros(1), conditions, cache)
+    velocity(dit, dit.space.normalise(reference.latents.to(dit.device)), time, conditions, cache)
     return [(layer.k_caches[0], layer.v_caches[0]) for layer in cache.caches]
 
 
@@ -254,6 +308,7 @@ def check_sample(
 ) -> None:
     """Raise ValueError where the inputs of `sample` do not go together. Runs nothing, so it can go before a model is moved."""
     config = dit.model.config
+    check_attention(dit)
     if prior.batch not in (1, batch):
         raise ValueError(
             f"the prior plans {prior.batch} images and {batch} were asked for; give Generate Prior and the latent one batch_size"
@@ -289,3 +344,18 @@ def check_sample(
     for name, count in (("latent images", len(latents)), ("masks", 1 if mask is None else len(mask))):
         if count not in (1, batch):
             raise ValueError(f"{count} {name} do not go with {batch} images to paint; use 1 or {batch}")
+
+
+def check_attention(dit: Dit) -> None:
+    """Raise ValueError where something put another attention processor in place.
+
+    Those of xformers, attention slicing and plain PyTorch drop the rotary embedding and the references without a word.
+    """
+    from diffusers.models.transformers.transformer_glm_image import GlmImageAttnProcessor
+
+    for block in dit.model.transformer_blocks:
+        if not isinstance(block.attn1.processor, GlmImageAttnProcessor):
+            raise ValueError(
+                f"the attention of the DiT was replaced by {type(block.attn1.processor).__name__}, which knows neither positions "
+                "nor references; choose another attention in Load GLM-Image DiT instead"
+            )

@@ -1,13 +1,14 @@
 """How many bytes each stage needs beside its weights, predicted from the configs.
 
 Each stage's peak is where most tensors live at once; the formulas count those tensors. They were checked against the
-allocator on the CPU (tests/test_memory.py does it again): within 15 % for float32. In bfloat16 some tensors are float32
+allocator on the CPU (tests/test_memory.py does it again): within 10 % for float32. In bfloat16 some tensors are float32
 all the same, which the factors of HALF say.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .denoise import TOGETHER_TOKENS
 from .geometry import dit_token_count, preview_grid, prior_grid
 from .prior import READ_EVERY
 
@@ -25,6 +26,7 @@ class Job(NamedTuple):
     prompt_tokens: int = 256
     glyph_tokens: int = 64
     guided: bool = True
+    one_length: bool = False  # whether the texts of both sides of the guidance have one, so that they may share a pass
 
 
 def prior_bytes(config: Any, itemsize: int, job: Job) -> int:
@@ -74,7 +76,9 @@ def dit_bytes(config: Any, itemsize: int, job: Job, on_cpu: bool = False) -> int
     """
     half = HALF["dit"] if itemsize < 4 else 1
     width = config.num_attention_heads * config.attention_head_dim
-    own = job.batch * (dit_token_count(job.width, job.height) + job.glyph_tokens)
+    picture = job.batch * dit_token_count(job.width, job.height)
+    shared = job.guided and job.one_length and not job.references and 2 * picture <= TOGETHER_TOKENS
+    own = (2 if shared else 1) * (picture + job.batch * job.glyph_tokens)
     cached = [dit_token_count(*size) for size in job.references]
     # The widest place is a feed-forward, 14 tensors of the stream's width; with many cached tokens it is the attention,
     # where each layer joins cached and own keys and values.
@@ -82,7 +86,8 @@ def dit_bytes(config: Any, itemsize: int, job: Job, on_cpu: bool = False) -> int
     rope = 2 * 4 * config.attention_head_dim * dit_token_count(job.width, job.height)
     latents = own * config.patch_size**2 * config.in_channels * 4 * (3 if job.guided else 2)
     caches = 2 * config.num_layers * sum(cached) * width * itemsize
-    reading = stream + rope + latents + caches * (2 if on_cpu and len(cached) > 1 else 1)
+    planned = picture * width * itemsize
+    reading = stream + planned + rope + latents + caches * (2 if on_cpu and len(cached) > 1 else 1)
     writing = caches + 14 * half * max(cached, default=0) * width * itemsize
     return round(max(reading, writing))
 

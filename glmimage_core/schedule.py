@@ -56,6 +56,11 @@ def timestep_of_sigma(shifted_sigma: torch.Tensor, mu: float) -> torch.Tensor:
     return unshifted * TRAIN_STEPS - 1
 
 
+def progress_of(timestep: float) -> float:
+    """How much of the whole schedule is done at a timestep of the DiT: 0 at 999, 1 at -1."""
+    return round(1 - (timestep + 1) / TRAIN_STEPS, 6)  # a step at 0.2 is at 0.2
+
+
 def full_schedule(steps: int, mu: float) -> Schedule:
     """The reference schedule of `steps` steps from pure noise to the picture.
 

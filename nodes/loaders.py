@@ -16,6 +16,24 @@ DTYPE = (
 QUANTIZATION = (["none"], {"default": "none", "tooltip": "none keeps the weights in the chosen dtype."})
 
 
+ATTENTION = (
+    ["auto", "sdpa", "cudnn", "flash", "sage"],
+    {
+        "default": "auto",
+        "tooltip": "Who computes attention. auto is PyTorch's; flash needs the package flash-attn, sage needs sageattention, "
+        "which is faster and rounds more.",
+    },
+)
+COMPILE = (
+    "BOOLEAN",
+    {
+        "default": False,
+        "tooltip": "Compile the blocks of the DiT with torch.compile: the first step of a new size takes a minute or so longer, "
+        "the others less. Needs Triton on a GPU.",
+    },
+)
+
+
 def _checkpoint_input():
     names = list(checkpoints.list_checkpoints(host.checkpoint_roots()))
     return (
@@ -92,8 +110,33 @@ class GLMImageLoadDiT(_Loader):
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The diffusion transformer, for GLM-Image Sampler. It keeps the caches of its last references.",)
 
-    def load(self, checkpoint, dtype, quantization):
-        return (host.wire(checkpoints.load_dit(_folder(checkpoint), dtype)),)
+    @classmethod
+    def INPUT_TYPES(cls):
+        return super().INPUT_TYPES() | {"optional": {"attention": ATTENTION, "compile": COMPILE}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, checkpoint, attention="auto", compile=False):
+        said = super().VALIDATE_INPUTS(checkpoint)
+        if said is not True:
+            return said
+        from ..glmimage_core.transformer import check_attention_backend, check_compiler
+
+        try:
+            check_attention_backend(attention or "auto")
+            if compile:
+                check_compiler()
+        except ImportError as error:
+            return str(error)
+        return True
+
+    def load(self, checkpoint, dtype, quantization, attention="auto", compile=False):
+        dit = checkpoints.load_dit(_folder(checkpoint), dtype)
+        from ..glmimage_core.transformer import compile_blocks, use_attention_backend
+
+        use_attention_backend(dit.model, attention)
+        if compile:
+            compile_blocks(dit.model)
+        return (host.wire(dit),)
 
 
 class GLMImageLoadVAE(_Loader):

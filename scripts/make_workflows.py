@@ -165,6 +165,7 @@ class Graph:
 MODELS, WORDS, PLAN, PAINT = 0, 480, 960, 1440  # left edges of the columns, from the first stage to the last
 BELOW = TOP + 770  # of the second row
 SAMPLER = TOP + 180  # below Apply Prior
+SAMPLER_ROOM = 370
 PREVIEW = 210  # how much a sampler grows by when it shows the picture forming
 
 
@@ -181,11 +182,11 @@ class Loaded(NamedTuple):
 
 def begin(graph: Graph, prompt: str) -> Loaded:
     """Loaders, and the prompt typed once."""
-    graph.group("Models", "#3f5159", MODELS, TOP, 380, 610)
+    graph.group("Models", "#3f5159", MODELS, TOP, 380, 640)
     ar = graph.add("GLMImageLoadAR", (MODELS, TOP), (380, 130), **CHECKPOINT)
     encoder = graph.add("GLMImageLoadGlyphEncoder", (MODELS, TOP + 180), (380, 100), **CHECKPOINT)
-    dit = graph.add("GLMImageLoadDiT", (MODELS, TOP + 330), (380, 130), **CHECKPOINT)
-    vae = graph.add("GLMImageLoadVAE", (MODELS, TOP + 510), (380, 100), **CHECKPOINT)
+    dit = graph.add("GLMImageLoadDiT", (MODELS, TOP + 315), (380, 190), **CHECKPOINT)
+    vae = graph.add("GLMImageLoadVAE", (MODELS, TOP + 540), (380, 100), **CHECKPOINT)
 
     graph.group("Prompt", "#5b4a6b", WORDS, TOP, 380, 610)
     text = graph.add("PrimitiveStringMultiline", (WORDS, TOP), (380, 260), title="Prompt", value=prompt)
@@ -224,16 +225,16 @@ def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sample
     conditioning = planned(graph, loaded, references, batch_size=batch)
 
     several = len(sampler_seeds) > 1
-    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 180 + (290 + PREVIEW) * len(sampler_seeds) - 60)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 180 + (SAMPLER_ROOM + PREVIEW) * len(sampler_seeds) - 60)
     for number, seed in enumerate(sampler_seeds):
         title = f"Sampler {number + 1}" if several else None
-        paint(graph, loaded, SAMPLER + (290 + PREVIEW) * number, title=title, seed=seed, **conditioning)
+        paint(graph, loaded, SAMPLER + (SAMPLER_ROOM + PREVIEW) * number, title=title, seed=seed, **conditioning)
     return graph.ui()
 
 
 def paint(graph: Graph, loaded: Loaded, top: int, **inputs) -> None:
     """Our sampler, with room below it for its preview, and the picture decoded and saved."""
-    sampler = graph.add("GLMImageSampler", (PAINT, top), (340, 250), model=(loaded.dit, 0), **inputs)
+    sampler = graph.add("GLMImageSampler", (PAINT, top), (340, 330), model=(loaded.dit, 0), **inputs)
     first = top == SAMPLER
     above = TOP if first else top
     decoded = graph.add("GLMImageVAEDecode", (PAINT + 380, above), (420, 110), vae=(loaded.vae, 0), samples=(sampler, 0))
@@ -253,7 +254,7 @@ def restyle(name: str, note: str) -> dict:
     fitted = graph.add("ImageScale", (WORDS + 620, BELOW), (280, 180), image=(image, 0), **scale)
     latent = graph.add("GLMImageVAEEncode", (WORDS + 620, BELOW + 240), (280, 60), vae=(loaded.vae, 0), image=(fitted, 0))
     conditioning = planned(graph, loaded, {}, **sides)
-    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 180 + 290 + PREVIEW - 60)
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 180 + SAMPLER_ROOM + PREVIEW - 60)
     paint(graph, loaded, SAMPLER, latent_image=(latent, 0), denoise=0.7, **conditioning)
     return graph.ui()
 

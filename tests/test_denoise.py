@@ -3,7 +3,7 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core import denoise
-from glm_image_pack.glmimage_core.denoise import guided_velocity, initial_noise, reference_cache, sample
+from glm_image_pack.glmimage_core.denoise import Shortcuts, guided_velocity, initial_noise, reference_cache, sample
 from glm_image_pack.glmimage_core.geometry import Grid, prior_grid
 from glm_image_pack.glmimage_core.prior import Prior, Sampling
 
@@ -43,28 +43,92 @@ def test_noise_is_the_first_of_a_generator_of_its_seed():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_cfg_one_leaves_the_negative_out(dit, glyphs, monkeypatch):
-    calls = []
+def passes(dit, monkeypatch) -> list[str]:
+    """What goes through the DiT from now on: positive, negative or both sides of the guidance, told by their prior states."""
+    seen = []
     forward = dit.model.forward
-    monkeypatch.setattr(
-        dit.model, "forward", lambda **inputs: calls.append(inputs["prior_token_drop"].any()) or forward(**inputs)
-    )
+
+    def watched(x, time, prior, *rest):
+        dropped = (prior == prior[:, :1]).all(dim=(1, 2)).tolist()
+        seen.append({(False,): "positive", (True,): "negative", (False, True): "both"}[tuple(dropped)])
+        return forward(x, time, prior, *rest)
+
+    monkeypatch.setattr(dit.model, "forward", watched)
+    return seen
+
+
+def test_cfg_one_leaves_the_negative_out(dit, glyphs, monkeypatch):
+    seen = passes(dit, monkeypatch)
     sample(dit, plan(), *glyphs, seeds=[0], steps=2, cfg=1)
-    assert [bool(dropped) for dropped in calls] == [False, False]
-    calls.clear()
+    assert seen == ["positive", "positive"]
+    seen.clear()
     sample(dit, plan(), *glyphs, seeds=[0], steps=2, cfg=1.5)
-    assert [bool(dropped) for dropped in calls] == [False, True, False, True]
+    assert seen == ["positive", "negative", "positive", "negative"]
 
 
+def guide_of(dit, glyphs) -> denoise.Guide:
+    positive = denoise.conditions_of(dit, glyphs[0], 256, 256, 1, plan().tokens)
+    return denoise.Guide(dit, positive, denoise.conditions_of(dit, glyphs[1], 256, 256, 1))
+
+
+@torch.inference_mode()
 def test_guidance_is_linear_from_the_negative(dit, glyphs):
-    prior = plan()
-    conditions = denoise.conditions_of(dit, prior.tokens, glyphs[0], 256, 256, 1)
-    without = denoise.without_prior(dit, conditions, glyphs[1])
-    x, t = initial_noise([0], 16, Grid(32, 32)), torch.tensor(500.0)
-    with torch.inference_mode():
-        v0, v1, v3 = (guided_velocity(dit, x, t, conditions, without, cfg, None) for cfg in (0, 1, 3))
+    x, time = initial_noise([0], 16, Grid(32, 32)), dit.model.time_states(torch.tensor([500.0]), 256, 256, dit.dtype)
+    v0, v1, v3 = (guided_velocity(guide_of(dit, glyphs), x, time, cfg) for cfg in (0, 1, 3))
     assert torch.allclose(v3, v0 + 3 * (v1 - v0), atol=1e-4)
     assert (v1 - v0).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("seeds", [[3], [3, 4]])
+def test_both_sides_share_a_pass_where_their_texts_are_of_one_length(dit, glyphs, monkeypatch, seeds):
+    same = glyphs[0], glyphs[0].flip(1)
+    apart = [sample(dit, plan(), *same, seeds=[seed], steps=3) for seed in seeds]
+    monkeypatch.setattr(denoise, "TOGETHER_TOKENS", 0)
+    expected = sample(dit, plan(), *same, seeds=seeds, steps=3)
+    assert torch.allclose(torch.cat(apart), expected, atol=1e-5)
+    monkeypatch.undo()
+    if len(seeds) == 1:
+        seen = passes(dit, monkeypatch)
+        sample(dit, plan(), *same, seeds=seeds, steps=1)
+        assert seen == ["both"]
+
+
+def test_what_stays_the_same_is_computed_once_a_run(dit, glyphs):
+    parts = {name: 0 for name in ("prior_projector", "glyph_projector", "time_condition_embed", "image_projector")}
+
+    def count(name):
+        parts[name] += 1
+
+    for name in parts:
+        dit.model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: count(name))
+    sample(dit, plan(), *glyphs, seeds=[0], steps=7)
+    assert parts == {"prior_projector": 2, "glyph_projector": 2, "time_condition_embed": 1, "image_projector": 14}
+
+
+def test_guidance_in_a_part_of_the_run(dit, glyphs, monkeypatch):
+    base = {"seeds": [0], "steps": 10}
+    exact = sample(dit, plan(), *glyphs, **base)
+    seen = passes(dit, monkeypatch)
+    part = sample(dit, plan(), *glyphs, **base, shortcuts=Shortcuts(cfg_start=0.2, cfg_end=0.7))
+    assert seen == 2 * ["positive"] + 5 * ["positive", "negative"] + 3 * ["positive"]
+    assert 1e-3 < (part - exact).norm() / exact.norm() < 0.5
+    assert torch.equal(sample(dit, plan(), *glyphs, **base, shortcuts=Shortcuts(0.0, 1.0)), exact)
+    unguided = sample(dit, plan(), *glyphs, **base, cfg=1)
+    assert torch.equal(sample(dit, plan(), *glyphs, **base, shortcuts=Shortcuts(0.5, 0.5)), unguided)
+
+
+@pytest.mark.parametrize("values", [(0.6, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.0, float("nan")), (0.0, 1.0, -0.1)])
+def test_meaningless_shortcuts_are_refused(values):
+    with pytest.raises(ValueError, match="cfg_start|step_cache"):
+        Shortcuts(*values)
+
+
+def test_a_swapped_attention_processor_is_refused(dit, glyphs):
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    dit.model.transformer_blocks[1].attn1.processor = AttnProcessor2_0()
+    with pytest.raises(ValueError, match="AttnProcessor2_0, which knows neither positions nor references"):
+        sample(dit, plan(), *glyphs, seeds=[0], steps=1)
 
 
 def test_what_the_dit_sees_changes_the_picture(dit, glyphs, encoder, encode_reference):

@@ -18,17 +18,6 @@ from watch import watch_inputs
 META = torch.device("meta")
 
 
-@pytest.fixture(autouse=True)
-def count_what_a_mask_selects():
-    """The DiT indexes with a mask, whose result has an unknown size there; it counts as all true."""
-    import torch.fx.experimental._config as config
-
-    if not hasattr(config, "meta_nonzero_assume_all_nonzero"):
-        pytest.skip("this PyTorch cannot index with a mask on the meta device")
-    with config.patch(meta_nonzero_assume_all_nonzero=True):
-        yield
-
-
 def moved(component, dtype=torch.bfloat16):
     """The component with its weights on the meta device, computing there."""
     return replace(component, model=copy.deepcopy(component.model).to(META, dtype)).on(META)
@@ -53,10 +42,15 @@ def test_the_dit(dit, encode_reference, edit):
         seen = watch_inputs(there.model)
         cache = denoise.reference_cache(there, references)
         glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
-        conditions = denoise.conditions_of(there, plan().tokens, glyphs, 256, 256, batch=2)
-        without = denoise.without_prior(there, conditions, glyphs[:, :2])
+        guide = denoise.Guide(
+            there,
+            denoise.conditions_of(there, glyphs, 256, 256, 2, plan().tokens),
+            denoise.conditions_of(there, glyphs[:, :2], 256, 256, 2),
+            cache,
+        )
         x = torch.empty(2, 16, 32, 32, device=META)
-        v = denoise.guided_velocity(there, x, torch.tensor(500.0), conditions, without, 1.5, cache)
+        time = there.model.time_states(torch.tensor([500.0], device=META), 256, 256, there.dtype)
+        v = denoise.guided_velocity(guide, x, time, 1.5)
     assert v.device == META and v.dtype == torch.float32 and v.shape == x.shape
     assert seen == {META}
 

@@ -118,17 +118,22 @@ def test_a_shipped_workflow_paints(name, kind, runner, folders):
     assert all(Image.open(path).size == SIZES.get(name, (256, 288)) for path in folders.written)
 
 
+ADDED = {  # since version 1
+    "GLMImageSampler": {"sampler_name": "euler", "cfg_start": 0.0, "cfg_end": 1.0, "step_cache": 0.0},
+    "GLMImageLoadDiT": {"attention": "auto", "compile": False},
+}
+
+
 @pytest.mark.parametrize("name", ["text_to_image", "image_edit"])
 def test_workflows_that_were_shared_before_inputs_were_added_are_the_same_graph(name, runner, folders):
-    """As released in version 1, before the sampler had sampler_name."""
+    """As released in version 1: what the nodes have now and had not then has its default."""
     old = ROOT / "tests" / "data" / "workflows"
     ui, api = (read_workflow(old / f"{name}-1{suffix}.json", ALL_NODES) for suffix in ("", "-api"))
     now = read_workflow(ROOT / "workflows" / "api" / f"{name}.json", ALL_NODES)
     for node_id, node in now.prompt.items():
-        expected = {key: value for key, value in node["inputs"].items() if key != "sampler_name"}
-        assert api.prompt[node_id]["inputs"] == expected
-        assert {key: ui.prompt[node_id]["inputs"][key] for key in expected} == expected
-        assert ui.prompt[node_id]["inputs"].get("sampler_name", "euler") == "euler"
+        added = ADDED.get(node["class_type"], {})
+        assert node["inputs"] == api.prompt[node_id]["inputs"] | added
+        assert node["inputs"] == added | ui.prompt[node_id]["inputs"]
     for node in api.prompt.values():
         node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
     runner.run(api)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from ...glmimage_core.component import Component
+from ...glmimage_core.denoise import Shortcuts
 from ...glmimage_core.prior import Prior, Progress
 from ...glmimage_core.references import Reference
 
@@ -37,6 +38,7 @@ class Painting(NamedTuple):
     latents: torch.Tensor | None
     mask: torch.Tensor | None
     sampler_name: str
+    shortcuts: Shortcuts
 
 
 def applied_prior(options: dict, side: str) -> Prior:

@@ -21,14 +21,15 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 from ...glmimage_core.component import Component
-from ...glmimage_core.denoise import Dit, initial_noise
+from ...glmimage_core.denoise import Dit, Shortcuts, initial_noise
 from ...glmimage_core.geometry import latent_grid
 from ...glmimage_core.lora import layer_of
 from ...glmimage_core.prior import ArModel, Progress, image_seeds
-from ...glmimage_core.schedule import partial_schedule, whole_steps
+from ...glmimage_core.schedule import partial_schedule, progress_of, whole_steps
+from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import Vae
 from . import Painting
-from .dit_model import GlmImageModel, ModelSampling, dit_patcher, model_sampling
+from .dit_model import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
 from .patchers import Patched, is_dynamic, load, patched, streamed_bytes
 from .vae_model import GlmImageVae
 
@@ -144,7 +145,11 @@ class ComfyHost:
             whole = whole_steps(painting.steps, painting.denoise)
             sampling = model.get_model_object("model_sampling")
             sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", whole)[-painting.steps - 1 :]
-        guider = comfy.samplers.CFGGuider(model)
+        shortcuts = painting.shortcuts
+        if shortcuts.step_cache:
+            model = model.clone()
+            model.model_options["transformer_options"][STEP_CACHE_KEY] = StepCache(shortcuts.step_cache)
+        guider = IntervalGuider(model, shortcuts) if shortcuts.interval else comfy.samplers.CFGGuider(model)
         guider.set_conds(painting.positive, painting.negative)
         guider.set_cfg(painting.cfg)
         samples = guider.sample(
@@ -158,6 +163,23 @@ class ComfyHost:
             seed=painting.seed,
         )
         return samples.float().cpu()
+
+
+class IntervalGuider(comfy.samplers.CFGGuider):
+    """Guidance in a part of the run."""
+
+    def __init__(self, model: ModelPatcher, shortcuts: Shortcuts):
+        super().__init__(model)
+        self._shortcuts = shortcuts
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006, ComfyUI's signature
+        cfg = self.cfg
+        clock = float(self.inner_model.clock(timestep[:1], x))
+        self.cfg = self._shortcuts.cfg_at(progress_of(clock), cfg)
+        try:
+            return super().predict_noise(x, timestep, model_options, seed)
+        finally:
+            self.cfg = cfg
 
 
 def _speed(done: int, total: int, seconds: float, unit: str) -> str:

@@ -19,8 +19,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ...glmimage_core import memory
 from ...glmimage_core.checkpoint import load_dit, load_vae
-from ...glmimage_core.denoise import Conditions, Dit, check_sample, reference_cache, rope, velocity
-from ...glmimage_core.geometry import LATENT_PX, dit_token_count, prior_for_dit
+from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, rope, velocity
+from ...glmimage_core.geometry import LATENT_PX, dit_token_count
 from ...glmimage_core.preview import LatentColours, fit_latent_colours
 from ...glmimage_core.references import Reference, check_references, sizes_of
 from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
@@ -30,6 +30,7 @@ from .patchers import Patcher, streamable
 
 log = logging.getLogger(__name__)
 
+STEP_CACHE_KEY = "glm_image_step_cache"  # in transformer_options, for one run of our sampler
 USUAL_SIDE = 1024  # pixels; the schedule of a MODEL that went through no GLM-Image Model Sampling
 
 
@@ -144,21 +145,15 @@ class GlmImageModel(comfy.model_base.BaseModel):
         if PRIOR_KEY in options or not drop:
             prior = options[PRIOR_KEY] if drop else applied_prior(options, prompt_type)
             check_sample(self.dit, prior, (cross_attn,), len(noise), denoise=1, latents=noise, mask=None)
-            tokens = prior_for_dit(prior.tokens)
-        else:  # dropped anyway
-            height, width = (side * LATENT_PX for side in noise.shape[2:])
-            tokens = torch.zeros(1, dit_token_count(width, height), dtype=torch.int64)
-        conds = {
-            "glyphs": comfy.conds.CONDRegular(cross_attn),
-            "prior": comfy.conds.CONDRegular(tokens),
-            "drop": comfy.conds.CONDRegular(torch.full_like(tokens, drop)),
-        }
         references = () if drop else options.get(REFERENCES_KEY, ())
-        if references:
-            check_references(references, space=self.dit.space)
-            with torch.inference_mode():
-                cache = reference_cache(self._dit_with_its_weights(device), references)
-            conds["cache"] = References(cache, _sizes(references))
+        check_references(references, space=self.dit.space)
+        dit = self._dit_with_its_weights(device)
+        height, width = (side * LATENT_PX for side in noise.shape[2:])
+        with torch.inference_mode():
+            seen = conditions_of(dit, cross_attn, width, height, 1 if drop else prior.batch, None if drop else prior.tokens)
+            conds = {"glyphs": comfy.conds.CONDRegular(seen.glyphs), "prior": comfy.conds.CONDRegular(seen.prior)}
+            if references:
+                conds["cache"] = References(reference_cache(dit, references), _sizes(references))
         return conds
 
     def extra_conds_shapes(self, **options) -> dict[str, list]:
@@ -176,11 +171,14 @@ class GlmImageModel(comfy.model_base.BaseModel):
         job = memory.Job(width * LATENT_PX, height * LATENT_PX, batch, references, glyph_tokens=glyph_tokens)
         return memory.dit_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
 
+    def clock(self, sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The DiT's timestep at a sigma. It depends on the size of x, [B, 16, h, w], whatever schedule chose the sigma."""
+        height, width = (side * LATENT_PX for side in x.shape[2:])
+        return timestep_of_sigma(sigma.float(), self.dit.shift.of_size(width, height))
+
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds):  # noqa: B006
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
-        height, width = (side * LATENT_PX for side in x.shape[2:])
-        # The DiT's clock depends on the size of the picture and on nothing else, whatever schedule chose the sigma.
-        timestep = timestep_of_sigma(t.float(), self.dit.shift.of_size(width, height)).clamp(min=0)
+        timestep = self.clock(t, x).clamp(min=0)
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
         v = executor.execute(x.clone(), timestep, conds, transformer_options)  # a step cache may write into its input
@@ -193,13 +191,8 @@ class GlmImageModel(comfy.model_base.BaseModel):
         if prior.shape[1] != dit_token_count(width, height):
             raise ValueError("GLM-Image paints whole pictures; remove the area or the window from the conditioning")
         dit = self._dit(device)
-        conditions = Conditions(
-            glyphs=conds["glyphs"].to(device, dit.dtype),
-            prior=prior,
-            drop=conds["drop"].to(device).bool(),
-            size=torch.tensor([[height, width]], device=device, dtype=torch.float32).expand(len(x), -1),
-            rope=self._rotary(width, height, device),
-        )
+        conditions = Conditions(prior, conds["glyphs"].to(device), self._rotary(width, height, device))
+        time = dit.model.time_states(timestep, width, height, dit.dtype)
         patches = transformer_options.get("patches", {}).get("attn1_output_patch", ())
         if patches and "attn1_patch" in transformer_options["patches"]:
             raise ValueError(
@@ -207,8 +200,10 @@ class GlmImageModel(comfy.model_base.BaseModel):
                 "has no place; remove it"
             )
         self._say_what_has_no_effect(transformer_options)
+        step_cache = transformer_options.get(STEP_CACHE_KEY)
+        steps_before = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]))
         with _attention_patches(self.diffusion_model, patches, transformer_options, conditions.glyphs.shape[1]):
-            return velocity(dit, x, timestep, conditions, _on_device(conds.get("cache"), device))
+            return velocity(dit, x, time, conditions, _on_device(conds.get("cache"), device), steps_before)
 
     def _say_what_has_no_effect(self, transformer_options: dict) -> None:
         """Warn, once for each, of patches that change nothing here."""

@@ -84,8 +84,12 @@ class StandaloneHost:
         (positive, _), (negative, _) = painting.positive[0], painting.negative[0]
         prior = painting.prior
         sizes = sizes_of(painting.references)
-        glyph_tokens, guided = positive.shape[1], painting.cfg != 1
-        job = memory.Job(prior.width, prior.height, painting.batch, sizes, glyph_tokens=glyph_tokens, guided=guided)
+        job = memory.Job(
+            *(prior.width, prior.height, painting.batch, sizes),
+            glyph_tokens=positive.shape[1],
+            guided=painting.cfg != 1,
+            one_length=positive.shape == negative.shape,
+        )
         with self.placed(model, memory.dit_bytes(model.model.config, model.dtype.itemsize, job)) as dit:
             return sample(
                 dit,
@@ -100,6 +104,7 @@ class StandaloneHost:
                 painting.mask,
                 painting.references,
                 self.progress("Sampler"),
+                painting.shortcuts,
             )
 
     def _placing(self) -> Residency:

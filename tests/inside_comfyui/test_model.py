@@ -4,7 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core.denoise import initial_noise, sample
+from glm_image_pack.glmimage_core.denoise import Shortcuts, initial_noise, sample
 from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.preview import colour_chart
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -38,6 +38,20 @@ def test_our_sampler_equals_the_librarys_loop(library, model, conditioned, run, 
     (out,) = run("GLMImageSampler", model=model, positive=positive, negative=negative, seed=3, steps=4, cfg=cfg)
     assert near(out["samples"], painted(library, positive, negative, prior, cfg=cfg))
     assert out["samples"].device.type == "cpu" and out["samples"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("edit", [False, True], ids=["text", "edit"])
+@pytest.mark.parametrize("shortcuts", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}], ids=lambda s: next(iter(s)))
+def test_the_shortcuts_of_our_sampler_are_the_librarys(library, model, conditioned, run, edit, shortcuts):
+    positive, negative, prior = conditioned(edit)
+    settings = {"model": model, "positive": positive, "negative": negative, "seed": 3, "steps": 10, "cfg": 1.5}
+    (exact,) = run("GLMImageSampler", **settings)
+    (out,) = run("GLMImageSampler", **settings, **shortcuts)
+    expected = painted(library, positive, negative, prior, steps=10, shortcuts=Shortcuts(**shortcuts))
+    assert near(out["samples"], expected)
+    assert not near(out["samples"], exact["samples"])
+    (again,) = run("GLMImageSampler", **settings)
+    assert torch.equal(again["samples"], exact["samples"])  # nothing stays on the MODEL
 
 
 def test_our_sampler_equals_the_librarys_loop_from_a_masked_latent(library, model, conditioned, latent, run):
@@ -133,17 +147,18 @@ def test_the_dits_clock_follows_the_size_of_the_picture_whatever_the_schedule(mo
     """The same sigmas on a MODEL with the schedule of another size: the DiT is told the same timesteps."""
     positive, negative, _ = conditioned(False)
     seen = []
-    forward = model.model.diffusion_model.forward
-    monkeypatch.setattr(model.model.diffusion_model, "forward", lambda **inputs: seen.append(inputs) or forward(**inputs))
+    dit = model.model.diffusion_model
+    time_states = dit.time_states
+    monkeypatch.setattr(dit, "time_states", lambda *inputs: seen.append(inputs) or time_states(*inputs))
     (sigmas,) = run("GLMImageScheduler", model=model, steps=3, denoise=1.0, **SIZE)
     (sampler,) = run("KSamplerSelect", sampler_name="euler")
     for width in (256, 2048):
         (sized,) = run("GLMImageModelSampling", model=model, width=width, height=width)
         inputs = {"model": sized, "add_noise": True, "noise_seed": 3, "cfg": 1.0, "sampler": sampler, "sigmas": sigmas}
         run("SamplerCustom", positive=positive, negative=negative, latent_image=EMPTY, **inputs)
-    clocks = [inputs["timestep"][0].item() for inputs in seen]
+    clocks = [timesteps[0].item() for timesteps, *_ in seen]
     assert clocks == pytest.approx([999, 666, 333] * 2, abs=0.01)  # int(linspace(1000, 1, 4)) - 1
-    assert {tuple(inputs["target_size"][0].tolist()) for inputs in seen} == {(288.0, 256.0)}
+    assert {(width, height) for _, width, height, _ in seen} == {(256, 288)}
 
 
 def test_model_sampling_maps_timesteps_to_sigmas_and_back(model, run):

@@ -1,0 +1,78 @@
+"""The step cache: what is skipped, what it costs, and that it keeps its sides apart."""
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import denoise
+from glm_image_pack.glmimage_core.denoise import Shortcuts, sample
+from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.step_cache import Branch, StepCache
+from test_denoise import plan
+
+from pictures import pattern
+
+
+@pytest.fixture
+def glyphs(encoder):
+    return encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
+
+
+@pytest.fixture
+def caches(monkeypatch):
+    """Every step cache made during the test."""
+    made = []
+
+    class Watched(StepCache):
+        def __init__(self, threshold):
+            super().__init__(threshold)
+            made.append(self)
+
+    monkeypatch.setattr(denoise, "StepCache", Watched)
+    return made
+
+
+def test_a_change_is_measured_from_the_last_whole_step():
+    branch, one = Branch(0.1), torch.ones(1, 2, 3)
+    assert branch.rest(one) is None
+    branch.keep(5 * one)
+    assert torch.equal(branch.rest(1.06 * one), 5 * one)
+    assert branch.rest(1.12 * one) is None  # not far from the last step, but from the last whole one
+    branch.keep(6 * one)
+    assert torch.equal(branch.rest(1.2 * one), 6 * one)
+    assert (branch.whole, branch.skipped) == (2, 2)
+
+
+def test_a_batch_is_skipped_when_each_of_its_pictures_may_be():
+    branch, two = Branch(0.1), torch.ones(2, 2, 3)
+    branch.rest(two)
+    branch.keep(two)
+    assert branch.rest(torch.tensor([1.0, 1.3]).view(2, 1, 1) * two) is None
+
+
+def test_another_shape_starts_anew():
+    branch = Branch(1.0)
+    branch.rest(torch.ones(1, 2, 3))
+    branch.keep(torch.ones(1, 2, 3))
+    assert branch.rest(torch.ones(2, 2, 3)) is None
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_the_error_grows_with_the_threshold_and_each_side_has_its_own(dit, glyphs, encode_reference, caches, edit):
+    references = [encode_reference(pattern(128, 160, 3))] if edit else []
+    settings = {"seeds": [0], "steps": 20, "references": references}
+    exact = sample(dit, plan(), *glyphs, **settings)
+    assert not caches
+    errors, skipped = [], []
+    for threshold in (1e-6, 0.7, 1.0):
+        got = sample(dit, plan(), *glyphs, **settings, shortcuts=Shortcuts(step_cache=threshold))
+        errors.append(((got - exact).norm() / exact.norm()).item())
+        branches = caches[-1].branches
+        assert set(branches) == {"positive", "negative"}  # and none for the references
+        assert all(branch.whole + branch.skipped == 20 for branch in branches.values())
+        skipped.append(sum(branch.skipped for branch in branches.values()))
+    assert errors[0] == 0 and skipped[0] == 0
+    assert 0 < errors[1] < errors[2] < 1 and 0 < skipped[1] < skipped[2]
+
+
+def test_a_second_run_remembers_nothing_of_the_first(dit, glyphs):
+    runs = [sample(dit, plan(), *glyphs, seeds=[0], steps=10, shortcuts=Shortcuts(step_cache=0.8)) for _ in range(2)]
+    assert torch.equal(*runs)
