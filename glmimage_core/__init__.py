@@ -16,6 +16,7 @@
     lora         LoRA files: read, matched to layers, laid over the weights and taken off
     checkpoint   find, describe and check a checkpoint folder; load one component
     residency    which model is on the device, and who must leave
+    streaming    a model that does not fit: brought to the device block by block
     memory       how many bytes each stage needs, predicted from the configs
     tiny         writes a small random checkpoint in the released layout
 

@@ -1,5 +1,6 @@
 """A component: one model of a checkpoint, and where and in what precision it computes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,11 @@ class Component:
     weights: str = field(default="", kw_only=True)
     loras: "tuple[LayeredLora, ...]" = field(default=(), kw_only=True)
     settled: bool = field(default=False, kw_only=True)
+
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The parts that run one after another and make up most of the model, if it can be brought to a device by them."""
+        return ()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -52,6 +52,10 @@ class Dit(Component):
     kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
     checkpoint: Path | None = None
 
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        return self.model.transformer_blocks
+
 
 @dataclass(frozen=True)
 class Conditions:

@@ -6,10 +6,12 @@ one unused for longest leaves first. When nothing fits beside anything, one mode
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+
+from .streaming import resident_blocks, streamed
 
 HEADROOM = 512 * 2**20  # bytes for what no formula knows: libraries' workspaces, fragmentation, other programs
 
@@ -41,14 +43,31 @@ class Residency:
         return [model for ref in self._resident if (model := ref()) is not None]
 
     @contextmanager
-    def hold(self, model: torch.nn.Module, working_bytes: int = 0) -> Iterator[torch.device]:
+    def hold(
+        self, model: torch.nn.Module, working_bytes: int = 0, blocks: Sequence[torch.nn.Module] = ()
+    ) -> Iterator[torch.device]:
         """Have the model on the device, with `working_bytes` more free, for the length of a with block.
 
-        It stays afterwards, and leaves when another one needs the room.
+        It stays afterwards, and leaves when another one needs the room. One that does not fit beside its working memory is
+        brought block by block, where it names the `blocks` that it runs in their order.
         """
-        if self.device != self._home:
-            self._admit(model, working_bytes)
-        yield self.device
+        if self.device == self._home or self._make_space(model, working_bytes) or not blocks:
+            if self.device != self._home:
+                self._admit(model)
+            yield self.device
+            return
+        self.release(model)
+        sizes = [model_bytes(block) for block in blocks]
+        others, room = model_bytes(model) - sum(sizes), self.free_bytes() - working_bytes
+        resident = resident_blocks(others, sizes, room)
+        if resident is None:
+            raise torch.OutOfMemoryError(
+                f"{type(model).__name__} needs {(others + 2 * max(sizes)) / 1e9:.1f} GB even when it is brought block by block, "
+                f"and {working_bytes / 1e9:.1f} GB to work with; {self.device} has {self.free_bytes() / 1e9:.1f} GB free: make a "
+                "smaller picture or fewer at once, or quantize the model"
+            )
+        with streamed(model, blocks, max(sizes), resident, self.device):
+            yield self.device
 
     def release(self, model: torch.nn.Module) -> None:
         """Move a model off the device. Does nothing for one that is not there."""
@@ -56,7 +75,8 @@ class Residency:
         if self.device != self._home:
             model.to(self._home)
 
-    def _admit(self, model: torch.nn.Module, working_bytes: int) -> None:
+    def _make_space(self, model: torch.nn.Module, working_bytes: int) -> bool:
+        """Have others leave until the model fits beside its working memory; whether it does."""
         here = self.resident
         others = [other for other in here if other is not model]
         needed = working_bytes + (0 if len(others) < len(here) else model_bytes(model))
@@ -66,6 +86,9 @@ class Residency:
             leaving = others.pop(0)
             log.info("%s leaves %s for %s", type(leaving).__name__, self.device, type(model).__name__)
             self.release(leaving)
+        return self.free_bytes() >= needed
+
+    def _admit(self, model: torch.nn.Module) -> None:
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
         try:
             model.to(self.device)
@@ -73,7 +96,8 @@ class Residency:
             model.to(self._home)  # no part of it stays behind
             size, free = model_bytes(model) / 1e9, self.free_bytes() / 1e9
             raise torch.OutOfMemoryError(
-                f"{type(model).__name__} takes {size:.1f} GB, and {self.device} has {free:.1f} GB free without any other model"
+                f"{type(model).__name__} takes {size:.1f} GB, and {self.device} has {free:.1f} GB free without any other model; "
+                "choose a quantization where the model is loaded"
             ) from error
         except BaseException:
             model.to(self._home)

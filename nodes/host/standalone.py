@@ -67,7 +67,7 @@ class StandaloneHost:
 
     @contextmanager
     def placed(self, wire: Component, working_bytes: int = 0) -> Iterator[Component]:
-        with self._placing().hold(wire.model, working_bytes) as device, laid_over(wire.model, wire.loras):
+        with self._placing().hold(wire.model, working_bytes, wire.blocks) as device, laid_over(wire.model, wire.loras):
             yield replace(wire.on(device), settled=True)
 
     def free_bytes(self, wire: Component) -> int | None:

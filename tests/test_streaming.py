@@ -1,0 +1,149 @@
+"""A model that does not fit: block by block, with the same result, and its weights untouched.
+
+The meta device plays a device of its own: what is copied there has no values, and what was left behind raises.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core.denoise import conditions_of, sample, velocity
+from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.lora import LayeredLora, laid_over
+from glm_image_pack.glmimage_core.residency import Residency, model_bytes
+from glm_image_pack.glmimage_core.streaming import resident_blocks, streamed
+from glm_image_pack.glmimage_core.tiny import fill
+from test_denoise import plan
+
+from pictures import pattern
+
+META = torch.device("meta")
+GIB = 2**30
+
+
+@pytest.fixture
+def dit(dit):
+    """A DiT of five blocks."""
+    config = {key: value for key, value in dit.model.config.items() if not key.startswith("_")}
+    model = type(dit.model).from_config(config | {"num_layers": 5})
+    fill(model, "five blocks")
+    return replace(dit, model=model.eval().requires_grad_(False))
+
+
+@pytest.fixture
+def deep(dit):
+    return dit.model
+
+
+def rooms(model) -> tuple[int, int]:
+    """Bytes of a block, and of all that is no block."""
+    block = model_bytes(model.transformer_blocks[0])
+    return block, model_bytes(model) - len(model.transformer_blocks) * block
+
+
+@pytest.mark.parametrize(
+    ("room", "count"), [(19, None), (20, 0), (29, 0), (30, 1), (45, 2), (1000, 3)], ids=lambda value: str(value)
+)
+def test_as_many_blocks_stay_as_fit_beside_two_that_come_and_go(room, count):
+    assert resident_blocks(0, [10] * 5, room) == count
+    assert resident_blocks(7, [10] * 5, room + 7) == count
+
+
+@pytest.mark.parametrize("resident", [0, 2])
+def test_two_blocks_at_most_are_there_beside_the_resident_ones(deep, dit, resident):
+    before = {name: tensor.clone() for name, tensor in deep.state_dict().items()}
+    there = replace(dit, model=deep).on(META)
+    blocks, seen = deep.transformer_blocks, []
+    for index, block in enumerate(blocks):
+        block.attn1.register_forward_pre_hook(
+            lambda *_, index=index: seen.append((index, [p.device == META for b in blocks for p in b.ff.parameters()]))
+        )
+    with streamed(deep, blocks, 0, resident, META):
+        glyphs = torch.zeros(1, 5, deep.config.text_embed_dim)
+        conditions = conditions_of(there, glyphs, 256, 256, 1, plan().tokens)
+        time = deep.time_states(torch.zeros(1, device=META), 256, 256, there.dtype)
+        for _ in range(2):
+            assert velocity(there, torch.empty(1, 16, 32, 32, device=META), time, conditions).device == META
+    each = len(list(blocks[0].ff.parameters()))
+    for index, here in seen:
+        present = {number for number in range(5) if all(here[number * each : (number + 1) * each])}
+        assert present == set(range(resident)) | ({index} if index >= resident else set())
+    assert [index for index, _ in seen] == [0, 1, 2, 3, 4] * 2
+    after = deep.state_dict()
+    assert all(after[name].device.type == "cpu" and torch.equal(after[name], before[name]) for name in before)
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in blocks)
+
+
+def test_a_block_is_on_its_way_while_the_one_before_computes(deep, dit, monkeypatch):
+    from glm_image_pack.glmimage_core import streaming
+
+    events = []
+    depart = streaming._Copied.depart
+
+    def watched(self):
+        if self._copies is None and len(self.slots) < 40:
+            events.append("copy")
+        depart(self)
+
+    monkeypatch.setattr(streaming._Copied, "depart", watched)
+    for block in deep.transformer_blocks:
+        block.attn1.register_forward_pre_hook(lambda *_: events.append("compute"))
+    with streamed(deep, deep.transformer_blocks, 0, 2, META):
+        there = replace(dit, model=deep).on(META)
+        conditions = conditions_of(there, torch.zeros(1, 5, deep.config.text_embed_dim), 256, 256, 1)
+        time = deep.time_states(torch.zeros(1, device=META), 256, 256, there.dtype)
+        for _ in range(2):
+            velocity(there, torch.empty(1, 16, 32, 32, device=META), time, conditions)
+    first = ["compute", "compute", "copy", "copy", "compute", "copy", "compute", "copy", "compute"]
+    assert events == [*first, "compute", "compute", "copy", "compute", "copy", "compute", "copy", "compute"]
+
+
+def test_an_error_leaves_the_model_as_it_was(deep):
+    before = dict(deep.named_parameters())
+    with pytest.raises(KeyError), streamed(deep, deep.transformer_blocks, 0, 1, META):
+        assert deep.proj_out.weight.device == META
+        raise KeyError
+    assert all(before[name] is parameter for name, parameter in deep.named_parameters())
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_a_streamed_dit_paints_the_same_picture_with_a_lora_over_it(dit, encoder, encode_reference, edit):
+    glyphs = encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
+    references = [encode_reference(pattern(128, 160, 3))] if edit else []
+    layer = "transformer_blocks.1.attn1.to_q"
+    width = dit.model.get_parameter(f"{layer}.weight").shape[0]
+    up, down = torch.randn(width, 2), torch.randn(2, width)
+    lora = LayeredLora({f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}, 0.5)
+    with laid_over(dit.model, [lora]):
+        expected = sample(dit, plan(), *glyphs, [0], 2, references=references)
+    dit.kept.clear()
+    block, others = rooms(dit.model)
+    residency = Residency(torch.device("cpu", 0), lambda: others + 2 * block + 100)
+    with residency.hold(dit.model, 100, dit.blocks) as device, laid_over(dit.model, [lora]):
+        assert residency.resident == []
+        got = sample(dit.on(device), plan(), *glyphs, [0], 2, references=references)
+    assert torch.equal(got, expected)
+
+
+def test_a_model_that_fits_is_not_streamed_and_one_that_fits_nowhere_is_told(dit):
+    block, others = rooms(dit.model)
+    sizes = {"free": model_bytes(dit.model) + 100}
+    residency = Residency(torch.device("cpu", 0), lambda: sizes["free"])
+    with residency.hold(dit.model, 100, dit.blocks):
+        assert residency.resident == [dit.model]
+    residency.release(dit.model)
+    sizes["free"] = others + 2 * block + 99
+    held = residency.hold(dit.model, 100, dit.blocks)
+    with pytest.raises(torch.OutOfMemoryError, match="even when it is brought block by block"), held:
+        pass
+
+
+def test_a_resident_model_makes_room_for_its_own_work(dit):
+    block, others = rooms(dit.model)
+    residency = Residency(torch.device("cpu", 0), lambda: others + 2 * block + 500 - sum(map(model_bytes, residency.resident)))
+    residency.free_bytes = lambda: 10**9
+    with residency.hold(dit.model, 0, dit.blocks):
+        assert residency.resident == [dit.model]
+    residency.free_bytes = lambda: others + 2 * block + 500 - sum(map(model_bytes, residency.resident))
+    with residency.hold(dit.model, 500, dit.blocks):
+        assert residency.resident == []  # streamed
