@@ -22,8 +22,6 @@ from .step_cache import Branch, StepCache
 from .vae import LatentSpace
 
 if TYPE_CHECKING:
-    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
-
     from .references import Reference
     from .transformer import GlmImageDit
 
@@ -116,6 +114,7 @@ def sample(
     references: Sequence["Reference"] = (),
     progress: Progress = no_progress,
     shortcuts: Shortcuts = Shortcuts(),
+    caches_on_device: bool = True,
 ) -> torch.Tensor:
     """Paint the pictures that the prior plans, one for each seed.
 
@@ -125,7 +124,8 @@ def sample(
     positive, negative: glyph embeddings [1, L, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a
     denoise below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where
     `latents` must come out again. Image i starts from the first noise of a generator seeded with seeds[i]; a prior of
-    one image serves all of them. Returns [B, 16, height / 8, width / 8] float32 in the VAE's space, on the CPU.
+    one image serves all of them. caches_on_device: as in `reference_cache`. Returns [B, 16, height / 8, width / 8]
+    float32 in the VAE's space, on the CPU.
 
     Raises ValueError, before the model runs, for latents of another size, for a missing latent and for bad settings.
     """
@@ -145,7 +145,7 @@ def sample(
         dit,
         positive=conditions_of(dit, positive, prior.width, prior.height, batch, prior.tokens),
         negative=None if cfg == 1 else conditions_of(dit, negative, prior.width, prior.height, batch),
-        cache=reference_cache(dit, references),
+        cache=reference_cache(dit, references, caches_on_device),
         step_cache=StepCache(shortcuts.step_cache) if shortcuts.step_cache else None,
     )
     times = dit.model.time_states(schedule.timesteps.to(device), prior.width, prior.height, dit.dtype)  # [steps, time width]
@@ -175,7 +175,7 @@ class Guide:
     dit: Dit
     positive: Conditions
     negative: Conditions | None
-    cache: "GlmImageKVCache | None" = None
+    cache: "Sequence[ReferenceLayer] | None" = None
     step_cache: StepCache | None = None
 
     def steps_before(self, side: str) -> Branch | None:
@@ -208,7 +208,7 @@ def velocity(
     x: torch.Tensor,
     time: torch.Tensor,
     conditions: Conditions,
-    cache: "GlmImageKVCache | None" = None,
+    cache: "Sequence[ReferenceLayer] | Sequence[WrittenLayer] | None" = None,
     steps_before: Branch | None = None,
 ) -> torch.Tensor:
     """One forward of the DiT, [B, 16, h, w] float32. time: [1 or B, time width]."""
@@ -245,11 +245,43 @@ def rope(dit: Dit, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]
     return cosine.to(dit.device), sine.to(dit.device)
 
 
-def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVCache | None":
-    """The keys and values of the references, joined in order, ready to be read. None without references.
+class ReferenceLayer:
+    """Keys and values of all references for one layer, [1, tokens, heads, head width] each, as the DiT's attention asks for them.
+
+    Those that are not on the device are brought there each time they are read, which costs time and saves their memory.
+    """
+
+    mode = "read"
+
+    def __init__(self, keys_values: Sequence[LayerKeysValues]):
+        self._keys_values = keys_values
+
+    def get(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The references' and a picture's own, [B, tokens, heads, head width], joined along the tokens."""
+        return tuple(
+            torch.cat([*(kept.to(own.device, non_blocking=True).expand(len(own), -1, -1, -1) for kept in all_kept), own], dim=1)
+            for all_kept, own in zip(zip(*self._keys_values, strict=True), (keys, values), strict=True)
+        )
+
+    def on(self, device: torch.device) -> "ReferenceLayer":
+        return ReferenceLayer([(keys.to(device), values.to(device)) for keys, values in self._keys_values])
+
+
+class WrittenLayer:
+    """Takes the keys and values of a reference out of one layer, to the CPU at once, so that no two layers' are on the device."""
+
+    mode = "write"
+
+    def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys_values = _kept(keys), _kept(values)
+
+
+def reference_cache(dit: Dit, references: Sequence["Reference"], on_device: bool = True) -> Sequence[ReferenceLayer] | None:
+    """The keys and values of the references in order, by layer, ready to be read. None without references.
 
     Each reference is computed at most once as long as `dit.kept` holds it. A reference enters `kept` when it is complete, so
-    an interruption leaves nothing half done. What was used longest ago is dropped first.
+    an interruption leaves nothing half done. What was used longest ago is dropped first. on_device: have them there for the
+    whole run; otherwise they come layer by layer in every pass.
     """
     if not references:
         return None
@@ -257,19 +289,11 @@ def reference_cache(dit: Dit, references: Sequence["Reference"]) -> "GlmImageKVC
     for name, reference in zip(names, references, strict=True):
         layers = dit.kept.pop(name, None)
         if layers is None:
-            layers = [(k.cpu(), v.cpu()) for k, v in reference_keys_values(dit, reference)]
+            layers = reference_keys_values(dit, reference)
         dit.kept[name] = layers  # at the end: used last
     _drop_oldest(dit.kept, set(names))
-
-    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
-
-    cache = GlmImageKVCache(num_layers=dit.model.config.num_layers)
-    for layer in range(cache.num_layers):
-        keys, values = zip(*(dit.kept[name][layer] for name in names), strict=True)
-        cache[layer].k_caches = [_joined(keys, dit.device)]
-        cache[layer].v_caches = [_joined(values, dit.device)]
-    cache.set_mode("read")
-    return cache
+    layers = [ReferenceLayer(of_all) for of_all in zip(*(dit.kept[name] for name in names), strict=True)]
+    return [layer.on(dit.device) for layer in layers] if on_device else layers
 
 
 def _drop_oldest(kept: dict[str, list[LayerKeysValues]], needed: set[str]) -> None:
@@ -282,23 +306,24 @@ def _drop_oldest(kept: dict[str, list[LayerKeysValues]], needed: set[str]) -> No
 
 
 def reference_keys_values(dit: Dit, reference: "Reference") -> list[LayerKeysValues]:
-    """One pass of a reference through the DiT: t = 0, no text, its vision tokens as prior, its own size."""
-    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+    """One pass of a reference through the DiT: t = 0, no text, its vision tokens as prior, its own size.
 
+    Returns keys and values of each layer, on the CPU.
+    """
     width, height = reference.width, reference.height
     no_text = torch.empty(1, 0, dit.model.config.text_embed_dim)
     conditions = conditions_of(dit, no_text, width, height, 1, reference.vision_tokens[None])
     time = dit.model.time_states(torch.zeros(1, device=dit.device), width, height, dit.dtype)
-    cache = GlmImageKVCache(num_layers=dit.model.config.num_layers)
-    cache.set_mode("write")
+    cache = [WrittenLayer() for _ in dit.model.transformer_blocks]
     velocity(dit, dit.space.normalise(reference.latents.to(dit.device)), time, conditions, cache)
-    return [(layer.k_caches[0], layer.v_caches[0]) for layer in cache.caches]
+    return [layer.keys_values for layer in cache]
 
 
-def _joined(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """[1, tokens, heads, width] each, joined along the tokens; a single one is not copied."""
-    moved = [tensor.to(device) for tensor in tensors]
-    return moved[0] if len(moved) == 1 else torch.cat(moved, dim=1)
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, where a GPU can fetch it by itself."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
 
 
 def check_sample(

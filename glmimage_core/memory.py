@@ -69,10 +69,10 @@ def _vae_bytes(channels: int, itemsize: int, width: int, height: int) -> int:
     return round(channels * width * height * itemsize * (HALF["vae"] if itemsize < 4 else 1))
 
 
-def dit_bytes(config: Any, itemsize: int, job: Job, on_cpu: bool = False) -> int:
+def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = True, on_cpu: bool = False) -> int:
     """The sampler: its own passes, which read the caches of all references, or the pass that writes the largest one.
 
-    Caches are kept on the CPU between runs, so there, joining those of several references holds them twice.
+    Caches are kept on the CPU, which may be the device; a run has them on the device, or only those of one layer at a time.
     """
     half = HALF["dit"] if itemsize < 4 else 1
     width = config.num_attention_heads * config.attention_head_dim
@@ -85,10 +85,11 @@ def dit_bytes(config: Any, itemsize: int, job: Job, on_cpu: bool = False) -> int
     stream = max(14 * own, 12.5 * own + 2 * job.batch * sum(cached)) * half * width * itemsize
     rope = 2 * 4 * config.attention_head_dim * dit_token_count(job.width, job.height)
     latents = own * config.patch_size**2 * config.in_channels * 4 * (3 if job.guided else 2)
-    caches = 2 * config.num_layers * sum(cached) * width * itemsize
+    layer_cache = 2 * sum(cached) * width * itemsize
+    caches = layer_cache * (config.num_layers if caches_on_device else 1)
     planned = picture * width * itemsize
-    reading = stream + planned + rope + latents + caches * (2 if on_cpu and len(cached) > 1 else 1)
-    writing = caches + 14 * half * max(cached, default=0) * width * itemsize
+    reading = stream + planned + rope + latents + caches
+    writing = (caches if on_cpu else 0) + 14 * half * max(cached, default=0) * width * itemsize
     return round(max(reading, writing))
 
 
@@ -107,6 +108,6 @@ def predict(
         stages["Encode Reference, vision"] = ("vision_language_encoder", vision_bytes(ar, ar_item, *largest))
         stages["Encode Reference, VAE"] = ("vae", vae_encode_bytes(vae, vae_item, *largest))
     stages["Generate Prior"] = ("vision_language_encoder", prior_bytes(ar, ar_item, job))
-    stages["Sampler"] = ("transformer", dit_bytes(dit, dit_item, job, on_cpu))
+    stages["Sampler"] = ("transformer", dit_bytes(dit, dit_item, job, on_cpu=on_cpu))
     stages["VAE Decode"] = ("vae", vae_decode_bytes(vae, vae_item, job.width, job.height))
     return stages

@@ -69,6 +69,12 @@ class Residency:
         with streamed(model, blocks, max(sizes), resident, self.device):
             yield self.device
 
+    def fits(self, model: torch.nn.Module, working_bytes: int) -> bool:
+        """Whether the model would fit beside its working memory if all others left."""
+        if self.device == self._home:
+            return True
+        return self.free_bytes() + sum(map(model_bytes, self.resident)) >= model_bytes(model) + working_bytes
+
     def release(self, model: torch.nn.Module) -> None:
         """Move a model off the device. Does nothing for one that is not there."""
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]

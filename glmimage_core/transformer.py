@@ -5,6 +5,7 @@ methods, called as often as their inputs change, and what is left is the forward
 """
 
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,7 @@ from diffusers import GlmImageTransformer2DModel
 from diffusers.models.attention_dispatch import attention_backend
 
 if TYPE_CHECKING:
-    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
-
+    from .denoise import ReferenceLayer, WrittenLayer
     from .step_cache import Branch
 
 
@@ -52,7 +52,7 @@ class GlmImageDit(GlmImageTransformer2DModel):
         prior: torch.Tensor,
         glyphs: torch.Tensor,
         rope: tuple[torch.Tensor, torch.Tensor],
-        kv_caches: "GlmImageKVCache | None" = None,
+        kv_caches: "Sequence[ReferenceLayer] | Sequence[WrittenLayer] | None" = None,
         steps_before: "Branch | None" = None,
     ) -> torch.Tensor:
         """x: [B, 16, h, w] noised latents. The rest as the methods above and `rope` give it, for B pictures.

@@ -214,15 +214,25 @@ def test_a_reference_is_run_once_and_what_was_used_longest_ago_is_forgotten_firs
     assert first.id not in dit.kept
 
 
-def test_caches_of_several_references_are_joined_in_order(dit, encode_reference):
+@torch.inference_mode()
+@pytest.mark.parametrize("on_device", [True, False])
+def test_caches_of_several_references_are_joined_in_order_before_the_pictures_own(dit, encode_reference, on_device):
     first, second = encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 192, 5))
-    with torch.inference_mode():
-        cache = reference_cache(dit, [first, second])
-        tokens = [4 * reference.vision_tokens.numel() for reference in (first, second)]
-        for layer in range(2):
-            assert cache[layer].k_caches[0].shape[1] == sum(tokens)
-            assert torch.equal(cache[layer].k_caches[0][:, : tokens[0]], dit.kept[first.id][layer][0])
-            assert torch.equal(cache[layer].v_caches[0][:, tokens[0] :], dit.kept[second.id][layer][1])
+    cache = reference_cache(dit, [first, second], on_device)
+    own = torch.randn(2, 2, 7, *dit.kept[first.id][0][0].shape[2:])  # keys and values of a batch of 2, 7 tokens
+    for index, layer in enumerate(cache):
+        for side, joined in enumerate(layer.get(*own)):
+            kept = [dit.kept[reference.id][index][side].expand(2, -1, -1, -1) for reference in (first, second)]
+            assert torch.equal(joined, torch.cat([*kept, own[side]], dim=1))
+    assert len(cache) == 2
+
+
+def test_caches_that_come_layer_by_layer_paint_the_same_picture(dit, glyphs, encode_reference):
+    references = [encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 192, 5))]
+    pictures = [
+        sample(dit, plan(), *glyphs, seeds=[0], steps=2, references=references, caches_on_device=there) for there in (True, False)
+    ]
+    assert torch.equal(*pictures)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_a_new_reference_in_the_dit(dit, encode_reference):
     reference = encode_reference(pattern(128, 160, 3))
     with torch.inference_mode(), fetching() as raised:
         denoise.reference_cache(moved(dit), [reference])
-    assert "k.cpu()" in last_line(raised)
+    assert "return tensor.cpu()" in last_line(raised)  # _kept
 
 
 def test_the_ar_model_writes(ar):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from glm_image_pack.glmimage_core.checkpoint import load_dit
 from glm_image_pack.glmimage_core.denoise import conditions_of, sample, velocity
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.lora import LayeredLora, laid_over
@@ -147,3 +148,29 @@ def test_a_resident_model_makes_room_for_its_own_work(dit):
     residency.free_bytes = lambda: others + 2 * block + 500 - sum(map(model_bytes, residency.resident))
     with residency.hold(dit.model, 500, dit.blocks):
         assert residency.resident == []  # streamed
+
+
+def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(
+    quiet_host, encoder, encode_reference, folder, monkeypatch
+):
+    from glm_image_pack.glmimage_core import denoise, memory
+    from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+
+    dit = load_dit(folder)
+    reference = encode_reference(pattern(256, 256, 3))
+    prior = replace(plan(), codebook=reference.codebook, references=(reference.id,))
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, 'a sign "OPEN"')
+    positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, (reference,))
+    (expected,) = NODES["GLMImageSampler"]().sample(dit, positive, negative, 0, 2, 1.5)
+    asked = []
+    reference_cache = denoise.reference_cache
+    monkeypatch.setattr(denoise, "reference_cache", lambda *inputs: asked.append(inputs[2]) or reference_cache(*inputs))
+    job = memory.Job(256, 256, references=((256, 256),), glyph_tokens=positive[0][0].shape[1])
+    room = model_bytes(dit.model) + memory.dit_bytes(dit.model.config, 4, job)
+    for free in (room, room - 1):
+        residency = Residency(torch.device("cpu", 0), lambda: free - sum(map(model_bytes, residency.resident)))  # noqa: B023
+        quiet_host.residency = residency
+        (out,) = NODES["GLMImageSampler"]().sample(dit, positive, negative, 0, 2, 1.5)
+        assert torch.allclose(out["samples"], expected["samples"], atol=1e-5)
+        residency.release(dit.model)
+    assert asked == [True, False]

@@ -1,6 +1,5 @@
 """The DiT as a MODEL: what ComfyUI's samplers, schedulers, previews and patches expect of one."""
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,7 +152,9 @@ class GlmImageModel(comfy.model_base.BaseModel):
             seen = conditions_of(dit, cross_attn, width, height, 1 if drop else prior.batch, None if drop else prior.tokens)
             conds = {"glyphs": comfy.conds.CONDRegular(seen.glyphs), "prior": comfy.conds.CONDRegular(seen.prior)}
             if references:
-                conds["cache"] = References(reference_cache(dit, references), _sizes(references))
+                sizes = _sizes(references)
+                there = self._caches_fit(len(noise), height, width, cross_attn.shape[1], sizes)
+                conds["cache"] = References(reference_cache(dit, references, there), sizes)
         return conds
 
     def extra_conds_shapes(self, **options) -> dict[str, list]:
@@ -166,10 +167,21 @@ class GlmImageModel(comfy.model_base.BaseModel):
         """Bytes of one pass of input_shape [B, 16, height / 8, width / 8] and of the references' caches."""
         batch, *_, height, width = input_shape  # a video latent is refused later, by name
         sizes = max(cond_shapes.get("cache", ()), key=len, default=[])
-        references = tuple(zip(sizes[::2], sizes[1::2], strict=True))
         glyph_tokens = max((shape[1] for shape in cond_shapes.get("glyphs", ())), default=memory.Job().glyph_tokens)
-        job = memory.Job(width * LATENT_PX, height * LATENT_PX, batch, references, glyph_tokens=glyph_tokens)
-        return memory.dit_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
+        inputs = (batch, height * LATENT_PX, width * LATENT_PX, glyph_tokens, sizes)
+        return self._working_bytes(*inputs, caches_on_device=self._caches_fit(*inputs))
+
+    def _working_bytes(
+        self, batch: int, height: int, width: int, glyph_tokens: int, sizes: list[int], caches_on_device: bool
+    ) -> int:
+        references = tuple(zip(sizes[::2], sizes[1::2], strict=True))
+        job = memory.Job(width, height, batch, references, glyph_tokens=glyph_tokens)
+        return memory.dit_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job, caches_on_device)
+
+    def _caches_fit(self, *inputs) -> bool:
+        """Whether the caches of all references fit on the device beside the weights. Otherwise they come layer by layer."""
+        there = model_management.get_total_memory(self.dit.device) - model_management.extra_reserved_memory()
+        return model_management.module_size(self) + self._working_bytes(*inputs, caches_on_device=True) <= there
 
     def clock(self, sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The DiT's timestep at a sigma. It depends on the size of x, [B, 16, h, w], whatever schedule chose the sigma."""
@@ -203,7 +215,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
         step_cache = transformer_options.get(STEP_CACHE_KEY)
         steps_before = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]))
         with _attention_patches(self.diffusion_model, patches, transformer_options, conditions.glyphs.shape[1]):
-            return velocity(dit, x, time, conditions, _on_device(conds.get("cache"), device), steps_before)
+            return velocity(dit, x, time, conditions, conds.get("cache"), steps_before)
 
     def _say_what_has_no_effect(self, transformer_options: dict) -> None:
         """Warn, once for each, of patches that change nothing here."""
@@ -236,18 +248,6 @@ class GlmImageModel(comfy.model_base.BaseModel):
         """
         dit = replace(self._dit(device), weights=f"{self.current_patcher.patches_uuid} ")
         return replace(dit, kept={}) if self.current_patcher.injections else dit
-
-
-def _on_device(cache, device: torch.device):
-    """The cache where the latents are: ComfyUI may run one side of the guidance on another card."""
-    if cache is None or cache[0].k_caches[0].device == device:
-        return cache
-    moved = copy.copy(cache)
-    moved.caches = [copy.copy(layer) for layer in cache.caches]
-    for layer in moved.caches:
-        layer.k_caches = [keys.to(device) for keys in layer.k_caches]
-        layer.v_caches = [values.to(device) for values in layer.v_caches]
-    return moved
 
 
 def _sizes(references: Sequence[Reference]) -> list[int]:

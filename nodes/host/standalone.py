@@ -90,7 +90,9 @@ class StandaloneHost:
             guided=painting.cfg != 1,
             one_length=positive.shape == negative.shape,
         )
-        with self.placed(model, memory.dit_bytes(model.model.config, model.dtype.itemsize, job)) as dit:
+        needed, lean = (memory.dit_bytes(model.model.config, model.dtype.itemsize, job, there) for there in (True, False))
+        whole = self._placing().fits(model.model, needed)
+        with self.placed(model, needed if whole else lean) as dit:
             return sample(
                 dit,
                 prior,
@@ -105,6 +107,7 @@ class StandaloneHost:
                 painting.references,
                 self.progress("Sampler"),
                 painting.shortcuts,
+                caches_on_device=whole,
             )
 
     def _placing(self) -> Residency:

@@ -429,17 +429,6 @@ def test_everything_reaches_the_device(folder, conditioned, monkeypatch):
     assert seen == {there}
 
 
-def test_a_cache_follows_the_latents_to_another_device(library, references):
-    from glm_image_pack.glmimage_core.denoise import reference_cache
-    from glm_image_pack.nodes.host.dit_model import _on_device
-
-    cache, there = reference_cache(library["dit"], references), torch.device("meta")
-    assert _on_device(cache, torch.device("cpu")) is cache and _on_device(None, there) is None
-    moved = _on_device(cache, there)
-    assert {layer.k_caches[0].device for layer in moved.caches} == {layer.v_caches[0].device for layer in moved.caches} == {there}
-    assert {layer.mode for layer in moved.caches} == {"read"} and cache[0].k_caches[0].device.type == "cpu"
-
-
 def test_previews_have_the_colours_of_the_decoded_picture(library, model):
     """What KSampler and our sampler draw for normalised latents is what the VAE decodes, averaged over 8 x 8 pixels, as far as
     a linear guess goes: a random VAE is far from linear, so it explains a quarter of the variance."""
