@@ -11,11 +11,12 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -25,6 +26,9 @@ from .preview import codebook_palette
 from .prior import ArModel
 from .schedule import Shift
 from .vae import LatentSpace, Vae
+
+if TYPE_CHECKING:
+    from transformers import GlmImageForConditionalGeneration
 
 PIPELINE_CLASS = "GlmImagePipeline"
 REQUIRED_LIBRARIES = {"transformers": (5, 1), "diffusers": (0, 37)}
@@ -60,17 +64,25 @@ def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for root in roots:
-        for folder, below, files in os.walk(root, followlinks=True):
-            path = Path(folder)
-            below[:] = [name for name in below if not path.resolve().is_relative_to((path / name).resolve())]
-            name = path.relative_to(root)
+        for folder, below, files in walk(root):
             if "model_index.json" in files:
                 below.clear()
-                if is_checkpoint(path):
-                    found.setdefault(name.as_posix(), path)
-            elif len(name.parts) >= FOLDER_LEVELS:
-                below.clear()
+                if is_checkpoint(folder):
+                    found.setdefault(folder.relative_to(root).as_posix(), folder)
     return dict(sorted(found.items()))
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """The folders below a root down to FOLDER_LEVELS: path, names of folders in it (take out those to skip), names of files.
+
+    Linked folders are followed, unless they lead back up.
+    """
+    for folder, below, files in os.walk(root, followlinks=True):
+        path = Path(folder)
+        below[:] = sorted(name for name in below if not path.resolve().is_relative_to((path / name).resolve()))
+        if len(path.relative_to(root).parts) >= FOLDER_LEVELS:
+            below.clear()
+        yield path, below, files
 
 
 def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
@@ -113,6 +125,11 @@ class ComponentReport:
     dtypes: dict[torch.dtype, int] = field(default_factory=dict)
     problems: list[ValueError | FileNotFoundError] = field(default_factory=list)
 
+    def count(self, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, torch.dtype]) -> None:
+        """Add the parameters of tensors to those there are."""
+        for key, shape in shapes.items():
+            self.dtypes[dtypes[key]] = self.dtypes.get(dtypes[key], 0) + math.prod(shape)
+
     @property
     def parameters(self) -> int:
         return sum(self.dtypes.values())
@@ -131,12 +148,13 @@ def describe(folder: Path) -> list[ComponentReport]:
         report = ComponentReport(name, "tokenizer" if name == "tokenizer" else "GlmImageProcessor")
         if (folder / name).is_dir():
             report.disk_bytes = sum(file.stat().st_size for file in (folder / name).iterdir() if file.is_file())
-        report.problems += _side_problems(folder, name)
+        report.problems += side_problems(folder, name)
         side.append(report)
     return models + side
 
 
-def _side_problems(folder: Path, name: str) -> list[ValueError | FileNotFoundError]:
+def side_problems(folder: Path, name: str) -> list[ValueError | FileNotFoundError]:
+    """What is missing or broken in the folder of a tokenizer or processor."""
     missing = [folder / name / needed for needed in SIDE_FILES[name] if not (folder / name / needed).is_file()]
     problems: list[ValueError | FileNotFoundError] = [FileNotFoundError(f"{file} is missing; {LAYOUT}") for file in missing]
     for config in sorted((folder / name).glob("*config.json")):
@@ -161,19 +179,20 @@ def describe_model(folder: Path, name: str) -> ComponentReport:
 def _describe_model(folder: Path, name: str, stamp: tuple) -> ComponentReport:
     report = ComponentReport(name, MODEL_CLASSES[name][1])
     try:
-        _check_class(folder / name / "config.json", report.class_name)
+        config_file = folder / name / "config.json"
+        check_class(read_json(config_file), report.class_name, config_file)
         stored = _read_headers(folder / name, report)
-        _compare_with_config(folder, name, stored)
+        compare_with_config(skeleton(folder, name), stored, config_file)
     except (FileNotFoundError, ValueError) as error:
         report.problems.append(error)
     return report
 
 
-def _check_class(config_file: Path, class_name: str) -> None:
-    config = read_json(config_file)
+def check_class(config: dict, class_name: str, source: Path | str) -> None:
+    """Raise ValueError where a config, read from `source`, says that it is another class's."""
     for stated in [config.get("_class_name"), *(config.get("architectures") or [])]:
         if stated not in (None, class_name):
-            raise ValueError(f"{config_file} is of a {stated}, not of a {class_name}")
+            raise ValueError(f"{source} is of a {stated}, not of a {class_name}")
 
 
 def check_model(folder: Path, name: str) -> ComponentReport:
@@ -182,7 +201,7 @@ def check_model(folder: Path, name: str) -> ComponentReport:
     if not is_checkpoint(folder):
         raise ValueError(f"{folder / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
     report = describe_model(folder, name)
-    problems = report.problems + [problem for side in SIDE_OF.get(name, ()) for problem in _side_problems(folder, side)]
+    problems = report.problems + [problem for side in SIDE_OF.get(name, ()) for problem in side_problems(folder, side)]
     if problems:
         raise type(problems[0])(str(problems[0]))  # a fresh one: the report is kept
     if name in ("transformer", "vae"):
@@ -220,8 +239,6 @@ def _read_headers(folder: Path, report: ComponentReport) -> dict[str, tuple[int,
 
     Raises FileNotFoundError for a missing file, ValueError for a broken one.
     """
-    from safetensors import SafetensorError, safe_open
-
     files = _weight_files(folder)
     if not files:
         raise FileNotFoundError(f"{folder} is missing its weights (*.safetensors)")
@@ -230,16 +247,32 @@ def _read_headers(folder: Path, report: ComponentReport) -> dict[str, tuple[int,
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, which its index names; download it again")
         report.disk_bytes += file.stat().st_size
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118, not a dict
-                    piece = tensors.get_slice(key)
-                    shapes[key] = tuple(piece.get_shape())
-                    dtype = _SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8)
-                    report.dtypes[dtype] = report.dtypes.get(dtype, 0) + math.prod(shapes[key])
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
+        header = read_header(file)
+        shapes |= header.shapes
+        report.count(header.shapes, header.dtypes)
     return shapes
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of its tensors, by name, and its metadata."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    metadata: dict[str, str]
+
+
+def read_header(file: Path) -> Header:
+    """Raises ValueError for a file that is truncated or no safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            pieces = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118, not a dict
+            shapes = {key: tuple(piece.get_shape()) for key, piece in pieces.items()}
+            dtypes = {key: _SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8) for key, piece in pieces.items()}
+            return Header(shapes, dtypes, tensors.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
 
 
 _SAFETENSORS_DTYPES = {
@@ -252,9 +285,8 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-def _compare_with_config(folder: Path, name: str, stored: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError where the files do not hold what the config implies."""
-    model = skeleton(folder, name)
+def compare_with_config(model: torch.nn.Module, stored: dict[str, tuple[int, ...]], source: Path | str) -> None:
+    """Raise ValueError where the stored shapes are not those of the model that the config in `source` describes."""
     by_parameter: dict[int, list[str]] = {}  # tied weights are one parameter under several names; one name suffices
     expected = {}
     for key, tensor in model.state_dict(keep_vars=True).items():
@@ -273,8 +305,7 @@ def _compare_with_config(folder: Path, name: str, stored: dict[str, tuple[int, .
         else f"{missing[0]} is not in the file"
     )
     raise ValueError(
-        f"{folder / name / 'config.json'} does not match its weights: {len(missing)} tensors not found, "
-        f"{len(wrong)} of another shape; {example}"
+        f"{source} does not match its weights: {len(missing)} tensors not found, {len(wrong)} of another shape; {example}"
     )
 
 
@@ -286,6 +317,12 @@ def _take(counter: Counter, thing) -> bool:
 
 def skeleton(folder: Path, name: str) -> torch.nn.Module:
     """The component built from its config on the meta device: shapes without memory. Raises ValueError for a senseless config."""
+    config_file = folder / name / "config.json"
+    return build(name, read_json(config_file), config_file)
+
+
+def build(name: str, config: dict, source: Path | str) -> torch.nn.Module:
+    """A component of a config, read from `source`, on the meta device. Raises ValueError for a senseless config."""
     check_libraries()
     from huggingface_hub.errors import StrictDataclassError
 
@@ -294,10 +331,10 @@ def skeleton(folder: Path, name: str) -> torch.nn.Module:
     try:
         with torch.device("meta"):
             if library == "transformers":
-                return model_class(model_class.config_class.from_pretrained(folder / name))
-            return model_class.from_config(model_class.load_config(folder / name))
+                return model_class(model_class.config_class.from_dict(config))
+            return model_class.from_config(config)
     except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        raise ValueError(f"{folder / name / 'config.json'} describes no {class_name} that can be built: {error}") from error
+        raise ValueError(f"{source} describes no {class_name} that can be built: {error}") from error
 
 
 def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
@@ -315,9 +352,16 @@ def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
 def load_ar(folder: Path, dtype: str = "auto") -> ArModel:
     """Load the AR model with its tokenizer and image processor, on the CPU."""
     report = check_model(folder, "vision_language_encoder")
-    from transformers import AutoTokenizer, GlmImageForConditionalGeneration
+    from transformers import GlmImageForConditionalGeneration
 
     model = _load_transformers(GlmImageForConditionalGeneration, folder / "vision_language_encoder", dtype, report)
+    return ar_model(model, folder)
+
+
+def ar_model(model: "GlmImageForConditionalGeneration", folder: Path) -> ArModel:
+    """The AR model with the tokenizer and the image processor in a folder's `processor`."""
+    from transformers import AutoTokenizer
+
     processor = load_image_processor(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True)
     if not tokenizer.chat_template:
@@ -370,11 +414,16 @@ def load_vae(folder: Path, dtype: str = "auto") -> Vae:
 def latent_space(folder: Path) -> LatentSpace:
     """The mean and standard deviation of each latent channel, from the VAE's config."""
     file = folder / "vae" / "config.json"
-    config = read_json(file)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if not mean or not std:
+    space = space_in(read_json(file))
+    if space is None:
         raise ValueError(f"{file} has no latents_mean and latents_std: this is not the VAE of GLM-Image")
-    return LatentSpace(tuple(mean), tuple(std))
+    return space
+
+
+def space_in(config: dict) -> LatentSpace | None:
+    """The latent space that a VAE's config states."""
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    return LatentSpace(tuple(mean), tuple(std)) if mean and std else None
 
 
 def scheduler_shift(folder: Path) -> Shift:
