@@ -15,6 +15,8 @@
     preview      small pictures of work in progress: the token grid, latents without the VAE
     lora         LoRA files: read, matched to layers, laid over the weights and taken off
     checkpoint   find, describe and check a checkpoint folder; load one component
+    recognise    which component a safetensors file's header is of, and the config that its shapes say
+    single_file  one component in one safetensors file: find it, check it, load it
     residency    which model is on the device, and who must leave
     streaming    a model that does not fit: brought to the device block by block
     memory       how many bytes each stage needs, predicted from the configs

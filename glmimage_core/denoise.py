@@ -41,7 +41,8 @@ class Dit(Component):
 
     kept holds the keys and values of the references used last, on the CPU. They depend on nothing but the weights and the
     reference, so a new seed, prompt or number of steps finds them there; with other `weights`, references have others.
-    checkpoint is the folder that all this was read from.
+    checkpoint is the folder that all this was read from, or a single file, and roots then the folders below which the rest
+    was looked for.
     """
 
     model: "GlmImageDit"
@@ -49,6 +50,7 @@ class Dit(Component):
     shift: Shift = Shift()  # noqa: RUF009, immutable
     kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
     checkpoint: Path | None = None
+    roots: tuple[Path, ...] = ()
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:

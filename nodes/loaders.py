@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..glmimage_core import checkpoint as checkpoints
+from ..glmimage_core import single_file
 from .host import host
 from .sockets import AR, CATEGORY, GLYPH_ENCODER
 
@@ -32,21 +33,10 @@ COMPILE = (
         "the others less. Needs Triton on a GPU.",
     },
 )
-
-
-def _checkpoint_input():
-    names = list(checkpoints.list_checkpoints(host.checkpoint_roots()))
-    return (
-        names or ["GLM-Image"],
-        {
-            "tooltip": "Checkpoint folder below models/diffusers whose model_index.json names GlmImagePipeline, "
-            "such as the one downloaded from zai-org/GLM-Image."
-        },
-    )
-
-
-def _folder(checkpoint: str) -> Path:
-    return checkpoints.find_checkpoint(checkpoint, host.checkpoint_roots())
+FOLDER = (
+    "Checkpoint folder below models/diffusers whose model_index.json names GlmImagePipeline, such as the one downloaded from "
+    "zai-org/GLM-Image"
+)
 
 
 class _Loader:
@@ -58,7 +48,11 @@ class _Loader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        inputs = {"checkpoint": _checkpoint_input(), "dtype": DTYPE}
+        names, tooltip = list(checkpoints.list_checkpoints(host.checkpoint_roots())), FOLDER
+        if kind := single_file.FOLDERS.get(cls.COMPONENT):
+            names += single_file.list_files(cls.COMPONENT, host.model_roots(kind))
+            tooltip += f", or one safetensors file of this model below models/{kind}"
+        inputs = {"checkpoint": (names or ["GLM-Image"], {"tooltip": f"{tooltip}."}), "dtype": DTYPE}
         return {"required": inputs | ({"quantization": QUANTIZATION} if cls.QUANTIZABLE else {})}
 
     @classmethod
@@ -67,10 +61,21 @@ class _Loader:
         if checkpoint is None:
             return True  # comes over a link and is checked when it is loaded
         try:
-            checkpoints.check_model(_folder(checkpoint), cls.COMPONENT)
+            path = cls._path(checkpoint)
+            if path.is_file():
+                single_file.check_file(path, cls.COMPONENT, host.checkpoint_roots())
+            else:
+                checkpoints.check_model(path, cls.COMPONENT)
         except (FileNotFoundError, ValueError, ImportError) as error:
             return str(error)
         return True
+
+    @classmethod
+    def _path(cls, checkpoint: str) -> Path:
+        """The single file or the checkpoint folder of that name."""
+        if checkpoint.endswith(single_file.SUFFIX) and (kind := single_file.FOLDERS.get(cls.COMPONENT)):
+            return single_file.find_file(checkpoint, cls.COMPONENT, host.model_roots(kind))
+        return checkpoints.find_checkpoint(checkpoint, host.checkpoint_roots())
 
 
 class GLMImageLoadAR(_Loader):
@@ -84,7 +89,10 @@ class GLMImageLoadAR(_Loader):
     OUTPUT_TOOLTIPS = ("The AR model with its tokenizer, for Generate Prior and Encode Reference.",)
 
     def load(self, checkpoint, dtype, quantization):
-        return (host.wire(checkpoints.load_ar(_folder(checkpoint), dtype)),)
+        path = self._path(checkpoint)
+        if path.is_file():
+            return (host.wire(single_file.load_ar(path, dtype, host.checkpoint_roots())),)
+        return (host.wire(checkpoints.load_ar(path, dtype)),)
 
 
 class GLMImageLoadGlyphEncoder(_Loader):
@@ -97,7 +105,7 @@ class GLMImageLoadGlyphEncoder(_Loader):
     OUTPUT_TOOLTIPS = ("The glyph encoder with its tokenizer, for Encode Prompt.",)
 
     def load(self, checkpoint, dtype):
-        return (host.wire(checkpoints.load_glyph_encoder(_folder(checkpoint), dtype)),)
+        return (host.wire(checkpoints.load_glyph_encoder(self._path(checkpoint), dtype)),)
 
 
 class GLMImageLoadDiT(_Loader):
@@ -130,7 +138,11 @@ class GLMImageLoadDiT(_Loader):
         return True
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False):
-        dit = checkpoints.load_dit(_folder(checkpoint), dtype)
+        path = self._path(checkpoint)
+        if path.is_file():
+            dit = single_file.load_dit(path, dtype, host.checkpoint_roots())
+        else:
+            dit = checkpoints.load_dit(path, dtype)
         from ..glmimage_core.transformer import compile_blocks, use_attention_backend
 
         use_attention_backend(dit.model, attention)
@@ -149,4 +161,7 @@ class GLMImageLoadVAE(_Loader):
     OUTPUT_TOOLTIPS = ("The VAE, for GLM-Image VAE Decode, VAE Encode and Encode Reference.",)
 
     def load(self, checkpoint, dtype):
-        return (host.wire(checkpoints.load_vae(_folder(checkpoint), dtype)),)
+        path = self._path(checkpoint)
+        if path.is_file():
+            return (host.wire(single_file.load_vae(path, dtype, host.checkpoint_roots())),)
+        return (host.wire(checkpoints.load_vae(path, dtype)),)

@@ -19,6 +19,7 @@ from ...glmimage_core.checkpoint import (
 )
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
 from ...glmimage_core.residency import Residency, free_device_bytes
+from ...glmimage_core.single_file import describe_file
 from ...glmimage_core.tiny import SIZES, write_checkpoint
 from ..host import host
 from ..host.standalone import best_device
@@ -118,7 +119,9 @@ def _add_inspect(commands) -> None:
     parser = commands.add_parser(
         "inspect", help="describe a checkpoint", description="Sizes, memory, and what is missing or broken."
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with model_index.json")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with model_index.json, or one safetensors file"
+    )
     parser.add_argument("--width", type=int, default=1024, help="of the picture whose memory is predicted, in pixels")
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--references", type=int, default=1, help="how many references of that size")
@@ -127,21 +130,33 @@ def _add_inspect(commands) -> None:
 
 def _inspect(options) -> int:
     check_size(options.width, options.height)
+    if options.checkpoint.is_file():
+        report = describe_file(options.checkpoint)
+        _print_reports([report])
+        return _print_problems(report.problems)
     if not options.checkpoint.is_dir():
-        raise FileNotFoundError(f"{options.checkpoint} is not a folder")
+        raise FileNotFoundError(f"{options.checkpoint} is neither a folder nor a file")
     reports = describe(options.checkpoint)
-    print(f"{'component':24} {'parameters':>13} {'on disk':>10} {'bfloat16':>10} {'float16':>10} {'float32':>10}  stored as")
-    for report in reports:
-        print(_component_line(report))
+    _print_reports(reports)
     problems = [problem for report in reports for problem in report.problems]
     if not is_checkpoint(options.checkpoint):
         problems.insert(0, f"{options.checkpoint / 'model_index.json'} is missing or does not name a GlmImagePipeline")
+    if not problems:
+        _print_prediction(options, {report.name: report for report in reports})
+    return _print_problems(problems)
+
+
+def _print_reports(reports: list[ComponentReport]) -> None:
+    print(f"{'component':24} {'parameters':>13} {'on disk':>10} {'bfloat16':>10} {'float16':>10} {'float32':>10}  stored as")
+    for report in reports:
+        print(_component_line(report))
+
+
+def _print_problems(problems: list) -> int:
+    """Returns the exit status."""
     for problem in problems:
         print(f"problem: {problem}")
-    if problems:
-        return 1
-    _print_prediction(options, {report.name: report for report in reports})
-    return 0
+    return 1 if problems else 0
 
 
 def _component_line(report: ComponentReport) -> str:

@@ -64,6 +64,9 @@ class Host(Protocol):
     def checkpoint_roots(self) -> list[Path]:
         """The folders below which checkpoints lie."""
 
+    def model_roots(self, kind: str) -> list[Path]:
+        """The folders for single files of a kind: diffusion_models, text_encoders or vae."""
+
     def loras(self) -> list[str]:
         """The names of the LoRA files there are."""
 

@@ -47,6 +47,9 @@ class ComfyHost:
     def checkpoint_roots(self) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
 
+    def model_roots(self, kind: str) -> list[Path]:
+        return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+
     def loras(self) -> list[str]:
         return folder_paths.get_filename_list("loras")
 

@@ -13,17 +13,18 @@ import comfy.model_base
 import comfy.model_management as model_management
 import comfy.model_sampling
 import comfy.supported_models_base
+import folder_paths
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...glmimage_core import memory
+from ...glmimage_core import memory, single_file
 from ...glmimage_core.checkpoint import load_dit, load_vae
 from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, rope, velocity
 from ...glmimage_core.geometry import LATENT_PX, dit_token_count
 from ...glmimage_core.preview import LatentColours, fit_latent_colours
 from ...glmimage_core.references import Reference, check_references, sizes_of
 from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
-from ...glmimage_core.vae import check_channels
+from ...glmimage_core.vae import LatentSpace, check_channels
 from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, applied_prior
 from .patchers import Patcher, streamable
 
@@ -40,6 +41,7 @@ class LatentFormat(comfy.latent_formats.LatentFormat):
         self.latent_channels = len(dit.space.mean)
         self._space = dit.space
         self._checkpoint = dit.checkpoint
+        self._roots = dit.roots
 
     def process_in(self, latent: torch.Tensor) -> torch.Tensor:
         check_channels(self._space, latent)
@@ -50,7 +52,7 @@ class LatentFormat(comfy.latent_formats.LatentFormat):
 
     @cached_property
     def _colours(self) -> LatentColours | None:
-        return _preview_colours(self._checkpoint)
+        return _preview_colours(self._checkpoint, self._roots, self._space)
 
     @property
     def latent_rgb_factors(self) -> list[list[float]] | None:
@@ -62,14 +64,17 @@ class LatentFormat(comfy.latent_formats.LatentFormat):
         return self._colours and self._colours.bias.tolist()
 
 
-def _preview_colours(checkpoint: Path | None) -> LatentColours | None:
-    """Fitted to the VAE beside the DiT; None, and no previews, where there is none."""
+def _preview_colours(checkpoint: Path | None, roots: Sequence[Path], space: LatentSpace) -> LatentColours | None:
+    """Fitted to the VAE beside the DiT, or of a DiT from a single file to any of its space; None, and no previews, without."""
     if checkpoint is None:
         return None
     try:
+        if checkpoint.is_file():
+            vae_roots = map(Path, folder_paths.get_folder_paths("vae"))
+            return fit_latent_colours(single_file.load_vae_of(space, "float32", roots, vae_roots))
         return fit_latent_colours(load_vae(checkpoint, "float32"))
     except (FileNotFoundError, ValueError) as error:
-        log.warning("no previews, since their colours are fitted to the checkpoint's VAE: %s", error)
+        log.warning("no previews, since their colours are fitted to the VAE: %s", error)
         return None
 
 
@@ -289,9 +294,12 @@ def dit_patcher(dit: Dit, disable_dynamic: bool = False) -> comfy.model_patcher.
     model = GlmImageModel(dit, device, offload_device)
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     # How ComfyUI gets a second copy, where a node needs one that does not stream on demand
-    patcher.cached_patcher_init = (_reload, (dit.checkpoint, str(dit.model.dtype).removeprefix("torch.")))
+    patcher.cached_patcher_init = (_reload, (dit.checkpoint, dit.roots, str(dit.model.dtype).removeprefix("torch.")))
     return patcher
 
 
-def _reload(checkpoint: Path, dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    return dit_patcher(load_dit(checkpoint, dtype), disable_dynamic)
+def _reload(
+    checkpoint: Path, roots: Sequence[Path], dtype: str, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    dit = single_file.load_dit(checkpoint, dtype, roots) if checkpoint.is_file() else load_dit(checkpoint, dtype)
+    return dit_patcher(dit, disable_dynamic)

@@ -29,7 +29,7 @@ def best_device() -> torch.device:
 
 
 class StandaloneHost:
-    """Set `models`, a folder that holds diffusers/NAME and loras/, and `on_progress` before running nodes.
+    """Set `models`, a folder that holds diffusers/NAME, loras/ and those of single files, and `on_progress` before running nodes.
 
     on_progress is called with (label, done, total); what it raises stops the stage.
     """
@@ -43,6 +43,9 @@ class StandaloneHost:
 
     def checkpoint_roots(self) -> list[Path]:
         return [self.models / "diffusers"]
+
+    def model_roots(self, kind: str) -> list[Path]:
+        return [self.models / kind]
 
     def loras(self) -> list[str]:
         folder = self.models / "loras"

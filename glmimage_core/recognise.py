@@ -1,0 +1,190 @@
+"""Which component of GLM-Image the header of a safetensors file is of, and which config its shapes say.
+
+Tensors go by the names that transformers and diffusers give them, under whatever prefix they are stored.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import checkpoint as checkpoints
+
+TITLES = {"vision_language_encoder": "AR model", "transformer": "DiT", "vae": "VAE"}
+
+MARKS = {
+    "vision_language_encoder": ("vqmodel.quantize.embedding.weight", "language_model.embed_tokens.weight"),
+    "transformer": ("prior_token_embedding.weight", "glyph_projector.net.0.proj.weight"),
+    "vae": ("decoder.up_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
+}
+"""Tensors that tell a component from other models."""
+
+# What shapes do not say, as released
+HEAD_WIDTH = 128  # of AR model and DiT
+VISION_HEAD_WIDTH = 96
+PATCH = 2  # latents along a side of a DiT token
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12]}
+ASSUMED = {"vision_language_encoder": {"text_config": {"rope_parameters": ROPE}}, "transformer": {"patch_size": PATCH}, "vae": {}}
+VAE_BLOCKS = [128, 512, 1024, 1024]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of GLM-Image as a header describes it.
+
+    keys maps the names of tensors in the model to those in the file, shapes and dtypes go by the names in the model.
+    measured is what the shapes say of the config, stated what the file's metadata says.
+    """
+
+    file: Path
+    component: str
+    keys: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    measured: dict
+    stated: dict
+
+    @property
+    def config(self) -> dict:
+        return _merged(ASSUMED[self.component], self.measured, self.stated)
+
+    @property
+    def source(self) -> str:
+        """What the config was read from."""
+        return str(self.file) if self.stated else f"{self.file}, without config in its metadata,"
+
+
+def recognise(file: Path, header: checkpoints.Header) -> Part:
+    """The component that a file's header is of. Raises ValueError for another model and for a config that is not its."""
+    component, root = _component_and_root(file, list(header.shapes))
+    keys = {_name_in_model(component, key.removeprefix(root)): key for key in header.shapes if key.startswith(root)}
+    shapes = {name: header.shapes[key] for name, key in keys.items()}
+    try:
+        measured = _MEASURE[component](shapes)
+    except (KeyError, IndexError, ValueError) as error:  # not there, or of fewer dimensions
+        raise ValueError(f"{file} does not hold all weights of the {TITLES[component]}: {error}; download it again") from error
+    stated = _stated(file, header.metadata)
+    checkpoints.check_class(stated, checkpoints.MODEL_CLASSES[component][1], file)
+    if component == "vae" and measured["block_out_channels"] != VAE_BLOCKS and checkpoints.space_in(stated) is None:
+        widths, released = ("/".join(map(str, blocks)) for blocks in (measured["block_out_channels"], VAE_BLOCKS))
+        raise ValueError(
+            f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "
+            "otherwise needs its config.json, with latents_mean and latents_std, as config in the file's metadata"
+        )
+    dtypes = {name: header.dtypes[key] for name, key in keys.items()}
+    return Part(file, component, keys, shapes, dtypes, measured, stated)
+
+
+def _stated(file: Path, metadata: dict[str, str]) -> dict:
+    try:
+        stated = json.loads(metadata.get("config", "{}"))
+    except ValueError as error:
+        raise ValueError(f"config in the metadata of {file} is damaged: {error}") from error
+    if not isinstance(stated, dict):
+        raise ValueError(f"config in the metadata of {file} is damaged: it is no object")
+    return stated
+
+
+def _component_and_root(file: Path, keys: list[str]) -> tuple[str, str]:
+    """Which component the keys are of, and what stands before all names."""
+    for component, (mark, *others) in MARKS.items():
+        for prefix in (key.removesuffix(mark) for key in keys if key.endswith(mark)):
+            if prefix[-1:] in ("", ".") and all(prefix + other in keys for other in others):
+                return component, re.sub(r"(^|\.)model\.$", r"\1", prefix) if component == "vision_language_encoder" else prefix
+    looked = ", ".join(f"{marks[0]} ({TITLES[component]})" for component, marks in MARKS.items())
+    raise ValueError(f"{file} is no part of GLM-Image: it has none of {looked}; its tensors are named like {keys[:1]}")
+
+
+def _name_in_model(component: str, name: str) -> str:
+    """transformers' name of a tensor of the AR model, whose files may leave out the `model.` of all but the head."""
+    if component != "vision_language_encoder" or name.startswith(("model.", "lm_head.")):
+        return name
+    return f"model.{name}"
+
+
+def _merged(*configs: dict) -> dict:
+    """The last one wins, in nested configs too."""
+    merged: dict = {}
+    for config in configs:
+        for key, value in config.items():
+            merged[key] = _merged(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def _count(shapes: dict[str, tuple[int, ...]], stem: str) -> int:
+    """How many modules of a list there are tensors of."""
+    return len({match[1] for name in shapes if (match := re.match(rf"{re.escape(stem)}\.(\d+)\.", name))})
+
+
+def _heads(width: int, head_width: int) -> int:
+    return max(1, width // head_width)  # at least one, so that a model of narrower heads is told by its shapes
+
+
+def _measure_ar(shapes: dict[str, tuple[int, ...]]) -> dict:
+    layer, block = "model.language_model.layers.0", "model.visual.blocks.0"
+    vocabulary, hidden = shapes["model.language_model.embed_tokens.weight"]
+    vision_hidden, channels, patch, _ = shapes["model.visual.patch_embed.proj.weight"]
+    positions, _ = shapes["model.visual.embeddings.position_embedding.weight"]
+    rows, width = shapes["model.vqmodel.quantize.embedding.weight"]
+    return {
+        "text_config": {
+            "vocab_size": vocabulary,
+            "vision_vocab_size": shapes["lm_head.weight"][0],
+            "hidden_size": hidden,
+            "intermediate_size": shapes[f"{layer}.mlp.down_proj.weight"][1],
+            "num_hidden_layers": _count(shapes, "model.language_model.layers"),
+            "num_attention_heads": _heads(shapes[f"{layer}.self_attn.q_proj.weight"][0], HEAD_WIDTH),
+            "num_key_value_heads": _heads(shapes[f"{layer}.self_attn.k_proj.weight"][0], HEAD_WIDTH),
+        },
+        "vision_config": {
+            "depth": _count(shapes, "model.visual.blocks"),
+            "hidden_size": vision_hidden,
+            "intermediate_size": shapes[f"{block}.mlp.fc1.weight"][0],
+            "num_heads": _heads(vision_hidden, VISION_HEAD_WIDTH),
+            "in_channels": channels,
+            "patch_size": patch,
+            "image_size": round(positions**0.5) * patch,
+        },
+        "vq_config": {
+            "num_embeddings": rows,
+            "embed_dim": width,
+            "latent_channels": shapes["model.vqmodel.quant_conv.weight"][1],
+        },
+    }
+
+
+def _measure_dit(shapes: dict[str, tuple[int, ...]]) -> dict:
+    rows, width = shapes["prior_token_embedding.weight"]
+    return {
+        "num_layers": _count(shapes, "transformer_blocks"),
+        "num_attention_heads": _heads(width, HEAD_WIDTH),
+        "attention_head_dim": HEAD_WIDTH,
+        "in_channels": shapes["image_projector.proj.weight"][1] // PATCH**2,
+        "out_channels": shapes["proj_out.weight"][0] // PATCH**2,
+        "text_embed_dim": shapes["glyph_projector.net.0.proj.weight"][1],
+        "time_embed_dim": shapes["time_condition_embed.timestep_embedder.linear_1.weight"][0],
+        # height and width of the target and of the crop, one embedding each
+        "condition_dim": shapes["time_condition_embed.condition_embedder.linear_1.weight"][1] // 4,
+        "prior_vq_quantizer_codebook_size": rows,
+    }
+
+
+def _measure_vae(shapes: dict[str, tuple[int, ...]]) -> dict:
+    blocks = _count(shapes, "encoder.down_blocks")
+    return {
+        "block_out_channels": [shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(blocks)],
+        "down_block_types": ["DownEncoderBlock2D"] * blocks,
+        "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        "layers_per_block": _count(shapes, "encoder.down_blocks.0.resnets"),
+        "mid_block_add_attention": _count(shapes, "encoder.mid_block.attentions") > 0,
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+    }
+
+
+_MEASURE = {"vision_language_encoder": _measure_ar, "transformer": _measure_dit, "vae": _measure_vae}

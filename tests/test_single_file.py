@@ -1,0 +1,392 @@
+"""One component in one safetensors file: recognised by its header, loaded to the last bit, refused with a reason."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import recognise, single_file
+from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.prior import generate_prior
+from glm_image_pack.glmimage_core.tiny import write_checkpoint
+from glm_image_pack.glmimage_core.vae import decode, encode
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes.headless.cli import main
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_headless import ROOT
+
+from single_files import write_file
+
+LOADERS = {
+    "vision_language_encoder": (checkpoints.load_ar, single_file.load_ar),
+    "transformer": (checkpoints.load_dit, single_file.load_dit),
+    "vae": (checkpoints.load_vae, single_file.load_vae),
+}
+PREFIXES = {
+    "vision_language_encoder": ["", "-model.", "text_encoders.glm_image.", "text_encoders.glm_image.-model."],
+    "transformer": ["", "model.diffusion_model.", "diffusion_model."],
+    "vae": ["", "vae.", "first_stage_model."],
+}
+RUNS = [(component, prefix) for component, prefixes in PREFIXES.items() for prefix in prefixes]
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def stored(request, folder, tmp_path_factory):
+    """A checkpoint folder in one precision, and that precision."""
+    if request.param == torch.float32:
+        return folder, request.param
+    half = tmp_path_factory.mktemp("half") / "diffusers" / "GLM-Image"
+    write_checkpoint(half, dtype=request.param)
+    return half, request.param
+
+
+def output(component) -> torch.Tensor:
+    """Something that depends on every weight."""
+    kind = type(component).__name__
+    if kind == "ArModel":
+        return generate_prior(component, "a house", 256, 256, seed=1).tokens
+    if kind == "Vae":
+        picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+        return decode(component, encode(component, picture))
+    from test_denoise import plan
+
+    glyphs = torch.randn(1, 4, component.model.config.text_embed_dim, generator=torch.Generator().manual_seed(0))
+    return sample(component, plan(), glyphs, glyphs, seeds=[0], steps=1)
+
+
+@pytest.mark.parametrize(("component", "prefix"), RUNS)
+def test_a_file_gives_the_same_as_the_folder_to_the_last_bit(stored, tmp_path, component, prefix):
+    folder, dtype = stored
+    file = write_file(folder / component, tmp_path / "one.safetensors", prefix, dtype)
+    from_folder, from_file = LOADERS[component]
+    expected, loaded = from_folder(folder), from_file(file, roots=[folder.parent])
+    assert loaded.model.dtype == dtype and not loaded.model.training
+    assert loaded.model.state_dict().keys() == expected.model.state_dict().keys()
+    assert all(torch.equal(value, expected.model.state_dict()[key]) for key, value in loaded.model.state_dict().items())
+    for parameter in [*loaded.model.parameters(), *expected.model.parameters()]:
+        parameter.data = parameter.data.clone()  # kernels round by where weights begin, and both files begin elsewhere
+    assert torch.equal(output(loaded), output(expected))
+    if component != "vision_language_encoder":
+        assert loaded.space == expected.space
+
+
+@pytest.mark.parametrize("component", LOADERS)
+def test_weights_come_in_the_precision_asked_for(folder, tmp_path, component):
+    file = write_file(folder / component, tmp_path / "one.safetensors")
+    model = LOADERS[component][1](file, "bfloat16", [folder.parent]).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("component", LOADERS)
+def test_weights_stay_in_the_file_until_they_are_read(folder, tmp_path, component):
+    """Two models of one file map the same pages, so a file is never held twice in memory."""
+    file = write_file(folder / component, tmp_path / "one.safetensors")
+    model = LOADERS[component][1](file, roots=[folder.parent]).model
+    assert all(str(file) in _mapped_at(parameter.data_ptr()) for parameter in model.parameters() if parameter.numel() > 4096)
+
+
+def _mapped_at(address: int) -> str:
+    """The line of this process's memory map that an address is in."""
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        pytest.skip("needs /proc/self/maps")
+    for line in maps.read_text().splitlines():
+        first, last = (int(bound, 16) for bound in line.split()[0].split("-"))
+        if first <= address < last:
+            return line
+    raise AssertionError(hex(address))
+
+
+def test_shapes_say_the_config_where_the_metadata_does_not():
+    """At the released widths and a tenth of the depth, on the meta device."""
+    from diffusers import AutoencoderKL, GlmImageTransformer2DModel
+    from transformers import GlmImageConfig, GlmImageForConditionalGeneration
+
+    released = {
+        "transformer": {"num_layers": 3, "num_attention_heads": 32, "attention_head_dim": 128},
+        "vae": {
+            "block_out_channels": [128, 512, 1024, 1024],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "layers_per_block": 3,
+            "latent_channels": 16,
+            "mid_block_add_attention": False,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        },
+        "vision_language_encoder": {
+            "text_config": {"num_hidden_layers": 4, "rope_parameters": recognise.ROPE},
+            "vision_config": {"depth": 4},
+        },
+    }
+    with torch.device("meta"):
+        models = {
+            "transformer": GlmImageTransformer2DModel(**released["transformer"]),
+            "vae": AutoencoderKL(**released["vae"]),
+            "vision_language_encoder": GlmImageForConditionalGeneration(GlmImageConfig(**released["vision_language_encoder"])),
+        }
+    for component, model in models.items():
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        header = checkpoints.Header(shapes, dict.fromkeys(shapes, torch.bfloat16), {})
+        part = recognise.recognise(Path("one.safetensors"), header)
+        assert part.component == component
+        built = checkpoints.build(component, part.config, "the header")
+        assert _config(built) == _config(model)
+
+
+def _config(model) -> dict:
+    """As it is written to a config.json."""
+    return json.loads(model.config.to_json_string() if hasattr(model.config, "to_json_string") else model.to_json_string())
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("vision_language_encoder", "model.language_model.layers.1.mlp.down_proj.weight"),
+        ("transformer", "transformer_blocks.1.attn1.to_k.weight"),
+        ("transformer", "proj_out.weight"),
+        ("vae", "decoder.conv_out.bias"),
+    ],
+)
+def test_a_tensor_that_is_missing_or_of_another_shape_is_named(folder, tmp_path, component, name):
+    load = LOADERS[component][1]
+    with pytest.raises(ValueError, match=rf"missing.safetensors.*{name}"):
+        load(write_file(folder / component, tmp_path / "missing.safetensors", **{name: None}), roots=[folder.parent])
+    tensors = load_file(next((folder / component).glob("*.safetensors")))
+    half = tensors[name][: len(tensors[name]) // 2].contiguous()
+    with pytest.raises(ValueError, match=r"half.safetensors does not match its weights: .*of another shape|half.*3 tensors"):
+        load(write_file(folder / component, tmp_path / "half.safetensors", **{name: half}), roots=[folder.parent])
+
+
+def test_a_tensor_that_the_model_does_not_have_is_refused_since_it_may_be_a_scale(folder, tmp_path):
+    scale = {"transformer_blocks.0.attn1.to_q.weight_scale": torch.ones(1)}
+    file = write_file(folder / "transformer", tmp_path / "fp8.safetensors", "diffusion_model.", **scale)
+    with pytest.raises(ValueError, match="holds 1 tensors that .* such as transformer_blocks.0.attn1.to_q.weight_scale: .*quant"):
+        single_file.load_dit(file, roots=[folder.parent])
+
+
+def test_another_models_file_says_what_it_looks_like(tmp_path):
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
+    with pytest.raises(ValueError, match="no part of GLM-Image: .*prior_token_embedding.*named like .*double_blocks.0.img_attn"):
+        single_file.load_dit(tmp_path / "flux.safetensors")
+
+
+def test_a_vae_of_the_same_class_but_another_model_is_refused(folder, tmp_path):
+    file = write_file(folder / "vae", tmp_path / "vae.safetensors", config=False)
+    with pytest.raises(
+        ValueError, match="another model's VAE: its blocks are 16/32/32/32 wide and GLM-Image's 128/512/1024/1024"
+    ):
+        single_file.load_vae(file, roots=[folder.parent])
+
+
+@pytest.mark.parametrize(("component", "other"), [("transformer", "vae"), ("vae", "vision_language_encoder")])
+def test_another_component_says_which_it_is(folder, tmp_path, component, other):
+    file = write_file(folder / component, tmp_path / "one.safetensors")
+    title, wanted = recognise.TITLES[component], recognise.TITLES[other]
+    with pytest.raises(ValueError, match=f"holds GLM-Image's {title}, and here its {wanted} is wanted"):
+        LOADERS[other][1](file, roots=[folder.parent])
+
+
+@pytest.mark.parametrize("keep", [0, 5, 0.5, 0.999])
+def test_a_truncated_file_is_named_before_it_is_loaded(folder, tmp_path, keep):
+    file = write_file(folder / "transformer", tmp_path / "cut.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(ValueError, match=r"cut.safetensors is truncated or corrupt"):
+        single_file.load_dit(file, roots=[folder.parent])
+
+
+def test_heads_of_another_width_than_released_need_a_config(folder, tmp_path):
+    file = write_file(folder / "transformer", tmp_path / "bare.safetensors", config=False)
+    with pytest.raises(ValueError, match="bare.safetensors, without config in its metadata, does not match its weights"):
+        single_file.load_dit(file, roots=[folder.parent])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "is damaged"),
+        ("[1]", "is no object"),
+        ('{"_class_name": "FluxTransformer2DModel"}', "is of a FluxTransformer2DModel"),
+    ],
+)
+def test_a_config_in_the_metadata_that_is_nonsense_or_another_models_is_named(folder, tmp_path, config, message):
+    tensors = load_file(next((folder / "transformer").glob("*.safetensors")))
+    save_file(tensors, tmp_path / "one.safetensors", metadata={"config": config})
+    with pytest.raises(ValueError, match=message):
+        single_file.load_dit(tmp_path / "one.safetensors")
+
+
+# What a file lacks
+
+
+def test_the_processor_lies_beside_the_file_or_in_any_checkpoint_even_an_incomplete_one(folder, tmp_path):
+    file = write_file(folder / "vision_language_encoder", tmp_path / "text_encoders" / "ar.safetensors")
+    root = tmp_path / "diffusers"
+    with pytest.raises(FileNotFoundError) as error:
+        single_file.load_ar(file, roots=[root])
+    for part in ("tokenizer.json", "preprocessor_config.json", str(file.parent / "processor"), str(root / "GLM-Image")):
+        assert part in str(error.value)
+    for place in (root / "some" / "part", file.parent):
+        shutil.copytree(folder / "processor", place / "processor")
+        assert single_file.load_ar(file, roots=[root]).tokenizer.chat_template
+        shutil.rmtree(place / "processor")
+
+
+def test_the_processor_of_another_model_or_of_another_size_of_this_one_is_passed_over(folder, tmp_path):
+    file = write_file(folder / "vision_language_encoder", tmp_path / "text_encoders" / "ar.safetensors")
+    root = tmp_path / "diffusers"
+    shutil.copytree(folder / "processor", root / "qwen" / "processor")
+    for config in (root / "qwen" / "processor").glob("*config.json"):
+        config.write_text(config.read_text().replace("GlmImage", "Qwen2VL"))
+    other = Path(shutil.copytree(folder, root / "other"))
+    config = json.loads((other / "vision_language_encoder" / "config.json").read_text())
+    config["text_config"]["vocab_size"] += 1
+    (other / "vision_language_encoder" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileNotFoundError, match="holds weights only"):
+        single_file.check_file(file, "vision_language_encoder", [root])
+
+
+def test_a_processor_that_is_not_whole_is_named(folder, tmp_path):
+    file = write_file(folder / "vision_language_encoder", tmp_path / "ar.safetensors")
+    shutil.copytree(folder / "processor", tmp_path / "processor")
+    (tmp_path / "processor" / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
+        single_file.check_file(file, "vision_language_encoder", [])
+
+
+def test_space_and_shift_come_from_a_checkpoint_else_they_are_the_released_ones(folder, tmp_path):
+    file = write_file(folder / "transformer", tmp_path / "dit.safetensors")
+    alone = single_file.load_dit(file)
+    assert (alone.space, alone.shift) == (single_file.SPACE, (0.25, 0.75, 256))
+    beside = Path(shutil.copytree(folder, tmp_path / "diffusers" / "GLM-Image"))
+    scheduler = beside / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.75", "0.5"))
+    dit = single_file.load_dit(file, roots=[tmp_path / "diffusers"])
+    assert dit.space == checkpoints.latent_space(folder) != single_file.SPACE
+    assert dit.shift == (0.25, 0.5, 256)
+
+
+def test_a_space_of_another_number_of_channels_says_what_to_add(folder, tmp_path):
+    projection = {"image_projector.proj.weight": torch.zeros(64, 32)}
+    (tmp_path / "dit").mkdir()
+    config = json.loads((folder / "transformer" / "config.json").read_text()) | {"in_channels": 8}
+    (tmp_path / "dit" / "config.json").write_text(json.dumps(config))
+    shutil.copy(next((folder / "transformer").glob("*.safetensors")), tmp_path / "dit")
+    file = write_file(tmp_path / "dit", tmp_path / "dit.safetensors", **projection)
+    with pytest.raises(ValueError, match="works on 8 latent channels.* has 16; add latents_mean and latents_std"):
+        single_file.check_file(file, "transformer", [])
+
+
+def test_a_vae_of_the_latent_space_is_found_in_a_checkpoint_or_a_file(folder, tmp_path):
+    space = checkpoints.latent_space(folder)
+    assert single_file.load_vae_of(space, "float32", [folder.parent], []).space == space
+    with pytest.raises(FileNotFoundError):
+        single_file.load_vae_of(space, "float32", [], [tmp_path])
+    write_file(folder / "vae", tmp_path / "vae.safetensors")
+    assert single_file.load_vae_of(space, "float32", [], [tmp_path]).space == space
+    with pytest.raises(FileNotFoundError, match="no VAE"):
+        single_file.load_vae_of(single_file.SPACE, "float32", [folder.parent], [tmp_path])
+
+
+# Names
+
+
+def test_files_are_found_by_their_path_below_a_root_and_other_models_are_left_out(folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for file in (first / "glm" / "dit.safetensors", second / "dit.safetensors", second / "glm" / "dit.safetensors"):
+        write_file(folder / "transformer", file)
+    write_file(folder / "vae", first / "vae.safetensors")
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2, 2)}, first / "flux.safetensors")
+    (first / "broken.safetensors").write_bytes(b"{")
+    (first / "dit.ckpt").write_bytes(b"pickle")
+    (first / "nowhere.safetensors").symlink_to(tmp_path / "nowhere")
+    found = single_file.list_files("transformer", [first, second, tmp_path / "missing"])
+    assert found == {"dit.safetensors": second / "dit.safetensors", "glm/dit.safetensors": first / "glm" / "dit.safetensors"}
+    assert single_file.find_file("flux.safetensors", "transformer", [first]) == first / "flux.safetensors"
+    for name in ("none.safetensors", "../first/flux.safetensors"):
+        with pytest.raises(FileNotFoundError, match=r"there: dit.safetensors, glm/dit.safetensors"):
+            single_file.find_file(name, "transformer", [second])
+
+
+def test_a_header_is_read_again_when_its_file_has_changed(folder, tmp_path):
+    file = write_file(folder / "transformer", tmp_path / "one.safetensors")
+    assert list(single_file.list_files("transformer", [tmp_path])) == ["one.safetensors"]
+    reads = single_file._recognised.cache_info().misses
+    assert list(single_file.list_files("transformer", [tmp_path])) == ["one.safetensors"]
+    assert single_file._recognised.cache_info().misses == reads
+    write_file(folder / "vae", file)
+    assert not single_file.list_files("transformer", [tmp_path])
+
+
+# The nodes and the command line
+
+
+@pytest.fixture
+def files(folder, tmp_path) -> Path:
+    """A models folder with single files, and of the checkpoint only what they lack and the glyph encoder."""
+    models = tmp_path / "models"
+    for component, kind in single_file.FOLDERS.items():
+        write_file(folder / component, models / kind / "glm" / f"{kind}.safetensors")
+    rest = Path(shutil.copytree(folder, models / "diffusers" / "GLM-Image"))
+    for component in single_file.FOLDERS:
+        next((rest / component).glob("*.safetensors")).unlink()
+    return models
+
+
+NODE_FILES = {
+    "GLMImageLoadAR": "glm/text_encoders.safetensors",
+    "GLMImageLoadDiT": "glm/diffusion_models.safetensors",
+    "GLMImageLoadVAE": "glm/vae.safetensors",
+}
+
+
+def test_loaders_list_files_after_folders_and_check_them(quiet_host, files):
+    quiet_host.models = files
+    for name, file in NODE_FILES.items():
+        node = NODES[name]
+        assert node.INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", file]
+        assert node.VALIDATE_INPUTS(file) is True
+        assert "no file 'other.safetensors'" in node.VALIDATE_INPUTS("other.safetensors")
+        (files / single_file.FOLDERS[node.COMPONENT] / "bad.safetensors").touch()
+        assert "truncated" in node.VALIDATE_INPUTS("bad.safetensors")
+    assert NODES["GLMImageLoadGlyphEncoder"].INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image"]
+
+
+def test_a_workflow_that_names_files_paints_the_picture_of_the_folder(files, models, tmp_path):
+    workflow = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text("utf-8"))
+    for node in workflow.values():
+        small = {"width": 256, "height": 256, "steps": 1}
+        node["inputs"] |= {key: value for key, value in small.items() if not isinstance(node["inputs"].get(key, []), list)}
+    pictures = []
+    for name, folder in (("folder", models), ("files", files)):
+        for node in workflow.values():
+            if name == "files" and node["class_type"] in NODE_FILES:
+                node["inputs"]["checkpoint"] = NODE_FILES[node["class_type"]]
+        (tmp_path / name).mkdir()
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(workflow))
+        assert main(["render", str(file), "--models", str(folder), "--output", str(tmp_path / name), "--device", "cpu"]) == 0
+        (picture,) = (tmp_path / name).rglob("*.png")
+        pictures.append(torch.tensor(list(Image.open(picture).convert("RGB").tobytes())))
+    assert (pictures[0].int() - pictures[1].int()).abs().max() <= 1
+
+
+def test_inspect_describes_a_file(folder, tmp_path, capsys):
+    file = write_file(folder / "transformer", tmp_path / "dit.safetensors", "diffusion_model.", torch.bfloat16)
+    assert main(["inspect", str(file)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    parameters = checkpoints.describe_model(folder, "transformer").parameters
+    assert line.startswith("transformer ") and f"{parameters:,}" in line and line.endswith("bfloat16")
+    write_file(folder / "transformer", file, **{"transformer_blocks.1.attn1.to_k.weight": None})
+    assert main(["inspect", str(file)]) == 1
+    assert "problem: " in capsys.readouterr().out
+    save_file({"x": torch.zeros(1)}, file)
+    assert main(["inspect", str(file)]) == 2
+    assert "no part of GLM-Image" in capsys.readouterr().err
