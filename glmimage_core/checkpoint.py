@@ -321,13 +321,23 @@ def skeleton(folder: Path, name: str) -> torch.nn.Module:
     return build(name, read_json(config_file), config_file)
 
 
+def model_class_of(name: str) -> type[torch.nn.Module]:
+    """The class that a component is built as."""
+    if name == "transformer":
+        from .transformer import GlmImageDit
+
+        return GlmImageDit
+    library, class_name = MODEL_CLASSES[name]
+    return getattr(importlib.import_module(library), class_name)
+
+
 def build(name: str, config: dict, source: Path | str) -> torch.nn.Module:
     """A component of a config, read from `source`, on the meta device. Raises ValueError for a senseless config."""
     check_libraries()
     from huggingface_hub.errors import StrictDataclassError
 
     library, class_name = MODEL_CLASSES[name]
-    model_class = getattr(importlib.import_module(library), class_name)
+    model_class = model_class_of(name)
     try:
         with torch.device("meta"):
             if library == "transformers":

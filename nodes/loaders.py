@@ -139,10 +139,7 @@ class GLMImageLoadDiT(_Loader):
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False):
         path = self._path(checkpoint)
-        if path.is_file():
-            dit = single_file.load_dit(path, dtype, host.checkpoint_roots())
-        else:
-            dit = checkpoints.load_dit(path, dtype)
+        dit = single_file.load_dit(path, dtype, host.checkpoint_roots()) if path.is_file() else checkpoints.load_dit(path, dtype)
         from ..glmimage_core.transformer import compile_blocks, use_attention_backend
 
         use_attention_backend(dit.model, attention)

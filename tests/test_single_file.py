@@ -102,7 +102,7 @@ def _mapped_at(address: int) -> str:
 
 def test_shapes_say_the_config_where_the_metadata_does_not():
     """At the released widths and a tenth of the depth, on the meta device."""
-    from diffusers import AutoencoderKL, GlmImageTransformer2DModel
+    from diffusers import AutoencoderKL
     from transformers import GlmImageConfig, GlmImageForConditionalGeneration
 
     released = {
@@ -124,7 +124,7 @@ def test_shapes_say_the_config_where_the_metadata_does_not():
     }
     with torch.device("meta"):
         models = {
-            "transformer": GlmImageTransformer2DModel(**released["transformer"]),
+            "transformer": checkpoints.model_class_of("transformer")(**released["transformer"]),
             "vae": AutoencoderKL(**released["vae"]),
             "vision_language_encoder": GlmImageForConditionalGeneration(GlmImageConfig(**released["vision_language_encoder"])),
         }
