@@ -20,7 +20,8 @@
     residency    which model is on the device, and who must leave
     streaming    a model that does not fit: brought to the device block by block
     memory       how many bytes each stage needs, predicted from the configs
-    tiny         writes a small random checkpoint in the released layout
+    sizes        the numbers of the random checkpoints, and of the released one
+    tiny         writes a random checkpoint in the released layout
 
 It knows nothing of ComfyUI, prints nothing, downloads nothing and moves no model on its own: progress, interruption
 and placement come in as arguments. Models are the classes of transformers and diffusers, imported when first used.

@@ -28,7 +28,7 @@ from .schedule import Shift
 from .vae import LatentSpace, Vae
 
 if TYPE_CHECKING:
-    from transformers import GlmImageForConditionalGeneration
+    from transformers import GlmImageForConditionalGeneration, T5EncoderModel
 
 PIPELINE_CLASS = "GlmImagePipeline"
 REQUIRED_LIBRARIES = {"transformers": (5, 1), "diffusers": (0, 37)}
@@ -331,20 +331,33 @@ def model_class_of(name: str) -> type[torch.nn.Module]:
     return getattr(importlib.import_module(library), class_name)
 
 
-def build(name: str, config: dict, source: Path | str) -> torch.nn.Module:
-    """A component of a config, read from `source`, on the meta device. Raises ValueError for a senseless config."""
+def build(
+    name: str,
+    config: dict,
+    source: Path | str,
+    device: torch.device = torch.device("meta"),
+    dtype: torch.dtype = torch.float32,
+) -> torch.nn.Module:
+    """A component of a config, read from `source`, without its weights: on the meta device shapes, elsewhere any numbers.
+
+    Raises ValueError for a senseless config.
+    """
     check_libraries()
     from huggingface_hub.errors import StrictDataclassError
 
     library, class_name = MODEL_CLASSES[name]
     model_class = model_class_of(name)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
+        with device:
             if library == "transformers":
                 return model_class(model_class.config_class.from_dict(config))
             return model_class.from_config(config)
     except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
         raise ValueError(f"{source} describes no {class_name} that can be built: {error}") from error
+    finally:
+        torch.set_default_dtype(before)
 
 
 def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
@@ -378,7 +391,7 @@ def ar_model(model: "GlmImageForConditionalGeneration", folder: Path) -> ArModel
         raise ValueError(
             f"{folder / 'processor'} has no chat template (chat_template.jinja), which puts references into a prompt"
         )
-    codebook = model.model.vqmodel.quantize.embedding.weight.detach()
+    codebook = model.model.vqmodel.quantize.embedding.weight.detach().cpu()
     limits = reference_limits(processor)
     return ArModel(model, tokenizer, processor, *limits, _codebook_id(codebook), codebook_palette(codebook))
 
@@ -396,9 +409,15 @@ def reference_limits(image_processor) -> tuple[int, int]:
 def load_glyph_encoder(folder: Path, dtype: str = "auto") -> GlyphEncoder:
     """Load ByT5 and its tokenizer, on the CPU."""
     report = check_model(folder, "text_encoder")
-    from transformers import ByT5Tokenizer, T5EncoderModel
+    from transformers import T5EncoderModel
 
-    model = _load_transformers(T5EncoderModel, folder / "text_encoder", dtype, report)
+    return glyph_encoder_around(_load_transformers(T5EncoderModel, folder / "text_encoder", dtype, report), folder)
+
+
+def glyph_encoder_around(model: "T5EncoderModel", folder: Path) -> GlyphEncoder:
+    """ByT5 with the tokenizer of a checkpoint."""
+    from transformers import ByT5Tokenizer
+
     return GlyphEncoder(model, ByT5Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
 
 

@@ -70,7 +70,7 @@ def encode(vae: Vae, image: torch.Tensor, tiled: bool = False) -> torch.Tensor:
             f"of {LATENT_PX}, and of 32 for a plan; GLM-Image Size and Upscale Image bring it there"
         )
     pixels = image.movedim(-1, 1) * 2 - 1  # BHWC -> BCHW
-    with _tiling(vae, tiled):
+    with tiling(vae, tiled):
         latents = [vae.model.encode(_to_model(vae, one[None])).latent_dist.mode().float().cpu() for one in pixels]
     return torch.cat(latents)
 
@@ -84,7 +84,7 @@ def decode(vae: Vae, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor
     never a picture.
     """
     check_latents(vae, latents)
-    with _tiling(vae, tiled):
+    with tiling(vae, tiled):
         images = [vae.model.decode(_to_model(vae, one[None]), return_dict=False)[0].float().cpu() for one in latents]
     image = torch.cat(images).movedim(1, -1)  # BCHW -> BHWC
     if not torch.isfinite(image).all():
@@ -113,7 +113,7 @@ def check_channels(space: LatentSpace, latents: torch.Tensor) -> None:
 
 
 @contextmanager
-def _tiling(vae: Vae, tiled: bool) -> Iterator[None]:
+def tiling(vae: Vae, tiled: bool) -> Iterator[None]:
     """Have the model tile or not for the length of a with block; others call it too and are to find it as it was."""
     model = vae.model
     before = model.use_tiling, model.tile_sample_min_size, model.tile_latent_min_size
