@@ -665,11 +665,3 @@ def test_a_library_missing_is_named(models, output, command, monkeypatch):
     monkeypatch.setattr(checkpoints, "version", version)
     assert command(*render(models, output)).status == 2
     assert "pip install -U diffusers" in command.messages[0]
-
-
-@pytest.mark.slow
-def test_the_benchmark_prints_its_table(command):
-    assert command("bench", "--width", 256, "--height", 256, "--steps", 2, "--rounds", 1).status == 0
-    assert "diffusers" in command.stdout and "nodes and graph add" in command.stdout
-    reuse = [line for line in command.stdout.splitlines() if "new sampler seed" in line]
-    assert len(reuse) == 2 and all("AR stage" in line and "then 0.0000" in line for line in reuse)

@@ -8,25 +8,10 @@ from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import memory
 from glm_image_pack.glmimage_core.residency import Residency, model_bytes
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes.headless.bench.measure import allocator_peak
 from glm_image_pack.nodes.headless.cli import main
-from torch.profiler import ProfilerActivity, profile
 
 from pictures import pattern
-
-
-def allocator_peak(run) -> int:
-    """The most bytes of tensors alive at once during run(), beyond those alive before, as PyTorch's allocator counts."""
-    run()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    events = [
-        (event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
-    alive = peak = 0
-    for _, change in sorted(events):
-        alive += change
-        peak = max(peak, alive)
-    return peak
 
 
 def edit(models, side: int, sampler_steps: int = 2):

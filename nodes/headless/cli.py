@@ -5,8 +5,6 @@ import logging
 import sys
 from pathlib import Path
 
-import torch
-
 from ...glmimage_core import memory
 from ...glmimage_core.checkpoint import (
     MODEL_CLASSES,
@@ -18,13 +16,14 @@ from ...glmimage_core.checkpoint import (
     skeleton,
 )
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
-from ...glmimage_core.residency import Residency, free_device_bytes
+from ...glmimage_core.residency import Residency
 from ...glmimage_core.single_file import describe_file
-from ...glmimage_core.tiny import SIZES, write_checkpoint
+from ...glmimage_core.sizes import SIZES
+from ...glmimage_core.tiny import write_checkpoint
 from ..host import host
-from ..host.standalone import best_device
+from ..host.standalone import best_device, usable_device
 from . import ALL_NODES
-from .bench import add_bench
+from .bench import add_bench, with_default_bench
 from .runner import NodeError, Runner
 from .stock import Folders
 from .workflow import read_workflow
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> int:
     _add_inspect(commands)
     _add_tiny(commands)
     add_bench(commands)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_default_bench(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _quiet_libraries()
     try:
@@ -83,7 +82,7 @@ def _render(options) -> int:
     host.models = options.models
     host.on_progress = _show_progress
     if options.device:
-        host.residency = Residency(_usable_device(options.device))
+        host.residency = Residency(usable_device(options.device))
     workflow = read_workflow(options.workflow, ALL_NODES, options.enable)
     for assignment in options.set:
         workflow.set(assignment, ALL_NODES)
@@ -95,17 +94,6 @@ def _render(options) -> int:
         for path in folders.written:
             print(path)
     return 0
-
-
-def _usable_device(name: str) -> torch.device:
-    """The device of that name. Raises ValueError where this PyTorch has none such."""
-    try:
-        device = torch.empty(1, device=name).device
-        if device.type != "cpu":
-            free_device_bytes(device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _show_progress(label: str, done: int, total: int) -> None:
@@ -199,7 +187,9 @@ def _add_tiny(commands) -> None:
         "tiny", help="write a random checkpoint", description="Writes a small random checkpoint in the released layout."
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="is made; must be empty")
-    parser.add_argument("--size", choices=list(SIZES), default="tiny", help="tiny: a few MB; medium: 1.6 GB, for benchmarks")
+    parser.add_argument(
+        "--size", choices=list(SIZES), default="tiny", help="tiny: a few MB; small, 60 MB, and medium, 1.6 GB: for benchmarks"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.set_defaults(run=_tiny)
 

@@ -15,7 +15,7 @@ from ...glmimage_core.denoise import Dit, sample
 from ...glmimage_core.lora import LayeredLora, laid_over
 from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.references import sizes_of
-from ...glmimage_core.residency import Residency
+from ...glmimage_core.residency import Residency, free_device_bytes
 from . import Painting
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,17 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name. Raises ValueError where this PyTorch has none such."""
+    try:
+        device = torch.empty(1, device=name).device
+        if device.type != "cpu":
+            free_device_bytes(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 class StandaloneHost:

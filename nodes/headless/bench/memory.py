@@ -1,0 +1,126 @@
+"""Memory: the predicted peak of each stage against the measured one, with only that stage's model on the device.
+
+A peak is weights and working memory. On CUDA it is the most that PyTorch's allocator had given out, on the CPU the most that
+its profiler saw.
+"""
+
+import gc
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ....glmimage_core import checkpoint as checkpoints
+from ....glmimage_core import memory
+from ....glmimage_core.component import Component
+from ....glmimage_core.denoise import sample
+from ....glmimage_core.geometry import PRIOR_PX, latent_grid, reference_grid
+from ....glmimage_core.prior import generate_prior, image_seeds
+from ....glmimage_core.references import latents_of, vision_tokens
+from ....glmimage_core.residency import model_bytes
+from ....glmimage_core.vae import decode
+from .inputs import GLYPHS, PROMPT, random_glyphs, random_prior, random_reference
+from .measure import Case, allocator_peak, numbers
+from .models import Models
+from .table import Table, Value
+
+MB, GB = 10**6, 10**9
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="pictures at once")
+    parser.add_argument("--references", type=numbers, default=[0, 1], metavar="N[,N...]", help="of the picture's size")
+    parser.add_argument("--cap", type=float, metavar="GB", help="let PyTorch have so much of the device and no more (CUDA)")
+
+
+def check(options: Namespace) -> None:
+    kind = options.device.type
+    if options.cap is not None and kind != "cuda":
+        raise ValueError(f"--cap limits a CUDA device and this is {kind}; leave it out")
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"peaks are measured on CUDA and on the CPU, not on {kind}; choose with --device")
+    if options.cap is not None:
+        whole = torch.cuda.get_device_properties(options.device).total_memory
+        if not 0 < options.cap * GB <= whole:
+            raise ValueError(f"--cap is {options.cap} GB; the device has {whole / GB:.1f}")
+        torch.cuda.set_per_process_memory_fraction(options.cap * GB / whole, options.device)
+
+
+def measure(options: Namespace, models: Models) -> Iterator[Table]:
+    rows = []
+    for name, make in (("vision_language_encoder", models.ar), ("transformer", models.dit), ("vae", models.vae)):
+        component = make()
+        for case in options.cases:
+            for count in options.references:
+                rows += _rows(name, component, case, count, models.folder)
+        del component  # the next one has the device for itself
+        gc.collect()
+    cap = f" with a cap of {options.cap} GB" if options.cap else ""
+    yield Table(f"Peak memory in MB, one model on the device{cap}; a stage without a peak ran out of memory", rows)
+
+
+def _rows(name: str, component: Component, case: Case, references: int, folder: Path) -> Iterator[dict[str, Value]]:
+    """The stages that one component runs."""
+    device, itemsize = component.device, component.dtype.itemsize
+    fitted = _fitted(case, folder)
+    job = memory.Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS)
+    configs = {other: checkpoints.skeleton(folder, other).config for other in checkpoints.MODEL_CLASSES}
+    stages = memory.predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
+    weights = model_bytes(component.model)
+    for stage, (runs_on, working) in stages.items():
+        if runs_on == name:
+            predicted = weights + working
+            measured = _peak(_run(stage, component, case, job.references), device, weights)
+            yield (
+                {"stage": stage}
+                | case.columns
+                | {"references": references, "weights": weights / MB, "predicted": predicted / MB}
+                | {"measured": measured and measured / MB, "predicted / measured": measured and predicted / measured}
+            )
+
+
+def _fitted(case: Case, folder: Path) -> tuple[int, int]:
+    """The size in pixels to which a reference of the picture's size is fitted."""
+    limits = checkpoints.reference_limits(checkpoints.load_image_processor(folder))
+    grid = reference_grid(case.width, case.height, *limits)
+    return grid.width * PRIOR_PX, grid.height * PRIOR_PX
+
+
+def _run(stage: str, part: Component, case: Case, references: tuple[tuple[int, int], ...]) -> Callable[[], object]:
+    """What a stage does, as a call."""
+    picture = Image.new("RGB", references[0]) if references else None
+    if stage == "Encode Reference, vision":
+        return lambda: vision_tokens(part, picture)
+    if stage == "Encode Reference, VAE":
+        return lambda: latents_of(part, picture)
+    if stage == "VAE Decode":
+        latents = torch.zeros(1, len(part.space.mean), *latent_grid(case.width, case.height))
+        return lambda: decode(part, latents)
+    config = part.model.config
+    if stage == "Generate Prior":
+        seen = [random_reference(config.vq_config.num_embeddings, *size, seed) for seed, size in enumerate(references)]
+        return lambda: generate_prior(part, PROMPT, case.width, case.height, 0, case.batch, references=seen)
+    rows = config.prior_vq_quantizer_codebook_size
+    seen = [random_reference(rows, *size, seed) for seed, size in enumerate(references)]
+    prior, (positive, negative) = random_prior(rows, case), random_glyphs(config.text_embed_dim)
+
+    def paint() -> None:
+        part.kept.clear()  # the reference's own pass is counted too
+        sample(part, prior, positive, negative, image_seeds(0, case.batch), steps=2, references=seen)
+
+    return paint
+
+
+def _peak(run: Callable[[], object], device: torch.device, weights: int) -> int | None:
+    """The most bytes on the device while a stage runs, weights and all; None where they are more than it has."""
+    if device.type == "cpu":
+        return weights + allocator_peak(run)
+    try:
+        run()
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+    except torch.OutOfMemoryError:
+        return None
+    return torch.cuda.max_memory_allocated(device)

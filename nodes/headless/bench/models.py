@@ -1,0 +1,60 @@
+"""Random models of a size, made on the device: no checkpoint is written or read."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ....glmimage_core import checkpoint as checkpoints
+from ....glmimage_core.component import Component
+from ....glmimage_core.denoise import Dit
+from ....glmimage_core.glyphs import GlyphEncoder
+from ....glmimage_core.prior import ArModel
+from ....glmimage_core.sizes import RELEASED, SIZES
+from ....glmimage_core.tiny import fill, write_layout
+from ....glmimage_core.vae import Vae
+
+FULL = "full"
+LAYOUT = Path("diffusers", "GLM-Image")
+
+
+class Models:
+    """Makes each model when asked, in a place of its own: whoever asks holds it.
+
+    folder gets all of a checkpoint but its weights. The byte-level tokenizer of the small sizes serves the released one too,
+    with its ids: a prompt is several times as many tokens as the released tokenizer makes of it.
+    """
+
+    def __init__(self, folder: Path, size: str, device: torch.device, dtype: torch.dtype, seed: int):
+        if size == FULL and device.type == "cpu":
+            raise ValueError(f"--size {FULL} needs an accelerator, of 24 GB or more; the CPU would be busy for hours")
+        self.models, self.folder = folder, folder / LAYOUT
+        self.device, self.dtype, self.seed = device, dtype, seed
+        write_layout(self.folder, RELEASED if size == FULL else SIZES[size], seed)
+
+    def ar(self) -> ArModel:
+        from transformers import GenerationConfig
+
+        model = self._made("vision_language_encoder")
+        model.generation_config = GenerationConfig.from_pretrained(self.folder / "vision_language_encoder")
+        return self._placed(checkpoints.ar_model(model, self.folder))
+
+    def glyph_encoder(self) -> GlyphEncoder:
+        return self._placed(checkpoints.glyph_encoder_around(self._made("text_encoder"), self.folder))
+
+    def dit(self) -> Dit:
+        space, shift = checkpoints.latent_space(self.folder), checkpoints.scheduler_shift(self.folder)
+        return self._placed(Dit(self._made("transformer"), space, shift, checkpoint=self.folder))
+
+    def vae(self) -> Vae:
+        return self._placed(Vae(self._made("vae"), checkpoints.latent_space(self.folder)))
+
+    def _made(self, name: str) -> torch.nn.Module:
+        config_file = self.folder / name / "config.json"
+        config = checkpoints.read_json(config_file)
+        model = checkpoints.build(name, config, config_file, self.device, self.dtype).eval()
+        fill(model, f"{self.seed}/{name}")
+        return model
+
+    def _placed(self, component: Component) -> Component:
+        return replace(component.on(self.device), settled=True)

@@ -1,0 +1,205 @@
+"""The benchmarks: every one at tiny size for one round, and what their floors and predictions are made of."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core.geometry import Grid
+from glm_image_pack.glmimage_core.sizes import RELEASED
+from glm_image_pack.glmimage_core.tiny import write_layout
+from glm_image_pack.nodes.headless.bench.ar import weight_bytes
+from glm_image_pack.nodes.headless.bench.dit import forward_flops
+from glm_image_pack.nodes.headless.bench.measure import alternate, copy_rate, product_rate
+from glm_image_pack.nodes.headless.bench.models import Models
+from glm_image_pack.nodes.headless.bench.reference import generate
+from glm_image_pack.nodes.headless.bench.vae import operations
+from glm_image_pack.nodes.headless.cli import main
+
+CPU = torch.device("cpu")
+STEPS = ["--steps", "2"]
+AGAINST = ["--against", "reference"]
+
+
+@pytest.fixture
+def bench(tmp_path, capsys):
+    """Run a benchmark for one round at 256 x 256. Returns its saved tables as lists of rows."""
+
+    def run(name: str, *arguments: str) -> list[list[dict]]:
+        file = tmp_path / "saved.json"
+        small = ["--width", "256", "--rounds", "1", "--device", "cpu"]
+        assert main(["bench", name, *small, "--save", str(file), *arguments]) == 0, capsys.readouterr().err
+        saved = json.loads(file.read_text())
+        assert saved["environment"]["bench"] == name and saved["environment"]["torch"] == torch.__version__
+        printed = capsys.readouterr().out
+        assert all(table["title"] in printed for table in saved["tables"])
+        return [table["rows"] for table in saved["tables"]]
+
+    return run
+
+
+def check_ratios(rows: list[dict], unit: str) -> None:
+    """That all numbers are finite and that each ratio is of the times beside it."""
+    for row in rows:
+        assert all(math.isfinite(value) for value in row.values() if isinstance(value, int | float))
+        for ratio, above, below in (("reference / this", "reference", unit), ("this / floor", unit, "floor")):
+            if row[ratio] is not None:
+                assert row[ratio] == pytest.approx(row[above] / row[below]) and row[ratio] > 0
+
+
+def test_ar_compares_every_size_and_batch_with_generate_and_with_the_bare_products(bench):
+    (rows,) = bench("ar", "--width", "256,320", "--height", "256,256", "--batch", "1,2", *AGAINST)
+    assert [(row["picture"], row["batch"]) for row in rows] == [
+        ("256x256", 1),
+        ("256x256", 2),
+        ("320x256", 1),
+        ("320x256", 2),
+    ]
+    check_ratios(rows, "ms/token")
+    assert all(row["reference"] and row["floor"] for row in rows)
+    assert all(row["tokens/s"] == pytest.approx(1000 * row["batch"] / row["ms/token"]) for row in rows)
+    assert rows[0]["tokens"] == 256 + 64  # the preview's and the picture's own
+
+
+def test_dit_compares_text_to_image_and_edits_with_the_pipeline(bench):
+    (rows,) = bench("dit", *STEPS, *AGAINST)
+    assert [row["run"] for row in rows] == ["text-to-image", "edit, new reference", "edit, same reference"]
+    check_ratios(rows, "s/step")
+    assert all(row["reference"] and row["floor"] for row in rows)
+    assert rows[1]["floor"] > rows[2]["floor"] > rows[0]["floor"]  # a pass more; more tokens to attend to
+
+
+def test_vae_measures_both_ways_whole_and_tiled(bench):
+    (rows,) = bench("vae", *AGAINST)
+    assert [row["run"] for row in rows] == ["encode, whole", "encode, tiled", "decode, whole", "decode, tiled"]
+    check_ratios(rows, "s")
+    assert all(row["reference"] and row["floor"] for row in rows)
+
+
+def test_e2e_tells_the_stages_apart_and_what_does_not_run_again(bench):
+    stages, runs = bench("e2e", *STEPS, *AGAINST)
+    names = ["prior", "glyphs", "denoise", "decode", "nodes and graph", "whole"]
+    assert [row["stage"] for row in stages] == names
+    check_ratios(stages, "s")
+    assert sum(row["s"] for row in stages[:-1]) == pytest.approx(stages[-1]["s"])
+    ran = {row["run"]: {name for name in ("prior", "encode reference", "caches", "denoise") if row[name]} for row in runs}
+    assert ran == {
+        "text, all new": {"prior", "denoise"},
+        "text, new sampler seed": {"denoise"},
+        "edit, all new": {"prior", "encode reference", "caches", "denoise"},
+        "edit, same reference": {"prior", "denoise"},
+        "edit, new sampler seed": {"denoise"},
+    }
+    assert all(row["reference / this"] == pytest.approx(row["reference"] / row["whole"]) for row in runs)
+
+
+def test_without_a_name_it_is_e2e_against_the_reference(capsys):
+    assert main(["bench", "--width", "256", "--rounds", "1", *STEPS, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "bench e2e, size tiny" in printed and "reference / this" in printed
+
+
+def test_without_a_reference_its_columns_are_empty(bench):
+    (rows,) = bench("dit", *STEPS)
+    assert all(row["reference"] is None and row["reference / this"] is None and row["floor"] for row in rows)
+
+
+def test_memory_predicts_each_stage_within_15_percent_and_says_by_how_much(bench):
+    (rows,) = bench("memory", "--references", "0,1")
+    stages = [(row["stage"], row["references"]) for row in rows]
+    assert len(set(stages)) == len(stages) == 8
+    for row in rows:
+        assert row["predicted / measured"] == pytest.approx(row["predicted"] / row["measured"])
+        assert row["predicted / measured"] == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["memory", "--cap", "8"], "--cap limits a CUDA device"),
+        (["dit", "--width", "500"], "use 480 or 512"),
+        (["ar", "--width", "256,512", "--height", "256"], "one height for each width"),
+        (["ar", "--batch", "0"], "--batch is 0"),
+        (["dit", "--steps", "0"], "--steps is 0"),
+        (["ar", "--rounds", "0"], "--rounds is 0"),
+        (["vae", "--save", "table.xls"], "use .json or .md"),
+        (["ar", "--size", "full"], "needs an accelerator"),
+        (["ar", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
+    ],
+)
+def test_what_cannot_be_measured_exits_with_2_and_one_line(arguments, message, capsys):
+    name, *options = arguments
+    assert main(["bench", name, *([] if "--device" in options else ["--device", "cpu"]), *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and message in printed.err
+
+
+def test_a_table_is_saved_as_markdown_too(tmp_path, capsys):
+    file = tmp_path / "saved.md"
+    assert main(["bench", "vae", "--width", "256", "--rounds", "1", "--device", "cpu", "--save", str(file)]) == 0
+    assert file.read_text() == capsys.readouterr().out
+
+
+def test_the_full_size_has_the_released_numbers_of_parameters(tmp_path):
+    write_layout(tmp_path, RELEASED)
+    count = {
+        name: sum(parameter.numel() for parameter in checkpoints.build(tmp_path, name, torch.device("meta")).parameters())
+        for name in checkpoints.MODEL_CLASSES
+    }
+    assert count["vision_language_encoder"] == pytest.approx(9.9e9, rel=0.03)
+    assert count["transformer"] == pytest.approx(6.8e9, rel=0.03)
+    assert count["text_encoder"] < 0.25e9 and count["vae"] < 0.5e9
+
+
+def test_the_full_size_reads_the_released_bytes_a_token_and_has_the_released_ids(tmp_path):
+    write_layout(tmp_path, RELEASED)
+    model = checkpoints.build(tmp_path, "vision_language_encoder", torch.device("meta"), torch.bfloat16)
+    assert weight_bytes(SimpleNamespace(model=model)) == pytest.approx(16.3e9, rel=0.02)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "processor")
+    assert tokenizer.convert_tokens_to_ids(["<|image|>", "<sop>", "<eop>"]) == [167855, 167845, 167846]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (16384, 16385)
+    assert len(tokenizer("a house").input_ids) == 7 and max(tokenizer("a house").input_ids) < RELEASED.vocabulary
+
+
+def test_models_compute_in_the_dtype_and_match_the_checkpoint_of_their_size(tmp_path, folder):
+    made = Models(tmp_path / "made", "tiny", CPU, torch.float32, seed=0)
+    for name, component in (("transformer", made.dit()), ("vision_language_encoder", made.ar())):
+        loaded = checkpoints.load_dit(folder) if name == "transformer" else checkpoints.load_ar(folder)
+        expected = loaded.model.state_dict()
+        assert component.model.state_dict().keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in component.model.state_dict().items())
+    half = Models(tmp_path / "half", "tiny", CPU, torch.bfloat16, seed=0)
+    for component in (half.ar(), half.glyph_encoder(), half.dit(), half.vae()):
+        assert component.dtype == torch.bfloat16 and not component.model.training
+
+
+def test_generate_emits_exactly_the_tokens_of_the_grids(ar):
+    ids = torch.tensor([ord("a"), ar.tokenizer.bos_token_id])
+    emitted = generate(ar, ids, [Grid(2, 2), Grid(3, 2)], batch=2, seed=0)
+    assert emitted.shape == (2, 2 + 4 + 6) and not (emitted[:, 2:] == ar.tokenizer.eos_token_id).any()
+
+
+def test_the_dits_floor_is_the_products_of_its_layers(dit):
+    config = dit.model.config
+    width = config.num_attention_heads * config.attention_head_dim
+    image, text = torch.randn(1, 256, width), torch.randn(1, 12, width)
+    time = torch.randn(1, config.time_embed_dim)
+    with torch.no_grad():
+        products = sum(operations(lambda block=block: block(image, text, time)) for block in dit.model.transformer_blocks)
+    adaln = config.num_layers * 2 * config.time_embed_dim * 12 * width
+    assert products - adaln == forward_flops(config, 256 + 12)
+
+
+def test_ways_take_turns_after_a_round_that_warms_up():
+    calls = []
+    results = alternate({"a": lambda seed: calls.append(("a", seed)), "b": lambda seed: calls.append(("b", seed))}, 2, seed=5)
+    assert calls == [("b", 5), ("a", 5), ("a", 6), ("b", 6), ("b", 7), ("a", 7)]
+    assert results == {"a": [None, None], "b": [None, None]}
+
+
+def test_the_machines_rates_are_measured():
+    assert 1e8 < copy_rate(CPU) < 1e13 and 1e8 < product_rate(CPU, torch.float32) < 1e16
