@@ -335,7 +335,7 @@ def build(
     name: str,
     config: dict,
     source: Path | str,
-    device: torch.device = torch.device("meta"),
+    device: torch.device | str = "meta",
     dtype: torch.dtype = torch.float32,
 ) -> torch.nn.Module:
     """A component of a config, read from `source`, without its weights: on the meta device shapes, elsewhere any numbers.
@@ -350,7 +350,7 @@ def build(
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with device:
+        with torch.device(device):
             if library == "transformers":
                 return model_class(model_class.config_class.from_dict(config))
             return model_class.from_config(config)

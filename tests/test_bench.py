@@ -145,7 +145,7 @@ def test_a_table_is_saved_as_markdown_too(tmp_path, capsys):
 def test_the_full_size_has_the_released_numbers_of_parameters(tmp_path):
     write_layout(tmp_path, RELEASED)
     count = {
-        name: sum(parameter.numel() for parameter in checkpoints.build(tmp_path, name, torch.device("meta")).parameters())
+        name: sum(parameter.numel() for parameter in checkpoints.skeleton(tmp_path, name).parameters())
         for name in checkpoints.MODEL_CLASSES
     }
     assert count["vision_language_encoder"] == pytest.approx(9.9e9, rel=0.03)
@@ -155,7 +155,7 @@ def test_the_full_size_has_the_released_numbers_of_parameters(tmp_path):
 
 def test_the_full_size_reads_the_released_bytes_a_token_and_has_the_released_ids(tmp_path):
     write_layout(tmp_path, RELEASED)
-    model = checkpoints.build(tmp_path, "vision_language_encoder", torch.device("meta"), torch.bfloat16)
+    model = checkpoints.skeleton(tmp_path, "vision_language_encoder").to(torch.bfloat16)
     assert weight_bytes(SimpleNamespace(model=model)) == pytest.approx(16.3e9, rel=0.02)
     from transformers import AutoTokenizer
 

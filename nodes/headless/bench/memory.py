@@ -65,7 +65,7 @@ def _rows(name: str, component: Component, case: Case, references: int, folder: 
     """The stages that one component runs."""
     device, itemsize = component.device, component.dtype.itemsize
     fitted = _fitted(case, folder)
-    job = memory.Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS)
+    job = memory.Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS, one_length=True)
     configs = {other: checkpoints.skeleton(folder, other).config for other in checkpoints.MODEL_CLASSES}
     stages = memory.predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
     weights = model_bytes(component.model)
@@ -107,8 +107,8 @@ def _run(stage: str, part: Component, case: Case, references: tuple[tuple[int, i
     prior, (positive, negative) = random_prior(rows, case), random_glyphs(config.text_embed_dim)
 
     def paint() -> None:
-        part.kept.clear()  # the reference's own pass is counted too
         sample(part, prior, positive, negative, image_seeds(0, case.batch), steps=2, references=seen)
+        part.kept.clear()  # so that the reference's own pass is in the next run too
 
     return paint
 

@@ -1,5 +1,6 @@
 """transformers' and diffusers' own code over the models that are measured: the same objects, so the same weights and memory."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def generate(ar: ArModel, ids: torch.Tensor, grids: Sequence[Grid], batch: int, 
 
 def pipeline(folder: Path, dit: Dit, vae: Vae, ar: ArModel | None = None, encoder: GlyphEncoder | None = None):
     """diffusers' pipeline over these models. Without the AR model and the glyph encoder it paints a given prior."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, GlmImagePipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, GlmImagePipeline, GlmImageTransformer2DModel
     from transformers import GlmImageProcessor
 
     processor = None
@@ -45,13 +46,15 @@ def pipeline(folder: Path, dit: Dit, vae: Vae, ar: ArModel | None = None, encode
         processor = GlmImageProcessor(
             image_processor=ar.image_processor, tokenizer=tokenizer, chat_template=tokenizer.chat_template
         )
+    transformer = copy.copy(dit.model)  # the same layers
+    transformer.__class__ = GlmImageTransformer2DModel  # with diffusers' own forward
     pipe = GlmImagePipeline(
         tokenizer=encoder and encoder.tokenizer,
         processor=processor,
         text_encoder=encoder and encoder.model,
         vision_language_encoder=ar and ar.model,
         vae=vae.model,
-        transformer=dit.model,
+        transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
     )
     pipe.set_progress_bar_config(disable=True)
