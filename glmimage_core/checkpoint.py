@@ -20,10 +20,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from . import foreign
 from .denoise import Dit
 from .glyphs import GlyphEncoder
 from .preview import codebook_palette
 from .prior import ArModel
+from .quantization import (
+    FORMATS,
+    MARK,
+    PARTS,
+    Header,
+    check_format,
+    check_installed,
+    fill,
+    quantizable,
+    read_mark,
+    stored_headers,
+)
 from .schedule import Shift
 from .vae import LatentSpace, Vae
 
@@ -111,33 +124,59 @@ def check_libraries() -> None:
             raise ImportError(f"GLM-Image needs {library} {wanted} or newer, not {installed}: pip install -U {library}")
 
 
+class Quantized(NamedTuple):
+    """How many parameters are stored in a quantization, in how many bytes."""
+
+    parameters: int = 0
+    bytes: int = 0
+
+
 @dataclass
 class ComponentReport:
     """What a component's headers and config say, without its weights.
 
-    dtypes maps a torch dtype to the number of parameters stored in it. problems is empty for a sound component; each is an
-    error to raise or to show.
+    dtypes maps a torch dtype to the number of parameters stored in it, quantized a quantization to the parameters and the
+    bytes stored so. problems is empty for a sound component; each is an error to raise or to show.
     """
 
     name: str
     class_name: str
     disk_bytes: int = 0
     dtypes: dict[torch.dtype, int] = field(default_factory=dict)
-    problems: list[ValueError | FileNotFoundError] = field(default_factory=list)
+    quantized: dict[str, Quantized] = field(default_factory=dict)
+    problems: list[ValueError | FileNotFoundError | ImportError] = field(default_factory=list)
 
-    def count(self, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, torch.dtype]) -> None:
-        """Add the parameters of tensors to those there are."""
-        for key, shape in shapes.items():
-            self.dtypes[dtypes[key]] = self.dtypes.get(dtypes[key], 0) + math.prod(shape)
+    def count(self, headers: dict[str, Header], marks: dict[str, str]) -> None:
+        """Add tensors to what there is. marks: the quantization of each layer that is quantized."""
+        for key, header in headers.items():
+            layer, _, part = key.rpartition(".")
+            if layer not in marks or part not in PARTS:
+                self.dtypes[header.dtype] = self.dtypes.get(header.dtype, 0) + math.prod(header.shape)
+                continue
+            parameters, size = self.quantized.get(marks[layer], Quantized())
+            if part == "weight":
+                parameters += math.prod(header.shape) * FORMATS[marks[layer]].packed
+            if part != MARK:
+                size += header.bytes
+            self.quantized[marks[layer]] = Quantized(parameters, size)
 
     @property
     def parameters(self) -> int:
-        return sum(self.dtypes.values())
+        return sum(self.dtypes.values()) + sum(part.parameters for part in self.quantized.values())
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The dtype that holds most of the parameters."""
+        """The dtype that holds most of the parameters that are not quantized."""
         return max(self.dtypes, key=self.dtypes.get)
+
+    @property
+    def quantized_by(self) -> str:
+        """The library other than this one that quantized the weights, if any."""
+        return next((name for name in self.quantized if name in foreign.MODULES), "")
+
+    def weight_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the weights in memory, with those that are not quantized in a dtype."""
+        return sum(self.dtypes.values()) * dtype.itemsize + sum(part.bytes for part in self.quantized.values())
 
 
 def describe(folder: Path) -> list[ComponentReport]:
@@ -181,9 +220,18 @@ def _describe_model(folder: Path, name: str, stamp: tuple) -> ComponentReport:
     try:
         config_file = folder / name / "config.json"
         check_class(read_json(config_file), report.class_name, config_file)
-        stored = _read_headers(folder / name, report)
-        compare_with_config(skeleton(folder, name), stored, config_file)
-    except (FileNotFoundError, ValueError) as error:
+        method = foreign.quant_method(folder / name)
+        headers, marks = _read_headers(folder / name, report)
+        if method:
+            _count_foreign(folder, name, method, headers, report)
+            foreign.check_installed(method)
+        else:
+            report.count(headers, marks)
+            if marks:
+                check_installed()
+            model = skeleton(folder, name)
+            compare_with_config(model, unquantized_shapes(model, headers, marks, folder / name), config_file)
+    except (FileNotFoundError, ValueError, ImportError) as error:
         report.problems.append(error)
     return report
 
@@ -210,7 +258,7 @@ def check_model(folder: Path, name: str) -> ComponentReport:
     return report
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors that the libraries will read: the shards that an index names, or the one file."""
     for stem in ("model", "diffusion_pytorch_model"):  # transformers' name, diffusers' name
         index = folder / f"{stem}.safetensors.index.json"
@@ -234,45 +282,69 @@ def read_json(file: Path) -> dict:
     return content
 
 
-def _read_headers(folder: Path, report: ComponentReport) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all stored tensors, counted in the report.
+def _read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Header], dict[str, str]]:
+    """The headers of all stored tensors by name, and the quantization of each quantized layer by its name.
 
     Raises FileNotFoundError for a missing file, ValueError for a broken one.
     """
-    files = _weight_files(folder)
+    if file := foreign.gguf_file(folder):
+        report.disk_bytes = file.stat().st_size
+        return foreign.gguf_headers(file), {}
+    files = weight_files(folder)
     if not files:
         raise FileNotFoundError(f"{folder} is missing its weights (*.safetensors)")
-    shapes: dict[str, tuple[int, ...]] = {}
+    headers: dict[str, Header] = {}
+    marks: dict[str, str] = {}
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, which its index names; download it again")
         report.disk_bytes += file.stat().st_size
         header = read_header(file)
-        shapes |= header.shapes
-        report.count(header.shapes, header.dtypes)
-    return shapes
+        headers |= header.tensors
+        marks |= header.marks
+    return headers, marks
 
 
-class Header(NamedTuple):
-    """What a safetensors file says of its tensors, by name, and its metadata."""
+class FileHeader(NamedTuple):
+    """What a safetensors file says: its tensors by name, the quantization of each layer that is quantized, and its metadata."""
 
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype]
+    tensors: dict[str, Header]
+    marks: dict[str, str]
     metadata: dict[str, str]
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path) -> FileHeader:
     """Raises ValueError for a file that is truncated or no safetensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as tensors:
             pieces = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118, not a dict
-            shapes = {key: tuple(piece.get_shape()) for key, piece in pieces.items()}
-            dtypes = {key: _SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8) for key, piece in pieces.items()}
-            return Header(shapes, dtypes, tensors.metadata() or {})
+            headers = {
+                key: Header(_SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8), tuple(piece.get_shape()))
+                for key, piece in pieces.items()
+            }
+            layers = [key.removesuffix(f".{MARK}") for key in headers if key.endswith(f".{MARK}")]
+            marks = {layer: read_mark(tensors.get_tensor(f"{layer}.{MARK}")) for layer in layers}
+            return FileHeader(headers, marks, tensors.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
+
+
+def _count_foreign(folder: Path, name: str, method: str, headers: dict[str, Header], report: ComponentReport) -> None:
+    """Count what is stored at full width as such, and all else as quantized by that library."""
+    model = skeleton(folder, name)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    wide = {key for key, header in headers.items() if header.shape == shapes.get(key) and header.dtype in DTYPES.values()}
+    for key in wide:
+        # diffusers computes with what a GGUF file holds at full width, mostly in float32, in the precision of the others
+        dtype = torch.bfloat16 if method == "gguf" else headers[key].dtype
+        report.dtypes[dtype] = report.dtypes.get(dtype, 0) + math.prod(shapes[key])
+    if missing := sorted(set(shapes) - set(headers)) if method == "gguf" else []:
+        raise ValueError(f"{folder / name} does not hold a whole DiT: {len(missing)} tensors not found, such as {missing[0]}")
+    parameters = sum(math.prod(shape) for key, shape in shapes.items() if key not in wide)
+    size = sum(header.bytes for key, header in headers.items() if key not in wide)
+    report.quantized[method] = Quantized(parameters, size)
 
 
 _SAFETENSORS_DTYPES = {
@@ -282,7 +354,35 @@ _SAFETENSORS_DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "I8": torch.int8,
+    "U8": torch.uint8,
 }
+
+
+def unquantized_shapes(
+    model: torch.nn.Module, headers: dict[str, Header], marks: dict[str, str], source: Path
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of stored tensors, with each quantized weight as the one it was.
+
+    Raises ValueError where the parts of one are not right.
+    """
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    stored = {key: header.shape for key, header in headers.items()}
+    layers = quantizable(model)
+    for layer, quantization in marks.items():
+        parts = [f"{layer}.{part}" for part in PARTS]
+        if layer not in layers:
+            raise ValueError(f"{source} has {layer} quantized, which is no layer of it that is")
+        wanted = stored_headers(layer, expected[parts[0]], quantization)
+        for part in parts[:2]:
+            if headers.get(part) != wanted[part]:
+                raise ValueError(
+                    f"{source} is damaged: {part} should be {wanted[part]} for {quantization}, "
+                    f"and is {headers.get(part, 'missing')}; download or quantize it again"
+                )
+        for part in parts:
+            del stored[part]
+        stored[parts[0]] = expected[parts[0]]
+    return stored
 
 
 def compare_with_config(model: torch.nn.Module, stored: dict[str, tuple[int, ...]], source: Path | str) -> None:
@@ -315,10 +415,13 @@ def _take(counter: Counter, thing) -> bool:
     return counter[thing] >= 0
 
 
-def skeleton(folder: Path, name: str) -> torch.nn.Module:
-    """The component built from its config on the meta device: shapes without memory. Raises ValueError for a senseless config."""
+def skeleton(folder: Path, name: str, buffers: bool = False) -> torch.nn.Module:
+    """The component built from its config: shapes without memory, but for its buffers if asked.
+
+    Raises ValueError for a senseless config.
+    """
     config_file = folder / name / "config.json"
-    return build(name, read_json(config_file), config_file)
+    return build(name, read_json(config_file), config_file, buffers=buffers)
 
 
 def model_class_of(name: str) -> type[torch.nn.Module]:
@@ -337,12 +440,14 @@ def build(
     source: Path | str,
     device: torch.device | str = "meta",
     dtype: torch.dtype = torch.float32,
+    buffers: bool = False,
 ) -> torch.nn.Module:
     """A component of a config, read from `source`, without its weights: on the meta device shapes, elsewhere any numbers.
 
-    Raises ValueError for a senseless config.
+    With `buffers`, only what is no buffer is without. Raises ValueError for a senseless config.
     """
     check_libraries()
+    from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
 
     library, class_name = MODEL_CLASSES[name]
@@ -350,7 +455,7 @@ def build(
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        with init_empty_weights(include_buffers=False) if buffers else torch.device(device):
             if library == "transformers":
                 return model_class(model_class.config_class.from_dict(config))
             return model_class.from_config(config)
@@ -372,16 +477,31 @@ def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
     return report.stored_dtype
 
 
-def load_ar(folder: Path, dtype: str = "auto") -> ArModel:
+def check_quantization(report: ComponentReport, quantization: str, device: torch.device) -> None:
+    """Raise where a component cannot be quantized so or computed with there: ValueError, or ImportError with what to install."""
+    for stored in report.quantized:
+        if quantization not in ("none", stored):
+            raise ValueError(f"{report.name} is stored as {stored}; choose quantization none, which keeps it")
+        if stored in foreign.MODULES:
+            foreign.check_device(stored, report.name, device)
+        else:
+            check_format(stored, device)
+    check_format(quantization, device)
+
+
+def load_ar(folder: Path, dtype: str = "auto", quantization: str = "none") -> ArModel:
     """Load the AR model with its tokenizer and image processor, on the CPU."""
     report = check_model(folder, "vision_language_encoder")
     from transformers import GlmImageForConditionalGeneration
 
-    model = _load_transformers(GlmImageForConditionalGeneration, folder / "vision_language_encoder", dtype, report)
-    return ar_model(model, folder)
+    if quantization != "none" or report.quantized:
+        model = _load_quantized(GlmImageForConditionalGeneration, folder, report, dtype, quantization)
+    else:
+        model = _load_transformers(GlmImageForConditionalGeneration, folder / "vision_language_encoder", dtype, report)
+    return ar_model(model, folder, report.quantized_by)
 
 
-def ar_model(model: "GlmImageForConditionalGeneration", folder: Path) -> ArModel:
+def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_by: str = "") -> ArModel:
     """The AR model with the tokenizer and the image processor in a folder's `processor`."""
     from transformers import AutoTokenizer
 
@@ -393,7 +513,8 @@ def ar_model(model: "GlmImageForConditionalGeneration", folder: Path) -> ArModel
         )
     codebook = model.model.vqmodel.quantize.embedding.weight.detach().cpu()
     limits = reference_limits(processor)
-    return ArModel(model, tokenizer, processor, *limits, _codebook_id(codebook), codebook_palette(codebook))
+    identity = _codebook_id(codebook), codebook_palette(codebook)
+    return ArModel(model, tokenizer, processor, *limits, *identity, quantized_by=quantized_by)
 
 
 def load_image_processor(folder: Path):
@@ -421,14 +542,17 @@ def glyph_encoder_around(model: "T5EncoderModel", folder: Path) -> GlyphEncoder:
     return GlyphEncoder(model, ByT5Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
 
 
-def load_dit(folder: Path, dtype: str = "auto") -> Dit:
+def load_dit(folder: Path, dtype: str = "auto", quantization: str = "none") -> Dit:
     """Load the DiT, on the CPU, with the latent space of the VAE and the shift of the scheduler beside it."""
     report = check_model(folder, "transformer")
     space, shift = latent_space(folder), scheduler_shift(folder)
     from .transformer import GlmImageDit
 
-    model = _load_diffusers(GlmImageDit, folder / "transformer", dtype, report)
-    return Dit(model, space, shift, checkpoint=folder)
+    if quantization != "none" or report.quantized:
+        model = _load_quantized(GlmImageDit, folder, report, dtype, quantization)
+    else:
+        model = _load_diffusers(GlmImageDit, folder / "transformer", dtype, report)
+    return Dit(model, space, shift, checkpoint=folder, quantized_by=report.quantized_by)
 
 
 def load_vae(folder: Path, dtype: str = "auto") -> Vae:
@@ -465,6 +589,22 @@ def scheduler_shift(folder: Path) -> Shift:
         raise ValueError(f"{file} asks for a time shift that is {config['time_shift_type']}; GLM-Image's is linear")
     names = {"base": "base_shift", "maximum": "max_shift", "base_tokens": "base_image_seq_len"}
     return Shift(**{field: config[name] for field, name in names.items() if name in config})
+
+
+def _load_quantized(model_class, folder: Path, report: ComponentReport, dtype: str, quantization: str) -> torch.nn.Module:
+    """Quantized as it is read, so that the whole is never in memory at full width, or as it is stored."""
+    check_quantization(report, quantization, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if report.quantized_by:
+        foreign.prepare(report.quantized_by)
+        if file := foreign.gguf_file(folder / report.name):
+            model = skeleton(folder, report.name, buffers=True)
+            foreign.fill_from_gguf(model, file, resolve_dtype(dtype, report))
+            return model.eval()
+        load = _load_transformers if MODEL_CLASSES[report.name][0] == "transformers" else _load_diffusers
+        return load(model_class, folder / report.name, dtype, report)
+    model = skeleton(folder, report.name, buffers=True)
+    fill(model, weight_files(folder / report.name), resolve_dtype(dtype, report), quantization)
+    return model.eval()
 
 
 def _load_transformers(model_class, folder: Path, dtype: str, report: ComponentReport):

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from .quantization import QuantizedLinear
+
 # up and down of one layer, by maker: PEFT and diffusers, kohya's scripts, older diffusers
 PAIRS = ((".lora_B.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_down.weight"), (".lora.up.weight", ".lora.down.weight"))
 PARTNERS = {one: other for up, down in PAIRS for one, other in ((up, down), (down, up))}
@@ -110,7 +112,8 @@ def match(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> Match:
     Raises LoraError when a layer is found and has another shape, since the LoRA is for a model of another size, and when
     half of a pair is missing.
     """
-    weights = {key.removesuffix(".weight"): value for key, value in model.state_dict().items() if key.endswith(".weight")}
+    parameters = model.named_parameters(remove_duplicate=False)
+    weights = {key.removesuffix(".weight"): value for key, value in parameters if key.endswith(".weight")}
     names = {}
     for layer in weights:
         # The language model of the AR half is also trained on its own, where its names are shorter.
@@ -176,14 +179,21 @@ class LayeredLora:
 @torch.inference_mode()
 def laid_over(model: torch.nn.Module, loras: Sequence[LayeredLora]) -> Iterator[None]:
     """Have LoRAs over a model's weights for the length of a with block; afterwards the weights are as before, bit for bit."""
-    weights = {f"{layer}.weight" for lora in loras for layer in lora.pairs}
-    originals = {name: model.get_parameter(name).data for name in weights}
+    layers = {name: model.get_submodule(name) for lora in loras for name in lora.pairs}
+    quantized = {name for name, layer in layers.items() if isinstance(layer, QuantizedLinear)}
+    originals = {name: layer.weight if name in quantized else layer.weight.data for name, layer in layers.items()}
     try:
-        for lora in loras:
-            for layer in lora.pairs:
-                parameter = model.get_parameter(f"{layer}.weight")
-                parameter.data = (parameter.data.float() + lora.delta(layer).to(parameter.device)).to(parameter.dtype)
+        for name, layer in layers.items():
+            change = sum(lora.delta(name) for lora in loras if name in lora.pairs)
+            changed = layer.weight.data.float() + change.to(layer.weight.device)
+            if name in quantized:  # its codes do not go with `data`
+                layer.weight = torch.nn.Parameter(layer.requantized(changed), requires_grad=False)
+            else:
+                layer.weight.data = changed.to(layer.weight.dtype)
         yield
     finally:
         for name, original in originals.items():
-            model.get_parameter(name).data = original
+            if name in quantized:
+                layers[name].weight = original
+            else:
+                layers[name].weight.data = original

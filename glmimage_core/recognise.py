@@ -8,9 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from . import checkpoint as checkpoints
+from .quantization import FORMATS, MARK, Header
 
 TITLES = {"vision_language_encoder": "AR model", "transformer": "DiT", "vae": "VAE"}
 
@@ -34,15 +33,15 @@ VAE_BLOCKS = [128, 512, 1024, 1024]
 class Part:
     """A component of GLM-Image as a header describes it.
 
-    keys maps the names of tensors in the model to those in the file, shapes and dtypes go by the names in the model.
-    measured is what the shapes say of the config, stated what the file's metadata says.
+    keys maps the names of tensors in the model to those in the file, headers and marks (the quantization of each layer that is
+    quantized) go by the names in the model. measured is what the shapes say of the config, stated what the file's metadata says.
     """
 
     file: Path
     component: str
     keys: dict[str, str]
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype]
+    headers: dict[str, Header]
+    marks: dict[str, str]
     measured: dict
     stated: dict
 
@@ -56,11 +55,17 @@ class Part:
         return str(self.file) if self.stated else f"{self.file}, without config in its metadata,"
 
 
-def recognise(file: Path, header: checkpoints.Header) -> Part:
+def recognise(file: Path, header: checkpoints.FileHeader) -> Part:
     """The component that a file's header is of. Raises ValueError for another model and for a config that is not its."""
-    component, root = _component_and_root(file, list(header.shapes))
-    keys = {_name_in_model(component, key.removeprefix(root)): key for key in header.shapes if key.startswith(root)}
-    shapes = {name: header.shapes[key] for name, key in keys.items()}
+    component, root = _component_and_root(file, list(header.tensors))
+    keys = {_name_in_model(component, key.removeprefix(root)): key for key in header.tensors if key.startswith(root)}
+    headers = {name: header.tensors[key] for name, key in keys.items()}
+    quantized = [name.removesuffix(f".{MARK}") for name in keys if name.endswith(f".{MARK}")]
+    marks = {name: header.marks[keys[f"{name}.{MARK}"].removesuffix(f".{MARK}")] for name in quantized}
+    shapes = {name: tensor.shape for name, tensor in headers.items()}
+    for layer, quantization in marks.items():
+        rows, packed = shapes[f"{layer}.weight"]
+        shapes[f"{layer}.weight"] = (rows, packed * FORMATS[quantization].packed)
     try:
         measured = _MEASURE[component](shapes)
     except (KeyError, IndexError, ValueError) as error:  # not there, or of fewer dimensions
@@ -73,8 +78,7 @@ def recognise(file: Path, header: checkpoints.Header) -> Part:
             f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "
             "otherwise needs its config.json, with latents_mean and latents_std, as config in the file's metadata"
         )
-    dtypes = {name: header.dtypes[key] for name, key in keys.items()}
-    return Part(file, component, keys, shapes, dtypes, measured, stated)
+    return Part(file, component, keys, headers, marks, measured, stated)
 
 
 def _stated(file: Path, metadata: dict[str, str]) -> dict:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from .quantization import parts_of
 from .streaming import resident_blocks, streamed
 
 HEADROOM = 512 * 2**20  # bytes for what no formula knows: libraries' workspaces, fragmentation, other programs
@@ -112,8 +113,9 @@ class Residency:
 
 
 def model_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    """Bytes of all parameters and buffers; of quantized ones those of codes and scales."""
+    tensors = (*model.parameters(), *model.buffers())
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in parts_of(tensor))
 
 
 def free_device_bytes(device: torch.device) -> int:

@@ -13,6 +13,7 @@ import torch
 from . import checkpoint as checkpoints
 from .denoise import Dit
 from .prior import ArModel
+from .quantization import fill
 from .recognise import TITLES, Part, recognise
 from .schedule import Shift
 from .vae import LatentSpace, Vae
@@ -93,14 +94,15 @@ def _described(file: Path, *stamp: int) -> tuple[Part, checkpoints.ComponentRepo
     report = checkpoints.ComponentReport(
         part.component, checkpoints.MODEL_CLASSES[part.component][1], disk_bytes=file.stat().st_size
     )
-    report.count(part.shapes, part.dtypes)
+    report.count(part.headers, part.marks)
     try:
         model = checkpoints.build(part.component, part.config, part.source)
-        checkpoints.compare_with_config(model, part.shapes, part.source)
-        if unknown := sorted(part.shapes.keys() - model.state_dict().keys()):
+        shapes = checkpoints.unquantized_shapes(model, part.headers, part.marks, file)
+        checkpoints.compare_with_config(model, shapes, part.source)
+        if unknown := sorted(shapes.keys() - model.state_dict().keys()):
             raise ValueError(
                 f"{file} holds {len(unknown)} tensors that a {report.class_name} does not have, such as {unknown[0]}: it is "
-                "quantized, or another model's; choose one in bfloat16, float16 or float32"
+                "quantized in a way that is unknown here, or another model's; choose one in bfloat16, float16 or float32"
             )
     except ValueError as error:
         report.problems.append(error)
@@ -132,12 +134,14 @@ def _checked(file: Path, component: str) -> tuple[Part, checkpoints.ComponentRep
     return part, report
 
 
-def load_ar(file: Path, dtype: str = "auto", roots: Iterable[Path] = ()) -> ArModel:
+def load_ar(file: Path, dtype: str = "auto", roots: Iterable[Path] = (), quantization: str = "none") -> ArModel:
     """Load the AR model, on the CPU, with the processor beside the file or in a checkpoint folder below the roots."""
     part, report = _checked(file, "vision_language_encoder")
     folder = _processor_for(part, roots)
     from transformers import GlmImageConfig, GlmImageForConditionalGeneration
 
+    if quantization != "none" or report.quantized:
+        return checkpoints.ar_model(_load_quantized(part, dtype, report, quantization), folder)
     precision = checkpoints.resolve_dtype(dtype, report)
     model = GlmImageForConditionalGeneration.from_pretrained(
         None, config=GlmImageConfig.from_dict(part.config), state_dict=_weights(part, precision), dtype=precision
@@ -145,12 +149,14 @@ def load_ar(file: Path, dtype: str = "auto", roots: Iterable[Path] = ()) -> ArMo
     return checkpoints.ar_model(model.eval(), folder)
 
 
-def load_dit(file: Path, dtype: str = "auto", roots: Iterable[Path] = ()) -> Dit:
+def load_dit(file: Path, dtype: str = "auto", roots: Iterable[Path] = (), quantization: str = "none") -> Dit:
     """Load the DiT, on the CPU, with the latent space and the shift of a checkpoint below the roots, else the released ones."""
     roots = tuple(roots)
     part, report = _checked(file, "transformer")
     space, shift = _space_for(part, roots), _shift_for(part, roots)
-    return Dit(_load(part, dtype, report), space, shift, checkpoint=file, roots=roots)
+    quantized = quantization != "none" or report.quantized
+    model = _load_quantized(part, dtype, report, quantization) if quantized else _load(part, dtype, report)
+    return Dit(model, space, shift, checkpoint=file, roots=roots)
 
 
 def load_vae(file: Path, dtype: str = "auto", roots: Iterable[Path] = ()) -> Vae:
@@ -187,6 +193,13 @@ def _weights(part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def _load(part: Part, dtype: str, report: checkpoints.ComponentReport) -> torch.nn.Module:
     model = checkpoints.build(part.component, part.config, part.file)
     model.load_state_dict(_weights(part, checkpoints.resolve_dtype(dtype, report)), assign=True)
+    return model.eval()
+
+
+def _load_quantized(part: Part, dtype: str, report: checkpoints.ComponentReport, quantization: str) -> torch.nn.Module:
+    """Quantized as it is read, or as it is stored."""
+    model = checkpoints.build(part.component, part.config, part.file, buffers=True)
+    fill(model, [part.file], checkpoints.resolve_dtype(dtype, report), quantization, part.keys)
     return model.eval()
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..glmimage_core import checkpoint as checkpoints
 from ..glmimage_core import single_file
+from ..glmimage_core.quantization import CHOICES
 from .host import host
 from .sockets import AR, CATEGORY, GLYPH_ENCODER
 
@@ -14,7 +15,15 @@ DTYPE = (
         "tooltip": "Precision of the weights. auto keeps the one they are stored in, bfloat16 in the released checkpoint.",
     },
 )
-QUANTIZATION = (["none"], {"default": "none", "tooltip": "none keeps the weights in the chosen dtype."})
+QUANTIZATION = (
+    list(CHOICES),
+    {
+        "default": "none",
+        "tooltip": "Attention and feed-forward weights in fewer bits, made while loading: int8 and fp8 take half the memory of "
+        "bfloat16, nf4 a good quarter. int8 is the most exact, nf4 the least. none keeps the weights as they are stored. Needs "
+        "comfy-kitchen.",
+    },
+)
 
 
 ATTENTION = (
@@ -44,7 +53,6 @@ class _Loader:
 
     CATEGORY = CATEGORY
     FUNCTION = "load"
-    QUANTIZABLE = False
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -52,23 +60,27 @@ class _Loader:
         if kind := single_file.FOLDERS.get(cls.COMPONENT):
             names += single_file.list_files(cls.COMPONENT, host.model_roots(kind))
             tooltip += f", or one safetensors file of this model below models/{kind}"
-        inputs = {"checkpoint": (names or ["GLM-Image"], {"tooltip": f"{tooltip}."}), "dtype": DTYPE}
-        return {"required": inputs | ({"quantization": QUANTIZATION} if cls.QUANTIZABLE else {})}
+        return {"required": {"checkpoint": (names or ["GLM-Image"], {"tooltip": f"{tooltip}."}), "dtype": DTYPE}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at the component's config and file headers before a graph runs, so that no work is lost to a broken file."""
+        return cls._problem(checkpoint) or True
+
+    @classmethod
+    def _problem(cls, checkpoint, quantization="none") -> str:
         if checkpoint is None:
-            return True  # comes over a link and is checked when it is loaded
+            return ""  # comes over a link and is checked when it is loaded
         try:
             path = cls._path(checkpoint)
             if path.is_file():
-                single_file.check_file(path, cls.COMPONENT, host.checkpoint_roots())
+                report = single_file.check_file(path, cls.COMPONENT, host.checkpoint_roots())
             else:
-                checkpoints.check_model(path, cls.COMPONENT)
+                report = checkpoints.check_model(path, cls.COMPONENT)
+            checkpoints.check_quantization(report, quantization or "none", host.device())
         except (FileNotFoundError, ValueError, ImportError) as error:
             return str(error)
-        return True
+        return ""
 
     @classmethod
     def _path(cls, checkpoint: str) -> Path:
@@ -78,9 +90,21 @@ class _Loader:
         return checkpoints.find_checkpoint(checkpoint, host.checkpoint_roots())
 
 
-class GLMImageLoadAR(_Loader):
+class _QuantizingLoader(_Loader):
+    """A loader of one of the big models."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": super().INPUT_TYPES()["required"] | {"quantization": QUANTIZATION}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, checkpoint, quantization="none"):
+        """Also whether installation and device can compute with such weights."""
+        return cls._problem(checkpoint, quantization) or True
+
+
+class GLMImageLoadAR(_QuantizingLoader):
     COMPONENT = "vision_language_encoder"
-    QUANTIZABLE = True
     TITLE = "Load GLM-Image AR Model"
     DESCRIPTION = "Loads the 9B autoregressive model that plans a picture as prior tokens and reads reference images."
     SEARCH_ALIASES = ("glm image autoregressive", "glm vision language encoder", "glm image model loader")
@@ -91,8 +115,8 @@ class GLMImageLoadAR(_Loader):
     def load(self, checkpoint, dtype, quantization):
         path = self._path(checkpoint)
         if path.is_file():
-            return (host.wire(single_file.load_ar(path, dtype, host.checkpoint_roots())),)
-        return (host.wire(checkpoints.load_ar(path, dtype)),)
+            return (host.wire(single_file.load_ar(path, dtype, host.checkpoint_roots(), quantization)),)
+        return (host.wire(checkpoints.load_ar(path, dtype, quantization)),)
 
 
 class GLMImageLoadGlyphEncoder(_Loader):
@@ -108,9 +132,8 @@ class GLMImageLoadGlyphEncoder(_Loader):
         return (host.wire(checkpoints.load_glyph_encoder(self._path(checkpoint), dtype)),)
 
 
-class GLMImageLoadDiT(_Loader):
+class GLMImageLoadDiT(_QuantizingLoader):
     COMPONENT = "transformer"
-    QUANTIZABLE = True
     TITLE = "Load GLM-Image DiT"
     DESCRIPTION = "Loads the 7B diffusion transformer that paints the picture the prior tokens plan."
     SEARCH_ALIASES = ("glm image diffusion model", "glm image transformer", "glm unet")
@@ -123,12 +146,12 @@ class GLMImageLoadDiT(_Loader):
         return super().INPUT_TYPES() | {"optional": {"attention": ATTENTION, "compile": COMPILE}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint, attention="auto", compile=False):
-        said = super().VALIDATE_INPUTS(checkpoint)
-        if said is not True:
-            return said
+    def VALIDATE_INPUTS(cls, checkpoint, quantization="none", attention="auto", compile=False):
+        """Also whether attention and compiler are there."""
         from ..glmimage_core.transformer import check_attention_backend, check_compiler
 
+        if problem := cls._problem(checkpoint, quantization):
+            return problem
         try:
             check_attention_backend(attention or "auto")
             if compile:
@@ -139,7 +162,10 @@ class GLMImageLoadDiT(_Loader):
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False):
         path = self._path(checkpoint)
-        dit = single_file.load_dit(path, dtype, host.checkpoint_roots()) if path.is_file() else checkpoints.load_dit(path, dtype)
+        if path.is_file():
+            dit = single_file.load_dit(path, dtype, host.checkpoint_roots(), quantization)
+        else:
+            dit = checkpoints.load_dit(path, dtype, quantization)
         from ..glmimage_core.transformer import compile_blocks, use_attention_backend
 
         use_attention_backend(dit.model, attention)

@@ -51,6 +51,12 @@ class GLMImageLoadLoRA:
         file = host.lora_file(lora_name)
         if model is None and ar is None:
             raise ValueError("neither model nor ar is connected; connect what the LoRA is for")
+        for half in (glm_dit(model) if model is not None else None, glm_ar(ar) if ar is not None else None):
+            if half is not None and half.quantized_by:
+                raise ValueError(
+                    f"{lora_name} cannot be laid over weights that {half.quantized_by} quantized; take the original checkpoint "
+                    "with a quantization of the loader"
+                )
         lora = read_lora(file)
         try:
             dit = None if model is None else match(lora, glm_dit(model).model)

@@ -10,6 +10,7 @@ from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import recognise, single_file
 from glm_image_pack.glmimage_core.denoise import sample
 from glm_image_pack.glmimage_core.prior import generate_prior
+from glm_image_pack.glmimage_core.quantization import Header
 from glm_image_pack.glmimage_core.tiny import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
@@ -129,8 +130,8 @@ def test_shapes_say_the_config_where_the_metadata_does_not():
             "vision_language_encoder": GlmImageForConditionalGeneration(GlmImageConfig(**released["vision_language_encoder"])),
         }
     for component, model in models.items():
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        header = checkpoints.Header(shapes, dict.fromkeys(shapes, torch.bfloat16), {})
+        headers = {name: Header(torch.bfloat16, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+        header = checkpoints.FileHeader(headers, {}, {})
         part = recognise.recognise(Path("one.safetensors"), header)
         assert part.component == component
         built = checkpoints.build(component, part.config, "the header")
@@ -390,3 +391,31 @@ def test_inspect_describes_a_file(folder, tmp_path, capsys):
     save_file({"x": torch.zeros(1)}, file)
     assert main(["inspect", str(file)]) == 2
     assert "no part of GLM-Image" in capsys.readouterr().err
+
+
+# Quantized
+
+
+@pytest.mark.parametrize("component", ["vision_language_encoder", "transformer"])
+@pytest.mark.parametrize("quantization", ["int8", "fp8", "nf4"])
+def test_a_quantized_single_file_is_the_quantized_folder(folder, tmp_path, component, quantization):
+    """Stored so, and quantized as it is loaded."""
+    pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+    from glm_image_pack.glmimage_core.quantization import parts_of
+    from glm_image_pack.glmimage_core.quantized_checkpoint import quantize_checkpoint
+
+    quantize_checkpoint(folder, tmp_path / "quantized", {component: quantization})
+    stored = load_file(next((tmp_path / "quantized" / component).glob("*.safetensors")))
+    prefix = "model.diffusion_model." if component == "transformer" else ""
+    config = (folder / component / "config.json").read_text("utf-8")
+    file = tmp_path / "one.safetensors"
+    save_file({prefix + key: tensor for key, tensor in stored.items()}, file, {"config": config})
+    assert single_file.describe_file(file).quantized.keys() == {quantization}
+
+    load_folder, load = LOADERS[component]
+    plain = write_file(folder / component, tmp_path / "plain.safetensors")
+    expected = load_folder(tmp_path / "quantized").model
+    for model in (load(file, roots=[folder.parent]).model, load(plain, "auto", [folder.parent], quantization).model):
+        for (name, theirs), (_, ours) in zip(expected.named_parameters(), model.named_parameters(), strict=True):
+            for one, other in zip(parts_of(theirs), parts_of(ours), strict=True):
+                assert one.dtype == other.dtype and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other))), name

@@ -1,4 +1,4 @@
-"""The command line: `python . render | inspect | tiny | bench`."""
+"""The command line: `python . render | inspect | quantize | tiny | bench`."""
 
 import argparse
 import logging
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...glmimage_core import memory
 from ...glmimage_core.checkpoint import (
+    DTYPES,
     MODEL_CLASSES,
     ComponentReport,
     describe,
@@ -16,6 +17,8 @@ from ...glmimage_core.checkpoint import (
     skeleton,
 )
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
+from ...glmimage_core.quantization import CHOICES
+from ...glmimage_core.quantized_checkpoint import quantize_checkpoint
 from ...glmimage_core.residency import Residency
 from ...glmimage_core.single_file import describe_file
 from ...glmimage_core.sizes import SIZES
@@ -35,6 +38,7 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_render(commands)
     _add_inspect(commands)
+    _add_quantize(commands)
     _add_tiny(commands)
     add_bench(commands)
     options = parser.parse_args(with_default_bench(arguments))
@@ -148,9 +152,10 @@ def _print_problems(problems: list) -> int:
 
 
 def _component_line(report: ComponentReport) -> str:
-    sizes = " ".join(f"{_human(report.parameters * itemsize):>10}" for itemsize in (2, 2, 4))
-    stored = ", ".join(str(dtype).removeprefix("torch.") for dtype in report.dtypes)
-    return f"{report.name:24} {report.parameters:>13,} {_human(report.disk_bytes):>10} {sizes}  {stored}"
+    sizes = " ".join(f"{_human(report.weight_bytes(dtype)):>10}" for dtype in DTYPES.values())
+    stored = [str(dtype).removeprefix("torch.") for dtype in report.dtypes]
+    stored += [f"{name} ({parameters:,} in {_human(size)})" for name, (parameters, size) in report.quantized.items()]
+    return f"{report.name:24} {report.parameters:>13,} {_human(report.disk_bytes):>10} {sizes}  {', '.join(stored)}"
 
 
 def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
@@ -158,10 +163,11 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
     fitted = (grid.width * PRIOR_PX, grid.height * PRIOR_PX)
     job = memory.Job(options.width, options.height, references=(fitted,) * options.references)
     models = {name: skeleton(options.checkpoint, name) for name in MODEL_CLASSES}
-    itemsizes = {name: reports[name].stored_dtype.itemsize for name in MODEL_CLASSES}
+    dtypes = {name: reports[name].stored_dtype for name in MODEL_CLASSES}
+    itemsizes = {name: dtype.itemsize for name, dtype in dtypes.items()}
     configs = {name: model.config for name, model in models.items()}
     stages = memory.predict(configs, itemsizes, job, on_cpu=best_device().type == "cpu")
-    weights = {name: reports[name].parameters * itemsizes[name] for name in MODEL_CLASSES}
+    weights = {name: reports[name].weight_bytes(dtypes[name]) for name in MODEL_CLASSES}
     print(
         f"\nPredicted memory at {options.width}x{options.height} with {options.references} reference(s) of that size "
         f"(fitted to {fitted[0]}x{fitted[1]}), weights as stored, cfg above 1:"
@@ -180,6 +186,30 @@ def _human(count: int) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def _add_quantize(commands) -> None:
+    parser = commands.add_parser(
+        "quantize",
+        help="write a smaller checkpoint",
+        description="Writes a checkpoint anew with quantized weights. Made again after an interruption, it goes on.",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with model_index.json")
+    parser.add_argument("out", type=Path, metavar="OUT", help="is made; must be empty or unfinished")
+    parser.add_argument("--ar", choices=CHOICES, default="none", help="of the AR model")
+    parser.add_argument("--dit", choices=CHOICES, default="none", help="of the DiT")
+    parser.set_defaults(run=_quantize)
+
+
+def _quantize(options) -> int:
+    formats = {"vision_language_encoder": options.ar, "transformer": options.dit}
+
+    def show(done: int, total: int, preview=None) -> None:
+        _show_progress("tensors", done, total)
+
+    quantize_checkpoint(options.checkpoint, options.out, formats, show)
+    print(options.out)
+    return 0
 
 
 def _add_tiny(commands) -> None:

@@ -73,6 +73,9 @@ class Host(Protocol):
     def lora_file(self, name: str) -> Path:
         """The LoRA of that name. Raises FileNotFoundError where there is none."""
 
+    def device(self) -> torch.device:
+        """Where models compute."""
+
     def progress(self, label: str, unit: str = "") -> Progress:
         """A fresh progress bar for one stage; it raises when the user has asked to stop. With a unit, speed is shown too."""
 

@@ -59,6 +59,9 @@ class ComfyHost:
             raise FileNotFoundError(f"there is no LoRA {name!r}; put it below models/loras")
         return Path(path)
 
+    def device(self) -> torch.device:
+        return model_management.get_torch_device()
+
     def progress(self, label: str, unit: str = "") -> Progress:
         model_management.throw_exception_if_processing_interrupted()
         bar = comfy.utils.ProgressBar(1)

@@ -22,6 +22,7 @@ from ...glmimage_core.checkpoint import load_dit, load_vae
 from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, rope, velocity
 from ...glmimage_core.geometry import LATENT_PX, dit_token_count
 from ...glmimage_core.preview import LatentColours, fit_latent_colours
+from ...glmimage_core.quantization import quantization_of
 from ...glmimage_core.references import Reference, check_references, sizes_of
 from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
 from ...glmimage_core.vae import LatentSpace, check_channels
@@ -294,12 +295,16 @@ def dit_patcher(dit: Dit, disable_dynamic: bool = False) -> comfy.model_patcher.
     model = GlmImageModel(dit, device, offload_device)
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     # How ComfyUI gets a second copy, where a node needs one that does not stream on demand
-    patcher.cached_patcher_init = (_reload, (dit.checkpoint, dit.roots, str(dit.model.dtype).removeprefix("torch.")))
+    settings = (str(dit.model.dtype).removeprefix("torch."), quantization_of(dit.model))
+    patcher.cached_patcher_init = (_reload, (dit.checkpoint, dit.roots, *settings))
     return patcher
 
 
 def _reload(
-    checkpoint: Path, roots: Sequence[Path], dtype: str, disable_dynamic: bool = False
+    checkpoint: Path, roots: Sequence[Path], dtype: str, quantization: str, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    dit = single_file.load_dit(checkpoint, dtype, roots) if checkpoint.is_file() else load_dit(checkpoint, dtype)
+    if checkpoint.is_file():
+        dit = single_file.load_dit(checkpoint, dtype, roots, quantization)
+    else:
+        dit = load_dit(checkpoint, dtype, quantization)
     return dit_patcher(dit, disable_dynamic)

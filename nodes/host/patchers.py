@@ -7,6 +7,7 @@ import torch
 
 from ...glmimage_core.component import Component
 from ...glmimage_core.prior import ArModel
+from ...glmimage_core.quantization import QuantizedLinear, dequantized
 
 LAYERS = ("Linear", "Embedding", "Conv2d", "LayerNorm", "GroupNorm")
 # Layers whose weights the libraries read for themselves instead of calling the layer, so that they cannot be streamed.
@@ -14,6 +15,30 @@ READ_DIRECTLY = ("position_embedding", "quantize.embedding", "relative_attention
 
 # The patcher that streams on demand, where this ComfyUI has one; a name that ComfyUI sets when it starts.
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+class StreamedQuantizedLinear(QuantizedLinear, comfy.ops.manual_cast.Linear):
+    """A quantized layer that ComfyUI streams, casts and patches. ComfyUI's own layers forget a patch on such a weight."""
+
+    comfy_cast_weights = False  # set by the patcher while the weight is elsewhere
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() and (self.comfy_cast_weights or self.weight_function or self.bias_function):
+            return self.forward_comfy_cast_weights(x)
+        return super().forward(x)
+
+    def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **_options) -> torch.Tensor:
+        """What ComfyUI adds a patch to."""
+        return dequantized(weight)
+
+    def set_weight(
+        self, weight: torch.Tensor, inplace_update: bool = False, seed: int | None = None, return_weight: bool = False, **_options
+    ) -> torch.Tensor | None:
+        """What ComfyUI does with the sum."""
+        weight = self.requantized(weight, seed or 0)
+        if return_weight:
+            return weight
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
 
 
 class Holder(torch.nn.Module):
@@ -68,6 +93,8 @@ def streamable(model: torch.nn.Module, device: torch.device) -> torch.dtype | No
     computing = compute_dtype or model.dtype
     for name, layer in model.named_modules():
         kind = type(layer).__name__
+        if isinstance(layer, QuantizedLinear):
+            layer.__class__ = StreamedQuantizedLinear
         if kind not in LAYERS or type(layer) is not getattr(torch.nn, kind) or name.endswith(READ_DIRECTLY):
             continue
         stored = layer.weight.dtype if layer.weight is not None else None

@@ -67,6 +67,9 @@ class StandaloneHost:
             raise FileNotFoundError(f"there is no LoRA {name!r} in {self.models / 'loras'}")
         return self.models / "loras" / name
 
+    def device(self) -> torch.device:
+        return self._placing().device
+
     def progress(self, label: str, unit: str = "") -> Progress:
         return lambda done, total, preview=None: self.on_progress(label, done, total)
 

@@ -344,6 +344,21 @@ def test_the_patcher_that_streams_on_demand_gives_the_same(on_demand, library, f
         assert (out["samples"] - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("quantization", ["int8", "fp8", "nf4"])
+def test_the_patcher_that_streams_on_demand_brings_quantized_weights(on_demand, folder, conditioned, run, quantization):
+    pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+    positive, negative, _ = conditioned(True)
+    inputs = {"positive": positive, "negative": negative, "seed": 1, "steps": 2, "cfg": 1.5}
+    (model,) = run("GLMImageLoadDiT", checkpoint="GLM-Image", dtype="auto", quantization=quantization)
+    assert model.is_dynamic()
+    reload, arguments = model.cached_patcher_init
+    whole = reload(*arguments, disable_dynamic=True)
+    (expected,) = run("GLMImageSampler", model=whole, **inputs)
+    for _ in range(2):
+        (out,) = run("GLMImageSampler", model=model, **inputs)
+        assert torch.allclose(out["samples"], expected["samples"], atol=1e-4)
+
+
 def test_the_patcher_that_streams_on_demand_keeps_the_schedules_of_two_sizes_apart(on_demand, folder, run):
     import comfy.samplers
 

@@ -1,0 +1,100 @@
+"""Components that another library quantized: which one it was, whether it is installed, and how it loads them.
+
+transformers and diffusers call bitsandbytes, torchao, SDNQ and AutoRound themselves where config.json names the method; but
+where the library is missing or the method unknown, some of their releases load noise without a word. Here that is an error,
+told before anything is read. A GGUF file of the DiT takes the place of its safetensors.
+"""
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+
+from .quantization import MARK, Header
+
+MODULES = {  # quant_method in a config, which is also the name to install -> the module that must be there
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+    "sdnq": "sdnq",
+    "auto-round": "auto_round",
+    "gguf": "gguf",
+}
+
+
+def quant_method(folder: Path) -> str | None:
+    """The library that quantized a component, or None. Raises ValueError for one that is not known here."""
+    if gguf_file(folder):
+        return "gguf"
+    try:
+        stated = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config") or {}
+    except (OSError, ValueError, AttributeError):
+        return None  # a missing or damaged config is told by whoever reads it
+    method = stated.get("quant_method", MARK)
+    if method != MARK and method not in MODULES:
+        known = ", ".join(MODULES)
+        raise ValueError(f"{folder} is quantized by {method!r}, which is unknown here; known are {known} and `python . quantize`")
+    return None if method == MARK else method
+
+
+def gguf_file(folder: Path) -> Path | None:
+    """The GGUF file that holds a component's weights, where there are no safetensors."""
+    if any(folder.glob("*.safetensors")):
+        return None
+    return next(iter(sorted(folder.glob("*.gguf"))), None)
+
+
+def check_installed(method: str) -> None:
+    """Raise ImportError, with what to install, where the library of a method is missing."""
+    if importlib.util.find_spec(MODULES[method]) is None:
+        raise ImportError(f"these weights are quantized by {method}, which is missing: pip install {method}")
+
+
+def check_device(method: str, name: str, device: torch.device) -> None:
+    """Raise ValueError where a component quantized so cannot be loaded."""
+    if method == "bitsandbytes" and name == "transformer" and device.type != "cuda":
+        raise ValueError(
+            f"diffusers loads a DiT quantized by bitsandbytes on CUDA only, not on {device.type}; "
+            "take the original checkpoint and quantization nf4"
+        )
+
+
+def prepare(method: str) -> None:
+    """Import the library: SDNQ makes itself known to transformers and diffusers that way."""
+    importlib.import_module(MODULES[method])
+
+
+def gguf_headers(file: Path) -> dict[str, Header]:
+    """The headers of a GGUF file by name. Quantized tensors are bytes. Raises ValueError for a broken file."""
+    check_installed("gguf")
+    import gguf
+
+    try:
+        tensors = gguf.GGUFReader(file).tensors
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
+    wide = {gguf.GGMLQuantizationType[name]: dtype for name, dtype in _WIDE.items()}
+    return {
+        tensor.name: Header(wide[tensor.tensor_type], tuple(int(side) for side in reversed(tensor.shape)))
+        if tensor.tensor_type in wide
+        else Header(torch.uint8, (int(tensor.n_bytes),))
+        for tensor in tensors
+    }
+
+
+_WIDE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def fill_from_gguf(model: torch.nn.Module, file: Path, dtype: torch.dtype) -> None:
+    """Give a DiT without weights those of a GGUF file, through diffusers' layers for them."""
+    from diffusers.models.model_loading_utils import load_gguf_checkpoint
+    from diffusers.quantizers.gguf.utils import GGUFParameter, _replace_with_gguf_linear
+
+    tensors = load_gguf_checkpoint(str(file))
+    _replace_with_gguf_linear(model, dtype, tensors)
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(".")
+        if not isinstance(tensor, GGUFParameter):
+            tensor = torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
+        model.get_submodule(name)._parameters[kind] = tensor

@@ -1,0 +1,94 @@
+"""NF4 as a layout of comfy-kitchen: 4 bits a weight, the same codes and scales as bitsandbytes' nf4 in blocks of 64.
+
+Sixteen levels at the quantiles of a normal distribution (QLoRA, arXiv:2305.14314). Importing this needs comfy-kitchen and
+registers the layout there; without bitsandbytes a weight is brought back to full width for each product.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from comfy_kitchen.tensor import (
+    BaseLayoutParams,
+    QuantizedLayout,
+    QuantizedTensor,
+    register_layout_class,
+    register_layout_op,
+)
+
+NAME = "GlmImageNF4Layout"
+BLOCK = 64  # weights that share one scale
+ROWS = 256  # quantized at once
+LEVELS = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+class NF4Layout(QuantizedLayout):
+    """A weight [N, K] as codes [N, K / 2] uint8, the first of a pair in the high half, and scales [N, K / 64] float32."""
+
+    @dataclass(frozen=True)
+    class Params(BaseLayoutParams):
+        """What comfy-kitchen keeps of every layout."""
+
+    @classmethod
+    def quantize(cls, tensor: torch.Tensor, **_options) -> tuple[torch.Tensor, Params]:
+        """Options of other layouts, such as how to round, have no meaning here."""
+        rows, columns = tensor.shape
+        packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device=tensor.device)
+        scale = torch.empty(rows, columns // BLOCK, device=tensor.device)
+        levels = torch.tensor(LEVELS, device=tensor.device)
+        between = (levels[1:] + levels[:-1]) / 2
+        for part in range(0, rows, ROWS):  # what is in between takes eight times a weight's memory
+            here = slice(part, part + ROWS)
+            blocks = tensor[here].float().view(-1, columns // BLOCK, BLOCK)
+            scale[here] = blocks.abs().amax(dim=-1)
+            codes = torch.bucketize(blocks / scale[here, :, None].clamp(min=1e-12), between, out_int32=True).view(-1, columns)
+            packed[here] = codes[:, ::2] << 4 | codes[:, 1::2]
+        return packed, cls.Params(scale=scale, orig_dtype=tensor.dtype, orig_shape=(rows, columns))
+
+    @classmethod
+    def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        codes = torch.stack((qdata >> 4, qdata & 15), dim=-1).view(*params.scale.shape, BLOCK)
+        levels = torch.tensor(LEVELS, device=qdata.device)
+        return (levels[codes.int()] * params.scale[..., None]).view(params.orig_shape).to(params.orig_dtype)
+
+    @classmethod
+    def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return qtensor._qdata, qtensor._params.scale
+
+    @classmethod
+    def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
+        return {"": qdata, "_scale": params.scale}
+
+
+register_layout_class(NAME, NF4Layout)
+
+
+@register_layout_op(torch.ops.aten.linear.default, NF4Layout)
+def _linear(_tensor, arguments: tuple, _options: dict) -> torch.Tensor:
+    x, weight, bias = (*arguments, None)[:3]
+    if x.device.type == "cuda" and x.numel() == x.shape[-1] and _has_bitsandbytes():
+        return one_row(x, weight, bias)
+    return torch.nn.functional.linear(x, weight.dequantize(), bias)
+
+
+def one_row(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product with a single row, [..., 1, K], by bitsandbytes' kernel, which reads the 4-bit codes themselves."""
+    import bitsandbytes
+    from bitsandbytes.functional import QuantState
+
+    packed, scale = NF4Layout.get_plain_tensors(weight)
+    levels = torch.tensor(LEVELS, device=packed.device)
+    state = QuantState(scale.view(-1), weight.shape, levels, BLOCK, "nf4", weight.dtype)
+    return bitsandbytes.matmul_4bit(x, packed.view(-1, 1).t(), state, bias=bias)
+
+
+def _has_bitsandbytes() -> bool:
+    try:
+        import bitsandbytes  # noqa: F401, the second time this is a look into a dict
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,187 @@
+"""Writes a checkpoint anew with quantized weights: tensor by tensor, resumable, and never whole before it is.
+
+plan    which tensors go into which shard, from the headers alone
+write   shard after shard under a temporary name; a shard that has its name is finished and is not made again
+index   model_index.json comes last, and only with it is a folder a checkpoint
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from .checkpoint import check_libraries, check_model, read_header, read_json, skeleton, weight_files
+from .prior import Progress, no_progress
+from .quantization import (
+    FORMATS,
+    MARK,
+    Header,
+    check_installed,
+    quantizable,
+    quantize_weight,
+    read_tensor,
+    stored_headers,
+    stored_parts,
+)
+
+SHARD_BYTES = 2 * 10**9  # of a shard, all of which is in memory when it is written
+PLAN_FILE = "quantize.json"  # in an unfinished folder: what it is made of
+INDEX_FILE = "model_index.json"
+PARTIAL = ".partial"
+STEMS = {"vision_language_encoder": "model", "transformer": "diffusion_pytorch_model"}  # as the libraries name the files
+
+Shard = dict[str, str]  # tensors of the source by name, and the format each is to have or none
+
+
+def quantize_checkpoint(source: Path, out: Path, formats: Mapping[str, str], progress: Progress = no_progress) -> None:
+    """Write the checkpoint `source` into the folder `out`, with components quantized as formats says (component -> format).
+
+    All other files come along: weights as hard links where the file system can, else as copies. An interrupted call that is
+    made again goes on where it stopped. Raises ValueError or FileNotFoundError for a source that is broken or quantized
+    already and for an `out` that is something else, OSError where the disk has no room, all before anything is written.
+    """
+    formats = {name: form for name, form in formats.items() if form != "none"}
+    if not formats:
+        raise ValueError("nothing to quantize: choose a format for the AR model, the DiT or both")
+    check_libraries()
+    check_installed()
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{out} lies inside the checkpoint {source}; choose a folder elsewhere")
+    plans = {name: _plan(source, name, form) for name, form in formats.items()}
+    _claim(source, out, formats)
+    _check_room(source, out, plans)
+    done, total = 0, sum(len(shard) for shards, _ in plans.values() for shard in shards)
+    for name, (shards, _) in plans.items():
+        folder = out / name
+        for shard, file in zip(shards, _shard_files(folder, shards), strict=True):
+            if not file.exists():
+                _write_shard(source / name, shard, file, progress, done, total)
+            done += len(shard)
+            progress(done, total)
+        _write_index(folder, shards)
+        _bring(source / name, folder, without=("config.json", *(file.name for file in weight_files(source / name))))
+        _write_json(folder / "config.json", read_json(source / name / "config.json") | _quantization_config(formats[name]))
+    _bring(source, out, without=(*formats, INDEX_FILE))
+    (out / PLAN_FILE).unlink()
+    _write_json(out / INDEX_FILE, read_json(source / INDEX_FILE))
+
+
+def _plan(source: Path, name: str, quantization: str) -> tuple[list[Shard], int]:
+    """The shards of a component, and how many bytes they will take."""
+    report = check_model(source, name)
+    if report.quantized:
+        raise ValueError(f"{source / name} is quantized already, as {', '.join(report.quantized)}; start from the original")
+    headers = {key: header for file in weight_files(source / name) for key, header in read_header(file).tensors.items()}
+    model = skeleton(source, name)
+    if unknown := sorted(set(headers) - set(model.state_dict())):
+        raise ValueError(f"{source / name} has tensors that the installed libraries do not know, such as {unknown[0]}")
+    layers = {f"{layer}.weight" for layer in quantizable(model)}
+    shards, filled, whole = [{}], 0, 0
+    for key, header in headers.items():
+        form = quantization if key in layers else "none"
+        size = sum(part.bytes for part in _parts(key, header, form).values())
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = form
+        filled, whole = filled + size, whole + size
+    return shards, whole
+
+
+def _parts(key: str, header: Header, quantization: str) -> dict[str, Header]:
+    if quantization == "none":
+        return {key: header}
+    return stored_headers(key.removesuffix(".weight"), header.shape, quantization)
+
+
+def _claim(source: Path, out: Path, formats: Mapping[str, str]) -> None:
+    """Have `out` for this work: new, empty, or with the unfinished same work. Raises ValueError for another folder."""
+    files = (file for name in sorted(formats) for file in weight_files(source / name))
+    stamps = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    work = {"source": str(source.resolve()), "formats": dict(sorted(formats.items())), "files": stamps}
+    if (out / PLAN_FILE).is_file():
+        if read_json(out / PLAN_FILE) != work:
+            raise ValueError(f"{out} holds the unfinished work of another command or of files that have changed; empty it")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and not empty; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / PLAN_FILE, work)
+
+
+def _check_room(source: Path, out: Path, plans: Mapping[str, tuple[list[Shard], int]]) -> None:
+    """Raise OSError where the disk cannot hold what is still to be written, taking links for copies."""
+    there = {file.relative_to(out): file.stat().st_size for file in out.rglob("*") if file.is_file()}
+    others = [file for file in _files(source) if file.relative_to(source).parts[0] not in plans]
+    needed = sum(size for _, size in plans.values()) + sum(file.stat().st_size for file in others) - sum(there.values())
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise OSError(f"{out} needs {needed / 1e9:.1f} GB more, and its disk has {free / 1e9:.1f} GB free")
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files below a folder, but not those below hidden ones, which are downloaders' notes."""
+    found = (file for file in folder.rglob("*") if file.is_file())
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def _shard_files(folder: Path, shards: list[Shard]) -> list[Path]:
+    stem, count = STEMS[folder.name], len(shards)
+    return [folder / f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _write_shard(source: Path, shard: Shard, file: Path, progress: Progress, done: int, total: int) -> None:
+    from safetensors.torch import save_file
+
+    where = {key: weights for weights in weight_files(source) for key in read_header(weights).tensors}
+    tensors = {}
+    for number, (key, form) in enumerate(shard.items()):
+        tensor = read_tensor(where[key], key)
+        if form == "none":
+            tensors[key] = tensor
+        else:
+            tensors |= stored_parts(key.removesuffix(".weight"), quantize_weight(tensor, form), form)
+        progress(done + number + 1, total)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + PARTIAL)
+    save_file(tensors, partial, {"format": "pt"})
+    os.replace(partial, file)
+
+
+def _write_index(folder: Path, shards: list[Shard]) -> None:
+    files = _shard_files(folder, shards)
+    index = {"metadata": {}, "weight_map": {key: file.name for file in files for key in read_header(file).tensors}}
+    _write_json(folder / f"{STEMS[folder.name]}.safetensors.index.json", index)
+
+
+def _quantization_config(quantization: str) -> dict:
+    return {"quantization_config": {"quant_method": MARK, "format": FORMATS[quantization].stored}}
+
+
+def _bring(source: Path, out: Path, without: tuple[str, ...]) -> None:
+    """Link or copy the files below a folder that are not there yet, but for those of some first names."""
+    for file in _files(source):
+        there = out / file.relative_to(source)
+        if file.relative_to(source).parts[0] in without or there.exists():
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        partial = there.with_name(there.name + PARTIAL)
+        partial.unlink(missing_ok=True)
+        if file.suffix != ".safetensors" or not _linked(file, partial):
+            shutil.copyfile(file, partial)
+        os.replace(partial, there)
+
+
+def _linked(file: Path, link: Path) -> bool:
+    try:
+        os.link(file.resolve(), link)
+    except OSError:
+        return False
+    return True
+
+
+def _write_json(file: Path, content: dict) -> None:
+    partial = file.with_name(file.name + PARTIAL)
+    partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    os.replace(partial, file)

@@ -1,0 +1,152 @@
+"""Checkpoints that other libraries quantized, as far as those libraries run on a CPU."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import foreign
+from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.prior import generate_prior
+from glm_image_pack.glmimage_core.residency import model_bytes
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes.headless.cli import main
+from safetensors.torch import save_file
+from test_denoise import plan
+
+
+@pytest.fixture
+def root(folder, tmp_path):
+    """A copy of the tiny checkpoint, to put other components in."""
+    return shutil.copytree(folder, tmp_path / "models" / "diffusers" / "GLM-Image")
+
+
+def claim(component, method: str) -> None:
+    """Have a config say that a library quantized its component."""
+    config = json.loads((component / "config.json").read_text())
+    (component / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+
+
+def configuration(method: str, half: str):
+    """What the libraries are asked to quantize with, and the class that does it."""
+    import diffusers
+    import transformers
+
+    pytest.importorskip(foreign.MODULES[method], reason=f"{method} is not installed")
+    library = transformers if half == "ar" else diffusers
+    if method == "bitsandbytes":
+        return library.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    if method == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return library.TorchAoConfig(Int8WeightOnlyConfig())
+    from sdnq import SDNQConfig
+
+    return SDNQConfig(weights_dtype="int8", minimum_allowed_numel=1024)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "sdnq"])
+def test_an_ar_model_of_another_library_plans(folder, root, method):
+    config = configuration(method, "ar")
+    from transformers import GlmImageForConditionalGeneration
+
+    name = "vision_language_encoder"
+    model = GlmImageForConditionalGeneration.from_pretrained(folder / name, quantization_config=config, dtype=torch.bfloat16)
+    shutil.rmtree(root / name)
+    model.save_pretrained(root / name)
+    report = checkpoints.check_model(root, name)
+    assert list(report.quantized) == [method] and report.quantized[method].parameters > 50_000
+    ar = checkpoints.load_ar(root)
+    assert ar.quantized_by == method and ar.dtype == torch.bfloat16
+    assert model_bytes(ar.model) < 0.9 * model_bytes(checkpoints.load_ar(folder, "bfloat16").model)
+    assert generate_prior(ar, "a tree", 256, 256, seed=1).tokens.shape == (1, 8, 8)
+    with pytest.raises(ValueError, match=f"stored as {method}; choose quantization none"):
+        checkpoints.load_ar(root, "auto", "int8")
+
+
+@pytest.mark.parametrize("method", ["torchao", "sdnq"])
+def test_a_dit_of_another_library_paints_nearly_the_same(folder, root, dit, method):
+    config = configuration(method, "dit")
+    from diffusers import GlmImageTransformer2DModel
+
+    model = GlmImageTransformer2DModel.from_pretrained(
+        folder / "transformer", quantization_config=config, torch_dtype=torch.float32
+    )
+    shutil.rmtree(root / "transformer")
+    model.save_pretrained(root / "transformer", safe_serialization=True)
+    assert list(checkpoints.check_model(root, "transformer").quantized) == [method]
+    paints_nearly_the_same(checkpoints.load_dit(root, "float32"), dit)
+
+
+def paints_nearly_the_same(quantized, dit) -> None:
+    glyphs = torch.randn(1, 5, dit.model.config.text_embed_dim, generator=torch.Generator().manual_seed(0))
+    exact = sample(dit, plan(), glyphs, glyphs, seeds=[3], steps=2)
+    near = sample(quantized, plan(), glyphs.to(quantized.dtype), glyphs.to(quantized.dtype), seeds=[3], steps=2)
+    assert 0 < (near - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.fixture
+def gguf_dit(root, dit):
+    """The tiny checkpoint with its DiT as a GGUF file."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    (weights,) = (root / "transformer").glob("*.safetensors")
+    weights.unlink()
+    writer = gguf.GGUFWriter(root / "transformer" / "dit.gguf", "glm_image")
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, tensor in dit.model.state_dict().items():
+        kind = gguf.GGMLQuantizationType.Q8_0 if tensor.ndim == 2 and ".ff." in key else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(key, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return root
+
+
+def test_a_gguf_of_the_dit_paints_nearly_the_same(gguf_dit, dit, capsys):
+    loaded = checkpoints.load_dit(gguf_dit, "float32")
+    assert loaded.quantized_by == "gguf"
+    paints_nearly_the_same(loaded, dit)
+    assert checkpoints.load_dit(gguf_dit).dtype == torch.bfloat16
+    assert main(["inspect", str(gguf_dit)]) == 0
+    assert "gguf (65,536 in" in capsys.readouterr().out
+
+
+def test_a_damaged_gguf_is_told(gguf_dit):
+    file = gguf_dit / "transformer" / "dit.gguf"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="dit.gguf is truncated or corrupt"):
+        checkpoints.check_model(gguf_dit, "transformer")
+
+
+def test_a_lora_over_such_weights_is_refused(quiet_host, gguf_dit):
+    quiet_host.models = gguf_dit.parents[1]
+    (quiet_host.models / "loras").mkdir()
+    save_file({"x": torch.zeros(1)}, quiet_host.models / "loras" / "a.safetensors")
+    (model,) = NODES["GLMImageLoadDiT"]().load("GLM-Image", "auto", "none")
+    with pytest.raises(ValueError, match="cannot be laid over weights that gguf quantized"):
+        NODES["GLMImageLoadLoRA"]().load("a.safetensors", 1.0, 1.0, model)
+
+
+@pytest.mark.parametrize("method", list(foreign.MODULES))
+def test_a_missing_library_is_named_before_anything_is_read(quiet_host, root, method, monkeypatch):
+    monkeypatch.setitem(foreign.MODULES, method, "no_such_module")
+    claim(root / "transformer", method)
+    quiet_host.models = root.parents[1]
+    assert NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image").endswith(f"pip install {method}")
+    with pytest.raises(ImportError, match=f"quantized by {method}, which is missing"):
+        checkpoints.load_dit(root)
+
+
+def test_an_unknown_method_is_refused(root):
+    claim(root / "vision_language_encoder", "magic")
+    with pytest.raises(ValueError, match="quantized by 'magic', which is unknown here"):
+        checkpoints.load_ar(root)
+
+
+def test_a_dit_of_bitsandbytes_without_cuda_is_told_what_to_do_instead():
+    foreign.check_device("bitsandbytes", "vision_language_encoder", torch.device("cpu"))
+    foreign.check_device("bitsandbytes", "transformer", torch.device("cuda"))
+    with pytest.raises(ValueError, match="the original checkpoint and quantization nf4"):
+        foreign.check_device("bitsandbytes", "transformer", torch.device("cpu"))

@@ -1,0 +1,175 @@
+"""Checkpoints written with quantized weights: what they hold, how they load, and what an interruption leaves behind."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import quantization as quantizations
+from glm_image_pack.glmimage_core import quantized_checkpoint
+from glm_image_pack.nodes.headless.cli import main
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+BOTH = {"vision_language_encoder": "int8", "transformer": "nf4"}
+
+
+@pytest.fixture(scope="module")
+def written(folder, tmp_path_factory):
+    """The tiny checkpoint with the AR model in int8 and the DiT in nf4."""
+    out = tmp_path_factory.mktemp("quantized") / "out"
+    quantized_checkpoint.quantize_checkpoint(folder, out, BOTH)
+    return out
+
+
+@pytest.fixture
+def copied(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "copied")
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(quantized_checkpoint, "SHARD_BYTES", 100_000)
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_it_loads_as_what_was_quantized_while_loading(folder, written):
+    assert equal(checkpoints.load_ar(written).model, checkpoints.load_ar(folder, "auto", "int8").model)
+    assert equal(checkpoints.load_dit(written, "bfloat16").model, checkpoints.load_dit(folder, "bfloat16", "nf4").model)
+    assert equal(checkpoints.load_vae(written).model, checkpoints.load_vae(folder).model)
+    assert equal(checkpoints.load_glyph_encoder(written).model, checkpoints.load_glyph_encoder(folder).model)
+
+
+def test_everything_else_comes_along_and_nothing_unfinished_stays(folder, written):
+    def others(root):
+        files = (file.relative_to(root) for file in root.rglob("*") if file.is_file())
+        return {file for file in files if file.parts[0] not in BOTH}
+
+    assert others(written) == others(folder)
+    assert all((written / file).read_bytes() == (folder / file).read_bytes() for file in others(folder))
+    assert not list(written.rglob("*.partial"))
+    assert (written / "transformer" / "config.json").stat().st_ino != (folder / "transformer" / "config.json").stat().st_ino
+
+
+def test_its_report_counts_what_is_quantized(folder, written):
+    plain, small = ({report.name: report for report in checkpoints.describe(root)} for root in (folder, written))
+    assert [report.problems for report in small.values()] == [[]] * len(small)
+    for name, form in BOTH.items():
+        assert small[name].parameters == plain[name].parameters
+        assert list(small[name].quantized) == [form] and small[name].stored_dtype == torch.float32
+        assert small[name].weight_bytes(torch.float32) < small[name].disk_bytes < 0.8 * plain[name].disk_bytes
+
+
+def test_many_shards_hold_the_same(folder, tmp_path, written, small_shards):
+    quantized_checkpoint.quantize_checkpoint(folder, tmp_path / "out", BOTH)
+    assert len(list((tmp_path / "out" / "transformer").glob("*.safetensors"))) > 3
+    assert equal(checkpoints.load_dit(tmp_path / "out").model, checkpoints.load_dit(written).model)
+
+
+def test_an_interrupted_run_leaves_no_checkpoint_and_goes_on_where_it_stopped(folder, tmp_path, written, small_shards):
+    class Stop(Exception):
+        pass
+
+    def stop_late(done, total, preview=None):
+        if done > total // 2:
+            raise Stop
+
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        quantized_checkpoint.quantize_checkpoint(folder, out, BOTH, stop_late)
+    finished = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    assert finished and not checkpoints.is_checkpoint(out)
+    with pytest.raises(ValueError, match="unfinished work of another command"):
+        quantized_checkpoint.quantize_checkpoint(folder, out, {"transformer": "nf4"})
+    quantized_checkpoint.quantize_checkpoint(folder, out, BOTH)
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert equal(checkpoints.load_ar(out).model, checkpoints.load_ar(written).model)
+    assert not (out / "quantize.json").exists()
+
+
+def test_what_cannot_be_done_is_told_before_anything_is_written(folder, written, tmp_path, monkeypatch):
+    def refused(error, source, out, formats, match):
+        with pytest.raises(error, match=match):
+            quantized_checkpoint.quantize_checkpoint(source, out, formats)
+
+    refused(ValueError, folder, folder / "small", BOTH, "lies inside the checkpoint")
+    refused(ValueError, written, tmp_path / "twice", BOTH, "quantized already, as int8; start from the original")
+    refused(ValueError, folder, tmp_path / "none", {"transformer": "none"}, "nothing to quantize")
+    refused(ValueError, folder, written, BOTH, "there already and not empty")
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "transformer" / "config.json").unlink()
+    refused(FileNotFoundError, broken, tmp_path / "x", BOTH, "config.json is missing")
+    full = shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000)
+    monkeypatch.setattr(quantized_checkpoint.shutil, "disk_usage", lambda path: full)
+    refused(OSError, folder, tmp_path / "full", BOTH, "GB more, and its disk has 0.0 GB free")
+    for name in ("twice", "none", "x"):
+        assert not (tmp_path / name).exists()
+    assert not list((tmp_path / "full").rglob("*.safetensors"))
+
+
+def rewrite(folder, change) -> None:
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    change(tensors)
+    file.unlink()
+    save_file(tensors, file)
+
+
+TO_Q, FF = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.pop(f"{TO_Q}.weight_scale"), "weight_scale should be .* missing"),
+        (lambda t: t.update({f"{FF}.weight": torch.zeros(64, 64).byte()}), "should be .* for nf4"),
+        (lambda t: t.pop(f"{FF}.comfy_quant"), "does not match its weights"),
+        (lambda t: t.update({"proj_out.comfy_quant": t[f"{FF}.comfy_quant"].clone()}), "no layer of it that is"),
+        (lambda t: t.update({f"{FF}.comfy_quant": torch.tensor(list(b'{"format": "x"}')).byte()}), "quantized as 'x'"),
+        (lambda t: t.update({f"{FF}.comfy_quant": torch.zeros(3).byte()}), "cannot be read"),
+    ],
+)
+def test_a_damaged_one_is_told_before_weights_are_read(copied, change, match):
+    rewrite(copied / "transformer", change)
+    with pytest.raises(ValueError, match=match):
+        checkpoints.check_model(copied, "transformer")
+
+
+def test_a_truncated_shard_is_told(copied):
+    (file,) = (copied / "transformer").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        checkpoints.check_model(copied, "transformer")
+
+
+def test_what_is_stored_stays_and_another_format_is_refused(written):
+    assert quantizations.quantization_of(checkpoints.load_dit(written, "auto", "nf4").model) == "nf4"
+    with pytest.raises(ValueError, match="stored as nf4; choose quantization none, which keeps it"):
+        checkpoints.load_dit(written, "auto", "int8")
+
+
+def test_the_files_take_comfyuis_names(written):
+    (file,) = (written / "vision_language_encoder").glob("*.safetensors")
+    layer = "model.language_model.layers.0.mlp.down_proj"
+    with safe_open(file, "pt") as opened:
+        assert opened.get_tensor(f"{layer}.weight").dtype == torch.int8
+        assert opened.get_tensor(f"{layer}.weight_scale").dtype == torch.float32
+        assert json.loads(bytes(opened.get_tensor(f"{layer}.comfy_quant").tolist())) == {"format": "int8_tensorwise"}
+
+
+def test_the_command_writes_and_inspect_describes_it(folder, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["quantize", str(folder), out, "--ar", "nf4", "--dit", "fp8"]) == 0
+    assert capsys.readouterr().out.strip() == out
+    assert main(["inspect", out]) == 0
+    shown = capsys.readouterr().out
+    assert "nf4 (98,304 in" in shown and "fp8 (" in shown
+    assert main(["quantize", out, str(tmp_path / "again"), "--ar", "int8"]) == 2
+    assert "quantized already" in capsys.readouterr().err
+    assert main(["quantize", str(folder), str(tmp_path / "again")]) == 2
