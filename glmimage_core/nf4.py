@@ -5,6 +5,7 @@ registers the layout there; without bitsandbytes a weight is brought back to ful
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from comfy_kitchen.tensor import (
@@ -26,6 +27,19 @@ LEVELS = (
 )
 
 
+@cache
+def _levels(device: torch.device) -> torch.Tensor:
+    """[16] float32. Kept, since a CUDA graph cannot record a copy from Python."""
+    return torch.tensor(LEVELS, device=device)
+
+
+@cache
+def _pairs(device: torch.device) -> torch.Tensor:
+    """The two levels of each byte of codes, [256, 2] float32."""
+    levels = _levels(device)
+    return torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=-1)
+
+
 class NF4Layout(QuantizedLayout):
     """A weight [N, K] as codes [N, K / 2] uint8, the first of a pair in the high half, and scales [N, K / 64] float32."""
 
@@ -39,7 +53,7 @@ class NF4Layout(QuantizedLayout):
         rows, columns = tensor.shape
         packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device=tensor.device)
         scale = torch.empty(rows, columns // BLOCK, device=tensor.device)
-        levels = torch.tensor(LEVELS, device=tensor.device)
+        levels = _levels(tensor.device)
         between = (levels[1:] + levels[:-1]) / 2
         for part in range(0, rows, ROWS):  # what is in between takes eight times a weight's memory
             here = slice(part, part + ROWS)
@@ -51,9 +65,9 @@ class NF4Layout(QuantizedLayout):
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        codes = torch.stack((qdata >> 4, qdata & 15), dim=-1).view(*params.scale.shape, BLOCK)
-        levels = torch.tensor(LEVELS, device=qdata.device)
-        return (levels[codes.int()] * params.scale[..., None]).view(params.orig_shape).to(params.orig_dtype)
+        wide = _pairs(qdata.device)[qdata.int()].view(*params.scale.shape, BLOCK)
+        wide *= params.scale[..., None]
+        return wide.view(params.orig_shape).to(params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,8 +95,7 @@ def one_row(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None)
     from bitsandbytes.functional import QuantState
 
     packed, scale = NF4Layout.get_plain_tensors(weight)
-    levels = torch.tensor(LEVELS, device=packed.device)
-    state = QuantState(scale.view(-1), weight.shape, levels, BLOCK, "nf4", weight.dtype)
+    state = QuantState(scale.view(-1), weight.shape, _levels(packed.device), BLOCK, "nf4", weight.dtype)
     return bitsandbytes.matmul_4bit(x, packed.view(-1, 1).t(), state, bias=bias)
 
 
