@@ -5,7 +5,7 @@
     latents     relative L2 distance of the latents after 10 steps, painted from the exact model's prior
     AR, DiT     bytes of the weights in memory
 
-The exact model is the checkpoint as it is stored. Needs comfy-kitchen.
+The exact model is the checkpoint in bfloat16. Needs comfy-kitchen.
 """
 
 import argparse
@@ -71,14 +71,13 @@ def measure(folder: Path, size: int, seeds: range) -> None:
         "| checkpoint | quantization | tokens, forced | tokens, free | latents | AR | DiT |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
-    ar, dit = checkpoints.load_ar(folder), checkpoints.load_dit(folder)
+    ar, dit = checkpoints.load_ar(folder, "bfloat16"), checkpoints.load_dit(folder, "bfloat16")
     plans = [plan(ar, size, seed) for seed in seeds]
     pictures = [paint(dit, planned) for planned in plans]
     sizes = [residency.model_bytes(one.model) / 1e6 for one in (ar, dit)]
-    name = f"{folder.name}, {str(ar.dtype).removeprefix('torch.')}"
-    print(f"| {name} | none | 100 % | 100 % | 0 | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB |", flush=True)
+    print(f"| {folder.name} | none | 100 % | 100 % | 0 | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB |", flush=True)
     for form in quantization.FORMATS:
-        ar, dit = checkpoints.load_ar(folder, "auto", form), checkpoints.load_dit(folder, "auto", form)
+        ar, dit = checkpoints.load_ar(folder, "bfloat16", form), checkpoints.load_dit(folder, "bfloat16", form)
         sizes = [residency.model_bytes(one.model) / 1e6 for one in (ar, dit)]
         ar, dit = at_full_width(ar), at_full_width(dit)
         after = [(forced(ar, planned) == tokens_of(planned)).float().mean() for planned in plans]
@@ -88,7 +87,7 @@ def measure(folder: Path, size: int, seeds: range) -> None:
         shares = [f"{100 * torch.stack(values).mean():.1f} %" for values in (after, alone)]
         error = torch.stack(errors).mean()
         print(
-            f"| {name} | {form} | {shares[0]} | {shares[1]} | {error:.4f} | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB |", flush=True
+            f"| {folder.name} | {form} | {shares[0]} | {shares[1]} | {error:.4f} | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB |", flush=True
         )
 
 
