@@ -17,6 +17,10 @@
     checkpoint   find, describe and check a checkpoint folder; load one component
     recognise    which component a safetensors file's header is of, and the config that its shapes say
     single_file  one component in one safetensors file: find it, check it, load it
+    quantization weights in fewer bits: layers, formats, a linear layer that computes with them
+    nf4          its 4-bit format
+    foreign      checkpoints that other libraries quantized
+    quantized_checkpoint   writes a checkpoint anew with weights in fewer bits
     residency    which model is on the device, and who must leave
     streaming    a model that does not fit: brought to the device block by block
     memory       how many bytes each stage needs, predicted from the configs

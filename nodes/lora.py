@@ -51,12 +51,12 @@ class GLMImageLoadLoRA:
         file = host.lora_file(lora_name)
         if model is None and ar is None:
             raise ValueError("neither model nor ar is connected; connect what the LoRA is for")
-        for half in (glm_dit(model) if model is not None else None, glm_ar(ar) if ar is not None else None):
-            if half is not None and half.quantized_by:
-                raise ValueError(
-                    f"{lora_name} cannot be laid over weights that {half.quantized_by} quantized; take the original checkpoint "
-                    "with a quantization of the loader"
-                )
+        halves = ([] if model is None else [glm_dit(model)]) + ([] if ar is None else [glm_ar(ar)])
+        if library := next((half.quantized_by for half in halves if half.quantized_by), ""):
+            raise ValueError(
+                f"{lora_name} cannot be laid over weights that {library} quantized; take the original checkpoint and, for less "
+                "memory, a quantization of its loader"
+            )
         lora = read_lora(file)
         try:
             dit = None if model is None else match(lora, glm_dit(model).model)

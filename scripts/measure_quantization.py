@@ -85,10 +85,8 @@ def measure(folder: Path, size: int, seeds: range) -> None:
         pairs = zip(plans, pictures, strict=True)
         errors = [(paint(dit, planned) - picture).norm() / picture.norm() for planned, picture in pairs]
         shares = [f"{100 * torch.stack(values).mean():.1f} %" for values in (after, alone)]
-        error = torch.stack(errors).mean()
-        print(
-            f"| {folder.name} | {form} | {shares[0]} | {shares[1]} | {error:.4f} | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB |", flush=True
-        )
+        row = f"{shares[0]} | {shares[1]} | {torch.stack(errors).mean():.4f} | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB"
+        print(f"| {folder.name} | {form} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

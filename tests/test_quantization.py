@@ -69,6 +69,7 @@ def test_quantized_while_loading_is_quantized_afterwards(kitchen, folder, quanti
         model = load(folder, "auto", quantization).model
         expected, loaded = there.state_dict(), model.state_dict()
         assert expected.keys() == loaded.keys() and all(torch.equal(expected[key], loaded[key]) for key in expected)
+        assert sum(key.endswith(".weight_scale") for key in loaded) == 12
         assert all(torch.equal(*pair) for pair in zip(there.buffers(), model.buffers(), strict=True))
         assert not model.training and quantizations.quantization_of(model) == quantization
         assert {parameter.dtype for parameter in load(folder, "bfloat16", quantization).model.parameters()} == {torch.bfloat16}
