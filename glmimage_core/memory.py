@@ -5,12 +5,16 @@ allocator on the CPU (tests/test_memory.py does it again): within 10 % for float
 all the same, which the factors of HALF say.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import torch
 
 from .denoise import TOGETHER_TOKENS
 from .geometry import dit_token_count, preview_grid, prior_grid
 from .prior import READ_EVERY
+from .quantization import product_bytes, sizes_when
 
 SAMPLING_COPIES = 5  # float32 rows as wide as the head: logits, filtered, sorted, probabilities, race
 HALF = {"vae": 1.35, "dit": 1.15}  # peak elements in bfloat16 over those in float32, measured on the CPU
@@ -91,6 +95,39 @@ def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = Tru
     reading = stream + planned + rope + latents + caches
     writing = (caches if on_cpu else 0) + 14 * half * max(cached, default=0) * width * itemsize
     return round(max(reading, writing))
+
+
+class Setting(NamedTuple):
+    """How to load a component on a card: its quantization, whether it comes block by block, and the peak in bytes."""
+
+    quantization: str
+    streamed: bool
+    peak: int
+
+
+def setting_for(
+    room: int, model: torch.nn.Module, itemsize: int, working: int, prefix: str = "", lean: int | None = None, blocks: str = ""
+) -> Setting | None:
+    """The most exact setting in which a model on the meta device, as far as its names begin with prefix, fits in `room` bytes.
+
+    working: bytes that its stages need beside the weights; lean: those of a run block by block, if it has `blocks`, the prefix
+    of their names. A whole model comes before one that is brought in every pass; nf4, which changes most, comes last. None
+    where nothing fits.
+    """
+    whole, by_blocks = [("none", False), ("int8", False)], [("none", True), ("int8", True)]
+    for quantization, streamed in (*whole, *(by_blocks if blocks else ()), ("nf4", False)):
+        sizes = {name: size for name, size in sizes_when(model, quantization, itemsize).items() if name.startswith(prefix)}
+        there = sum(sizes.values())
+        if streamed:
+            each = Counter()
+            for name, size in sizes.items():
+                if name.startswith(blocks):
+                    each[name.removeprefix(blocks).split(".")[0]] += size
+            there -= each.total() - 2 * max(each.values())  # one that computes and one on its way
+        peak = there + product_bytes(model, quantization) + (lean if streamed else working)
+        if peak <= room:
+            return Setting(quantization, streamed, peak)
+    return None
 
 
 def predict(

@@ -19,6 +19,7 @@ from comfy_kitchen.tensor import (
 NAME = "GlmImageNF4Layout"
 BLOCK = 64  # weights that share one scale
 ROWS = 256  # quantized at once
+WIDENED_ROWS = 2048  # brought back to full width at once
 LEVELS = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
     *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
@@ -65,9 +66,12 @@ class NF4Layout(QuantizedLayout):
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        wide = _pairs(qdata.device)[qdata.int()].view(*params.scale.shape, BLOCK)
-        wide *= params.scale[..., None]
-        return wide.view(params.orig_shape).to(params.orig_dtype)
+        wide = torch.empty(params.orig_shape, dtype=params.orig_dtype, device=qdata.device)
+        for part in range(0, len(qdata), WIDENED_ROWS):  # what is in between takes four times the result's memory
+            here = slice(part, part + WIDENED_ROWS)
+            levels = _pairs(qdata.device)[qdata[here].int()].view(-1, params.scale.shape[1], BLOCK)
+            wide[here] = (levels * params.scale[here, :, None]).flatten(1)
+        return wide
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:

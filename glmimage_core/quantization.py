@@ -37,7 +37,8 @@ class Format(NamedTuple):
     """How a weight [rows, columns] is quantized.
 
     layout: comfy-kitchen's name of it, and options it is quantized with. stored: ComfyUI's name of it in files. codes: their
-    dtype, with `packed` weights in each. scale: the shape of the float32 scales of [rows, columns].
+    dtype, with `packed` weights in each. working: bytes a weight that a product needs beside them, as measured on the CPU.
+    scale: the shape of the float32 scales of [rows, columns].
     """
 
     layout: str
@@ -45,17 +46,18 @@ class Format(NamedTuple):
     stored: str
     codes: torch.dtype
     packed: int
+    working: int
     scale: Callable[[int, int], tuple[int, ...]]
 
 
 FORMATS = {
     "int8": Format(
-        "TensorWiseINT8Layout", {"per_channel": True}, "int8_tensorwise", torch.int8, 1, lambda rows, columns: (rows, 1)
+        "TensorWiseINT8Layout", {"per_channel": True}, "int8_tensorwise", torch.int8, 1, 1, lambda rows, columns: (rows, 1)
     ),
     "fp8": Format(
-        "TensorCoreFP8Layout", {"scale": "recalculate"}, "float8_e4m3fn", torch.float8_e4m3fn, 1, lambda rows, columns: ()
+        "TensorCoreFP8Layout", {"scale": "recalculate"}, "float8_e4m3fn", torch.float8_e4m3fn, 1, 4, lambda rows, columns: ()
     ),
-    "nf4": Format("GlmImageNF4Layout", {}, "nf4", torch.uint8, 2, lambda rows, columns: (rows, columns // 64)),
+    "nf4": Format("GlmImageNF4Layout", {}, "nf4", torch.uint8, 2, 3, lambda rows, columns: (rows, columns // 64)),
 }
 CHOICES = ("none", *FORMATS)
 
@@ -147,6 +149,25 @@ def quantization_of(model: torch.nn.Module) -> str:
     layouts = {FORMATS[name].layout: name for name in FORMATS}
     found = (layouts[layer.weight._layout_cls] for layer in model.modules() if isinstance(layer, QuantizedLinear))
     return next(found, "none")
+
+
+def sizes_when(model: torch.nn.Module, quantization: str, itemsize: int) -> dict[str, int]:
+    """Bytes that each parameter of a model would take, by name; itemsize is that of what is not quantized.
+
+    The model may be on the meta device.
+    """
+    sizes = {name: parameter.numel() * itemsize for name, parameter in model.named_parameters()}
+    for name, layer in quantizable(model).items() if quantization != "none" else ():
+        headers = stored_headers(name, tuple(layer.weight.shape), quantization)
+        sizes[f"{name}.weight"] = sum(header.bytes for part, header in headers.items() if not part.endswith(MARK))
+    return sizes
+
+
+def product_bytes(model: torch.nn.Module, quantization: str) -> int:
+    """Bytes that the product with the widest quantized weight of a model needs beside it."""
+    if quantization == "none":
+        return 0
+    return FORMATS[quantization].working * max(layer.weight.numel() for layer in quantizable(model).values())
 
 
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -5,6 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
+
 from ...glmimage_core import memory
 from ...glmimage_core.checkpoint import (
     DTYPES,
@@ -17,9 +19,9 @@ from ...glmimage_core.checkpoint import (
     skeleton,
 )
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
-from ...glmimage_core.quantization import CHOICES
+from ...glmimage_core.quantization import CHOICES, sizes_when
 from ...glmimage_core.quantized_checkpoint import quantize_checkpoint
-from ...glmimage_core.residency import Residency
+from ...glmimage_core.residency import HEADROOM, Residency
 from ...glmimage_core.single_file import describe_file
 from ...glmimage_core.sizes import SIZES
 from ...glmimage_core.tiny import write_checkpoint
@@ -178,6 +180,37 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
     apart = max(weights[name] + working for name, working in stages.values())
     print(f"  peak, all models resident        {_human(together):>10}  ({together} bytes)")
     print(f"  peak, one model at a time        {_human(apart):>10}  ({apart} bytes)")
+    if not any(reports[name].quantized for name in MODEL_CLASSES):
+        _print_settings(job, models)
+
+
+CARDS = (8, 12, 16, 24)  # GiB
+
+
+def _print_settings(job: memory.Job, models: dict[str, torch.nn.Module]) -> None:
+    """The loaders' settings for cards, in bfloat16 where nothing is quantized."""
+    ar, dit, vae = (models[name] for name in ("vision_language_encoder", "transformer", "vae"))
+    stages = memory.predict({name: model.config for name, model in models.items()}, dict.fromkeys(models, 2), job)
+    working = {stage: size for stage, (_, size) in stages.items()}
+    lean = memory.dit_bytes(dit.config, 2, job, caches_on_device=False)
+    vae_weights = sum(sizes_when(vae, "none", 2).values())
+    print(f"\nSettings for cards at {job.width}x{job.height}, in bfloat16, one model at a time ({_human(HEADROOM)} left free):")
+    print(f"  {'card':8} {'AR model':28} {'DiT':42} VAE Decode")
+    for card in CARDS:
+        room = card * 2**30 - HEADROOM
+        plans = [
+            memory.setting_for(room, ar, 2, max(working.get("Encode Reference, vision", 0), working["Generate Prior"])),
+            memory.setting_for(room, dit, 2, working["Sampler"], lean=lean, blocks="transformer_blocks."),
+        ]
+        whole = "whole" if vae_weights + working["VAE Decode"] <= room else "in tiles"
+        print(f"  {card:2} GB    {_setting(plans[0]):28} {_setting(plans[1]):42} {whole}")
+
+
+def _setting(setting: memory.Setting | None) -> str:
+    if setting is None:
+        return "does not fit; smaller picture"
+    how = ", block by block" if setting.streamed else ""
+    return f"{setting.quantization}{how} (peak {_human(setting.peak)})"
 
 
 def _human(count: int) -> str:
