@@ -182,11 +182,11 @@ class Loaded(NamedTuple):
 
 def begin(graph: Graph, prompt: str) -> Loaded:
     """Loaders, and the prompt typed once."""
-    graph.group("Models", "#3f5159", MODELS, TOP, 380, 640)
-    ar = graph.add("GLMImageLoadAR", (MODELS, TOP), (380, 130), **CHECKPOINT)
-    encoder = graph.add("GLMImageLoadGlyphEncoder", (MODELS, TOP + 180), (380, 100), **CHECKPOINT)
-    dit = graph.add("GLMImageLoadDiT", (MODELS, TOP + 315), (380, 190), **CHECKPOINT)
-    vae = graph.add("GLMImageLoadVAE", (MODELS, TOP + 540), (380, 100), **CHECKPOINT)
+    graph.group("Models", "#3f5159", MODELS, TOP, 380, 610)
+    ar = graph.add("GLMImageLoadAR", (MODELS, TOP), (380, 110), **CHECKPOINT)
+    encoder = graph.add("GLMImageLoadGlyphEncoder", (MODELS, TOP + 155), (380, 90), **CHECKPOINT)
+    dit = graph.add("GLMImageLoadDiT", (MODELS, TOP + 290), (380, 165), **CHECKPOINT)
+    vae = graph.add("GLMImageLoadVAE", (MODELS, TOP + 500), (380, 90), **CHECKPOINT)
 
     graph.group("Prompt", "#5b4a6b", WORDS, TOP, 380, 610)
     text = graph.add("PrimitiveStringMultiline", (WORDS, TOP), (380, 260), title="Prompt", value=prompt)
