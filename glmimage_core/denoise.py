@@ -256,17 +256,17 @@ class ReferenceLayer:
     mode = "read"
 
     def __init__(self, keys_values: Sequence[LayerKeysValues]):
-        self._keys_values = keys_values
+        self.keys_values = keys_values
 
     def get(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The references' and a picture's own, [B, tokens, heads, head width], joined along the tokens."""
         return tuple(
             torch.cat([*(kept.to(own.device, non_blocking=True).expand(len(own), -1, -1, -1) for kept in all_kept), own], dim=1)
-            for all_kept, own in zip(zip(*self._keys_values, strict=True), (keys, values), strict=True)
+            for all_kept, own in zip(zip(*self.keys_values, strict=True), (keys, values), strict=True)
         )
 
     def on(self, device: torch.device) -> "ReferenceLayer":
-        return ReferenceLayer([(keys.to(device), values.to(device)) for keys, values in self._keys_values])
+        return ReferenceLayer([(keys.to(device), values.to(device)) for keys, values in self.keys_values])
 
 
 class WrittenLayer:

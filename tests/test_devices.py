@@ -41,6 +41,9 @@ def test_the_dit(dit, encode_reference, edit):
         there = moved(dit, torch.float32)
         seen = watch_inputs(there.model)
         cache = denoise.reference_cache(there, references)
+        assert {tensor.device for layer in cache or () for pair in layer.keys_values for tensor in pair} == (
+            {META} if edit else set()
+        )
         glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
         guide = denoise.Guide(
             there,

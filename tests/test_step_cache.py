@@ -3,7 +3,8 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core import denoise
-from glm_image_pack.glmimage_core.denoise import Shortcuts, sample
+from glm_image_pack.glmimage_core.denoise import Shortcuts, conditions_of, initial_noise, sample, velocity
+from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.step_cache import Branch, StepCache
 from test_denoise import plan
@@ -71,6 +72,17 @@ def test_the_error_grows_with_the_threshold_and_each_side_has_its_own(dit, glyph
         skipped.append(sum(branch.skipped for branch in branches.values()))
     assert errors[0] == 0 and skipped[0] == 0
     assert 0 < errors[1] < errors[2] < 1 and 0 < skipped[1] < skipped[2]
+
+
+@torch.inference_mode()
+def test_a_skipped_pass_adds_what_the_blocks_added(dit, glyphs):
+    conditions = conditions_of(dit, glyphs[0], 256, 256, 1, plan().tokens)
+    time = dit.model.time_states(torch.tensor([500.0]), 256, 256, dit.dtype)
+    x, branch = initial_noise([0], 16, Grid(32, 32)), Branch(1e-6)
+    whole, skipped = (velocity(dit, x, time, conditions, None, branch) for _ in range(2))
+    assert (branch.whole, branch.skipped) == (1, 1)
+    assert torch.equal(whole, velocity(dit, x, time, conditions))
+    torch.testing.assert_close(skipped, whole, atol=1e-5, rtol=0)
 
 
 def test_a_second_run_remembers_nothing_of_the_first(dit, glyphs):
