@@ -12,7 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,7 @@ from . import foreign
 from .denoise import Dit
 from .glyphs import GlyphEncoder
 from .preview import codebook_palette
-from .prior import ArModel
+from .prior import HALVES, ArModel, halves_of
 from .quantization import (
     FORMATS,
     MARK,
@@ -124,6 +124,14 @@ def check_libraries() -> None:
             raise ImportError(f"GLM-Image needs {library} {wanted} or newer, not {installed}: pip install -U {library}")
 
 
+class Stored(NamedTuple):
+    """A tensor in a file: how many parameters it holds, in its dtype or in the quantization that it is a part of."""
+
+    kind: torch.dtype | str
+    parameters: int
+    bytes: int
+
+
 class Quantized(NamedTuple):
     """How many parameters are stored in a quantization, in how many bytes."""
 
@@ -135,15 +143,13 @@ class Quantized(NamedTuple):
 class ComponentReport:
     """What a component's headers and config say, without its weights.
 
-    dtypes maps a torch dtype to the number of parameters stored in it, quantized a quantization to the parameters and the
-    bytes stored so. problems is empty for a sound component; each is an error to raise or to show.
+    tensors go by their names. problems is empty for a sound component; each is an error to raise or to show.
     """
 
     name: str
     class_name: str
     disk_bytes: int = 0
-    dtypes: dict[torch.dtype, int] = field(default_factory=dict)
-    quantized: dict[str, Quantized] = field(default_factory=dict)
+    tensors: dict[str, Stored] = field(default_factory=dict)
     problems: list[ValueError | FileNotFoundError | ImportError] = field(default_factory=list)
 
     def count(self, headers: dict[str, Header], marks: dict[str, str]) -> None:
@@ -151,14 +157,36 @@ class ComponentReport:
         for key, header in headers.items():
             layer, _, part = key.rpartition(".")
             if layer not in marks or part not in PARTS:
-                self.dtypes[header.dtype] = self.dtypes.get(header.dtype, 0) + math.prod(header.shape)
+                self.tensors[key] = Stored(header.dtype, math.prod(header.shape), header.bytes)
                 continue
-            parameters, size = self.quantized.get(marks[layer], Quantized())
-            if part == "weight":
-                parameters += math.prod(header.shape) * FORMATS[marks[layer]].packed
-            if part != MARK:
-                size += header.bytes
-            self.quantized[marks[layer]] = Quantized(parameters, size)
+            parameters = math.prod(header.shape) * FORMATS[marks[layer]].packed if part == "weight" else 0
+            self.tensors[key] = Stored(marks[layer], parameters, 0 if part == MARK else header.bytes)
+
+    def part(self, name: str) -> "ComponentReport":
+        """What is said of one part of the component, by its name in `Component.parts`."""
+        if name not in HALVES:
+            return self
+        below = tuple(f"{module}." for module in HALVES[name].holds)
+        return replace(self, tensors={key: stored for key, stored in self.tensors.items() if key.startswith(below)})
+
+    @property
+    def dtypes(self) -> dict[torch.dtype, int]:
+        """How many parameters are stored in each dtype."""
+        counts: Counter[torch.dtype] = Counter()
+        for kind, parameters, _ in self.tensors.values():
+            if isinstance(kind, torch.dtype):
+                counts[kind] += parameters
+        return counts
+
+    @property
+    def quantized(self) -> dict[str, Quantized]:
+        """The parameters that are stored in each quantization, and their bytes."""
+        sums: dict[str, Quantized] = {}
+        for kind, parameters, size in self.tensors.values():
+            if isinstance(kind, str):
+                before = sums.get(kind, Quantized())
+                sums[kind] = Quantized(before.parameters + parameters, before.bytes + size)
+        return sums
 
     @property
     def parameters(self) -> int:
@@ -336,15 +364,15 @@ def _count_foreign(folder: Path, name: str, method: str, headers: dict[str, Head
     model = skeleton(folder, name)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     wide = {key for key, header in headers.items() if header.shape == shapes.get(key) and header.dtype in DTYPES.values()}
-    for key in wide:
-        # diffusers computes with what a GGUF file holds at full width, mostly in float32, in the precision of the others
-        dtype = torch.bfloat16 if method == "gguf" else headers[key].dtype
-        report.dtypes[dtype] = report.dtypes.get(dtype, 0) + math.prod(shapes[key])
     if missing := sorted(set(shapes) - set(headers)) if method == "gguf" else []:
         raise ValueError(f"{folder / name} does not hold a whole DiT: {len(missing)} tensors not found, such as {missing[0]}")
-    parameters = sum(math.prod(shape) for key, shape in shapes.items() if key not in wide)
-    size = sum(header.bytes for key, header in headers.items() if key not in wide)
-    report.quantized[method] = Quantized(parameters, size)
+    for key in shapes | headers:
+        kind = method
+        if key in wide:
+            # diffusers computes with what a GGUF file holds at full width, mostly in float32, in the precision of the others
+            kind = torch.bfloat16 if method == "gguf" else headers[key].dtype
+        parameters = math.prod(shapes[key]) if key in shapes else 0
+        report.tensors[key] = Stored(kind, parameters, headers[key].bytes if key in headers else 0)
 
 
 _SAFETENSORS_DTYPES = {
@@ -514,7 +542,7 @@ def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_
     codebook = model.model.vqmodel.quantize.embedding.weight.detach().cpu()
     limits = reference_limits(processor)
     identity = _codebook_id(codebook), codebook_palette(codebook)
-    return ArModel(model, tokenizer, processor, *limits, *identity, quantized_by=quantized_by)
+    return ArModel(model, halves_of(model), tokenizer, processor, *limits, *identity, quantized_by=quantized_by)
 
 
 def load_image_processor(folder: Path):

@@ -1,6 +1,6 @@
 """A component: one model of a checkpoint, and where and in what precision it computes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,11 @@ class Component:
     loras: "tuple[LayeredLora, ...]" = field(default=(), kw_only=True)
     settled: bool = field(default=False, kw_only=True)
     quantized_by: str = field(default="", kw_only=True)
+
+    @property
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """What can be placed on its own, by name."""
+        return {"model": self.model}
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:

@@ -178,8 +178,12 @@ class LayeredLora:
 @contextmanager
 @torch.inference_mode()
 def laid_over(model: torch.nn.Module, loras: Sequence[LayeredLora]) -> Iterator[None]:
-    """Have LoRAs over a model's weights for the length of a with block; afterwards the weights are as before, bit for bit."""
-    layers = {name: model.get_submodule(name) for lora in loras for name in lora.pairs}
+    """Have LoRAs over a model's weights for the length of a with block; afterwards the weights are as before, bit for bit.
+
+    model may be a part of the one they are for: what they change elsewhere is left out.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = {name: modules[name] for lora in loras for name in lora.pairs if name in modules}
     quantized = {name for name, layer in layers.items() if isinstance(layer, QuantizedLinear)}
     originals = {name: layer.weight if name in quantized else layer.weight.data for name, layer in layers.items()}
     try:

@@ -33,6 +33,14 @@ class Job(NamedTuple):
     one_length: bool = False  # whether the texts of both sides of the guidance have one, so that they may share a pass
 
 
+class Stage(NamedTuple):
+    """What a stage needs on the device: a part of a component, and so many bytes to work."""
+
+    component: str
+    part: str  # by its name in `Component.parts`
+    working: int
+
+
 def prior_bytes(config: Any, itemsize: int, job: Job) -> int:
     """Generate Prior: the cache of all tokens with their rotations and the draw of the next, or the prompt's widest layer."""
     text = config.text_config
@@ -106,9 +114,9 @@ class Setting(NamedTuple):
 
 
 def setting_for(
-    room: int, model: torch.nn.Module, itemsize: int, working: int, prefix: str = "", lean: int | None = None, blocks: str = ""
+    room: int, model: torch.nn.Module, itemsize: int, working: int, lean: int | None = None, blocks: str = ""
 ) -> Setting | None:
-    """The most exact setting in which a model on the meta device, as far as its names begin with prefix, fits in `room` bytes.
+    """The most exact setting in which a model on the meta device fits in `room` bytes.
 
     working: bytes that its stages need beside the weights; lean: those of a run block by block, if it has `blocks`, the prefix
     of their names. A whole model comes before one that is brought in every pass; nf4, which changes most, comes last. None
@@ -116,7 +124,7 @@ def setting_for(
     """
     whole, by_blocks = [("none", False), ("int8", False)], [("none", True), ("int8", True)]
     for quantization, streamed in (*whole, *(by_blocks if blocks else ()), ("nf4", False)):
-        sizes = {name: size for name, size in sizes_when(model, quantization, itemsize).items() if name.startswith(prefix)}
+        sizes = sizes_when(model, quantization, itemsize)
         there = sum(sizes.values())
         if streamed:
             each = Counter()
@@ -130,10 +138,8 @@ def setting_for(
     return None
 
 
-def predict(
-    configs: Mapping[str, Any], itemsizes: Mapping[str, int], job: Job, on_cpu: bool = False
-) -> dict[str, tuple[str, int]]:
-    """Each stage of a run as stage -> (component it runs, working bytes).
+def predict(configs: Mapping[str, Any], itemsizes: Mapping[str, int], job: Job, on_cpu: bool = False) -> dict[str, Stage]:
+    """Each stage of a run by its name.
 
     configs and itemsizes (bytes of one parameter) go by component.
     """
@@ -142,9 +148,9 @@ def predict(
     stages = {}
     if job.references:
         largest = max(job.references, key=lambda size: size[0] * size[1])
-        stages["Encode Reference, vision"] = ("vision_language_encoder", vision_bytes(ar, ar_item, *largest))
-        stages["Encode Reference, VAE"] = ("vae", vae_encode_bytes(vae, vae_item, *largest))
-    stages["Generate Prior"] = ("vision_language_encoder", prior_bytes(ar, ar_item, job))
-    stages["Sampler"] = ("transformer", dit_bytes(dit, dit_item, job, on_cpu=on_cpu))
-    stages["VAE Decode"] = ("vae", vae_decode_bytes(vae, vae_item, job.width, job.height))
+        stages["Encode Reference, vision"] = Stage("vision_language_encoder", "vision", vision_bytes(ar, ar_item, *largest))
+        stages["Encode Reference, VAE"] = Stage("vae", "model", vae_encode_bytes(vae, vae_item, *largest))
+    stages["Generate Prior"] = Stage("vision_language_encoder", "language", prior_bytes(ar, ar_item, job))
+    stages["Sampler"] = Stage("transformer", "model", dit_bytes(dit, dit_item, job, on_cpu=on_cpu))
+    stages["VAE Decode"] = Stage("vae", "model", vae_decode_bytes(vae, vae_item, job.width, job.height))
     return stages

@@ -8,7 +8,7 @@ Knows nothing of devices beyond where the model is, and nothing of the process's
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,16 +41,53 @@ def no_progress(done: int, total: int, preview: Callable[[], Image.Image] | None
     """Shows nothing and never stops a loop."""
 
 
+class ArHalf(torch.nn.ModuleDict):
+    """The modules of an AR model that one stage runs, shared with it and named as in it."""
+
+    holds: tuple[str, ...]
+
+    def __init__(self, model: "GlmImageForConditionalGeneration"):
+        super().__init__()
+        for name in self.holds:
+            place = self
+            *parents, last = name.split(".")
+            for parent in parents:
+                if parent not in place:
+                    place[parent] = torch.nn.ModuleDict()
+                place = place[parent]
+            place[last] = model.get_submodule(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+
+class ArLanguage(ArHalf):
+    """What Generate Prior runs."""
+
+    holds = ("model.language_model", "lm_head")
+
+
+class ArVision(ArHalf):
+    """What makes vision tokens of a reference."""
+
+    holds = ("model.visual", "model.vqmodel")
+
+
+HALVES = {"language": ArLanguage, "vision": ArVision}
+
+
 @dataclass(frozen=True, eq=False)
 class ArModel(Component):
     """The AR model with what turns prompts and pictures into its input.
 
-    image_processor is transformers' PIL one. shortest_edge and longest_edge, in pixels, are its limits for references.
-    codebook identifies the codebook that prior and vision tokens index; palette gives each of its rows a colour, [N, 3]
-    uint8.
+    halves are those of the model, which are placed one without the other. image_processor is transformers' PIL one.
+    shortest_edge and longest_edge, in pixels, are its limits for references. codebook identifies the codebook that prior and
+    vision tokens index; palette gives each of its rows a colour, [N, 3] uint8.
     """
 
     model: "GlmImageForConditionalGeneration"
+    halves: Mapping[str, ArHalf]
     tokenizer: Any
     image_processor: Any
     shortest_edge: int
@@ -59,8 +96,17 @@ class ArModel(Component):
     palette: torch.Tensor
 
     @property
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        return self.halves
+
+    @property
     def codebook_size(self) -> int:
         return self.model.config.vq_config.num_embeddings
+
+
+def halves_of(model: "GlmImageForConditionalGeneration") -> dict[str, ArHalf]:
+    """The halves of an AR model, by name. To be made once for a model: a half is known by its identity."""
+    return {name: half(model) for name, half in HALVES.items()}
 
 
 @dataclass(frozen=True)

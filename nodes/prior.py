@@ -98,7 +98,7 @@ class GLMImageGeneratePrior:
         check_references(references, codebook=writer.codebook)
         sampling = Sampling(temperature, top_p, top_k)
         job = memory.Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
-        with host.placed(ar, memory.prior_bytes(writer.model.config, writer.dtype.itemsize, job)) as writer:
+        with host.placed(ar, memory.prior_bytes(writer.model.config, writer.dtype.itemsize, job), "language") as writer:
             progress = host.progress("Generate Prior", "tokens")
             return (generate_prior(writer, prompt, width, height, seed, batch_size, sampling, references, progress),)
 

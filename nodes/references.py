@@ -42,7 +42,7 @@ class GLMImageEncodeReference:
         steps = 2 * len(pictures)
 
         largest = max(pictures, key=lambda picture: picture.width * picture.height).size
-        with host.placed(ar, memory.vision_bytes(reader.model.config, reader.dtype.itemsize, *largest)) as reader:
+        with host.placed(ar, memory.vision_bytes(reader.model.config, reader.dtype.itemsize, *largest), "vision") as reader:
             tokens = []
             for picture in pictures:
                 tokens.append(vision_tokens(reader, picture))

@@ -19,6 +19,7 @@ from ...glmimage_core.checkpoint import (
     skeleton,
 )
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
+from ...glmimage_core.prior import ArLanguage
 from ...glmimage_core.quantization import CHOICES, sizes_when
 from ...glmimage_core.quantized_checkpoint import quantize_checkpoint
 from ...glmimage_core.residency import HEADROOM, Residency
@@ -169,15 +170,16 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
     itemsizes = {name: dtype.itemsize for name, dtype in dtypes.items()}
     configs = {name: model.config for name, model in models.items()}
     stages = memory.predict(configs, itemsizes, job, on_cpu=best_device().type == "cpu")
-    weights = {name: reports[name].weight_bytes(dtypes[name]) for name in MODEL_CLASSES}
+    whole = sum(reports[name].weight_bytes(dtypes[name]) for name in MODEL_CLASSES)
+    weights = {stage: reports[name].part(part).weight_bytes(dtypes[name]) for stage, (name, part, _) in stages.items()}
     print(
         f"\nPredicted memory at {options.width}x{options.height} with {options.references} reference(s) of that size "
         f"(fitted to {fitted[0]}x{fitted[1]}), weights as stored, cfg above 1:"
     )
-    for stage, (name, working) in stages.items():
-        print(f"  {stage:24} weights {_human(weights[name]):>10}  working {_human(working):>10}")
-    together = sum(weights.values()) + max(working for _, working in stages.values())
-    apart = max(weights[name] + working for name, working in stages.values())
+    for stage, (_, _, working) in stages.items():
+        print(f"  {stage:24} weights {_human(weights[stage]):>10}  working {_human(working):>10}")
+    together = whole + max(needs.working for needs in stages.values())
+    apart = max(weights[stage] + needs.working for stage, needs in stages.items())
     print(f"  peak, all models resident        {_human(together):>10}  ({together} bytes)")
     print(f"  peak, one model at a time        {_human(apart):>10}  ({apart} bytes)")
     if not any(reports[name].quantized for name in MODEL_CLASSES):
@@ -191,7 +193,7 @@ def _print_settings(job: memory.Job, models: dict[str, torch.nn.Module]) -> None
     """The loaders' settings for cards, in bfloat16 where nothing is quantized."""
     ar, dit, vae = (models[name] for name in ("vision_language_encoder", "transformer", "vae"))
     stages = memory.predict({name: model.config for name, model in models.items()}, dict.fromkeys(models, 2), job)
-    working = {stage: size for stage, (_, size) in stages.items()}
+    working = {stage: needs.working for stage, needs in stages.items()}
     lean = memory.dit_bytes(dit.config, 2, job, caches_on_device=False)
     vae_weights = sum(sizes_when(vae, "none", 2).values())
     print(f"\nSettings for cards at {job.width}x{job.height}, in bfloat16, one model at a time ({_human(HEADROOM)} left free):")
@@ -199,7 +201,7 @@ def _print_settings(job: memory.Job, models: dict[str, torch.nn.Module]) -> None
     for card in CARDS:
         room = card * 2**30 - HEADROOM
         plans = [
-            memory.setting_for(room, ar, 2, max(working.get("Encode Reference, vision", 0), working["Generate Prior"])),
+            memory.setting_for(room, ArLanguage(ar), 2, working["Generate Prior"]),
             memory.setting_for(room, dit, 2, working["Sampler"], lean=lean, blocks="transformer_blocks."),
         ]
         whole = "whole" if vae_weights + working["VAE Decode"] <= room else "in tiles"

@@ -88,8 +88,11 @@ class Host(Protocol):
     def component(self, wire: Any) -> Any:
         """The component on a wire; something else comes back as it is."""
 
-    def placed(self, wire: Any, working_bytes: int = 0) -> AbstractContextManager[Component]:
-        """Have a component on the device, with room to work, for the length of a with block."""
+    def placed(self, wire: Any, working_bytes: int = 0, part: str = "model") -> AbstractContextManager[Component]:
+        """Have a part of a component on the device, with room to work, for the length of a with block.
+
+        The part goes by its name in `Component.parts`: half an AR model, the whole of another.
+        """
 
     def free_bytes(self, wire: Any) -> int | None:
         """Memory of its device that a placed component can work with, or None where the device is the CPU."""

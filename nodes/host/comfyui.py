@@ -24,7 +24,7 @@ from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, Shortcuts, initial_noise
 from ...glmimage_core.geometry import latent_grid
 from ...glmimage_core.lora import layer_of
-from ...glmimage_core.prior import ArModel, Progress, image_seeds
+from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.schedule import partial_schedule, progress_of, whole_steps
 from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import Vae
@@ -100,15 +100,16 @@ class ComfyHost:
         return wire.component if isinstance(wire, Patched | GlmImageVae) else wire
 
     @contextmanager
-    def placed(self, wire: Patched | GlmImageVae, working_bytes: int = 0) -> Iterator[Component]:
-        load(wire.patcher, working_bytes)
-        streamed = streamed_bytes(wire.patcher, working_bytes)
-        if streamed and isinstance(wire.component, ArModel):
+    def placed(self, wire: Patched | GlmImageVae, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
+        patcher = wire.patchers[part] if isinstance(wire, Patched) else wire.patcher
+        load(patcher, working_bytes)
+        streamed = streamed_bytes(patcher, working_bytes)
+        if streamed and part == "language":
             self.warn(
-                f"{streamed / 1e9:.1f} GB of the AR model do not fit on {wire.patcher.load_device} and are brought there "
+                f"{streamed / 1e9:.1f} GB of the AR model do not fit on {patcher.load_device} and are brought there "
                 "again for every token, which is slow: choose a quantization in Load GLM-Image AR Model"
             )
-        yield replace(wire.component, settled=not streamed and not is_dynamic(wire.patcher))
+        yield replace(wire.component, settled=not streamed and not is_dynamic(patcher))
 
     def free_bytes(self, wire: Patched | GlmImageVae) -> int | None:
         device = wire.patcher.load_device
@@ -125,13 +126,17 @@ class ComfyHost:
 
     def with_lora(self, wire: ModelPatcher | Patched, lora: dict[str, torch.Tensor], strength: float) -> Any:
         wire = wire.clone()
-        patcher = wire.patcher if isinstance(wire, Patched) else wire
+        patchers = wire.get_models() if isinstance(wire, Patched) else [wire]
         prefix = "model" if isinstance(wire, Patched) else "diffusion_model"
-        layers = patcher.model.get_submodule(prefix).named_modules()
-        names = {name: f"{prefix}.{name}.weight" for name, layer in layers if hasattr(layer, "comfy_cast_weights")}
-        if left := [key for key in lora if layer_of(key) not in names]:
-            self.warn(f"ComfyUI cannot patch every layer: {len(left)} keys of the LoRA are left out, such as {left[0]}")
-        patcher.add_patches(comfy.lora.load_lora(lora, names), strength)
+        left = lora
+        for patcher in patchers:
+            layers = patcher.model.get_submodule(prefix).named_modules()
+            names = {name: f"{prefix}.{name}.weight" for name, layer in layers if hasattr(layer, "comfy_cast_weights")}
+            if own := {key: tensor for key, tensor in left.items() if layer_of(key) in names}:
+                patcher.add_patches(comfy.lora.load_lora(own, names), strength)
+                left = {key: tensor for key, tensor in left.items() if key not in own}
+        if left:
+            self.warn(f"ComfyUI cannot patch every layer: {len(left)} keys of the LoRA are left out, such as {next(iter(left))}")
         return wire
 
     def paint(self, model: ModelPatcher, painting: Painting) -> torch.Tensor:

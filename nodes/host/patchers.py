@@ -6,7 +6,6 @@ import comfy.ops
 import torch
 
 from ...glmimage_core.component import Component
-from ...glmimage_core.prior import ArModel
 from ...glmimage_core.quantization import QuantizedLinear, dequantized
 
 LAYERS = ("Linear", "Embedding", "Conv2d", "LayerNorm", "GroupNorm")
@@ -52,7 +51,11 @@ class Holder(torch.nn.Module):
         return self.model.dtype
 
 
-class GlmImageArModel(Holder):
+class GlmImageArLanguage(Holder):
+    """Named so in ComfyUI's log."""
+
+
+class GlmImageArVision(Holder):
     """Named so in ComfyUI's log."""
 
 
@@ -60,28 +63,39 @@ class GlmImageGlyphEncoder(Holder):
     """Named so in ComfyUI's log."""
 
 
-class Patched:
-    """A component on a socket of ours. ComfyUI finds and evicts it by `patcher`."""
+HOLDERS = {"model": GlmImageGlyphEncoder, "language": GlmImageArLanguage, "vision": GlmImageArVision}
 
-    def __init__(self, component: Component, patcher: comfy.model_patcher.ModelPatcher):
+
+class Patched:
+    """A component on a socket of ours, with a patcher for each of its parts. ComfyUI finds them by `patcher` and `get_models`."""
+
+    def __init__(self, component: Component, patchers: dict[str, comfy.model_patcher.ModelPatcher]):
         self.component = component
-        self.patcher = patcher
+        self.patchers = patchers
+
+    @property
+    def patcher(self) -> comfy.model_patcher.ModelPatcher:
+        """That of the first part."""
+        return self.get_models()[0]
+
+    def get_models(self) -> list[comfy.model_patcher.ModelPatcher]:
+        return list(self.patchers.values())
 
     def clone(self) -> "Patched":
         """The same model, to be patched differently."""
-        return Patched(self.component, self.patcher.clone())
+        return Patched(self.component, {part: patcher.clone() for part, patcher in self.patchers.items()})
 
 
 def patched(component: Component, offload_device: torch.device) -> Patched:
     """A component that ComfyUI manages, computing in a precision that its device is good at."""
     device = model_management.get_torch_device()
     component = component.on(device, streamable(component.model, device))
-    if isinstance(component, ArModel):
+    patchers = {}
+    for part, model in component.parts.items():
         # Every token reads every weight, so they are brought to the device once and stay, where a step can be recorded.
-        patcher = comfy.model_patcher.ModelPatcher(GlmImageArModel(component.model), device, offload_device)
-    else:
-        patcher = Patcher(GlmImageGlyphEncoder(component.model), device, offload_device)
-    return Patched(component, patcher)
+        kind = comfy.model_patcher.ModelPatcher if part == "language" else Patcher
+        patchers[part] = kind(HOLDERS[part](model), device, offload_device)
+    return Patched(component, patchers)
 
 
 def streamable(model: torch.nn.Module, device: torch.device) -> torch.dtype | None:

@@ -83,8 +83,9 @@ class StandaloneHost:
         return wire
 
     @contextmanager
-    def placed(self, wire: Component, working_bytes: int = 0) -> Iterator[Component]:
-        with self._placing().hold(wire.model, working_bytes, wire.blocks) as device, laid_over(wire.model, wire.loras):
+    def placed(self, wire: Component, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
+        model = wire.parts[part]
+        with self._placing().hold(model, working_bytes, wire.blocks) as device, laid_over(model, wire.loras):
             yield replace(wire.on(device), settled=True)
 
     def free_bytes(self, wire: Component) -> int | None:

@@ -117,7 +117,7 @@ def _floors(case: Case, options: Namespace, ar: Component, dit: Component, vae: 
     tokens = sum(grid.tokens for grid in emitted_grids(case))
     rate = product_rate(options.device, options.dtype)
     floors = {}
-    with host.placed(ar) as placed:
+    with host.placed(ar, part="language") as placed:
         run = partial(bare_products, placed, case.batch, FLOOR_TOKENS)
         once = statistics.median(seconds(run, options.device) for _ in range(options.rounds))
         floors["prior"] = once / FLOOR_TOKENS * tokens

@@ -1,4 +1,4 @@
-"""Memory: the predicted peak of each stage against the measured one, with only that stage's model on the device.
+"""Memory: the predicted peak of each stage against the measured one, with only what that stage runs on the device.
 
 A peak is weights and working memory. On CUDA it is the most that PyTorch's allocator had given out, on the CPU the most that
 its profiler saw.
@@ -58,7 +58,7 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
         del component  # the next one has the device for itself
         gc.collect()
     cap = f" with a cap of {options.cap} GB" if options.cap else ""
-    yield Table(f"Peak memory in MB, one model on the device{cap}; a stage without a peak ran out of memory", rows)
+    yield Table(f"Peak memory in MB, what a stage runs on the device{cap}; a stage without a peak ran out of memory", rows)
 
 
 def _rows(name: str, component: Component, case: Case, references: int, folder: Path) -> Iterator[dict[str, Value]]:
@@ -68,9 +68,11 @@ def _rows(name: str, component: Component, case: Case, references: int, folder: 
     job = memory.Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS, one_length=True)
     configs = {other: checkpoints.skeleton(folder, other).config for other in checkpoints.MODEL_CLASSES}
     stages = memory.predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
-    weights = model_bytes(component.model)
-    for stage, (runs_on, working) in stages.items():
+    for stage, (runs_on, runs, working) in stages.items():
         if runs_on == name:
+            for part, module in component.parts.items():
+                module.to(device if part == runs else "cpu")
+            weights = model_bytes(component.parts[runs])
             predicted = weights + working
             measured = _peak(_run(stage, component, case, job.references), device, weights)
             yield (
