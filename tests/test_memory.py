@@ -6,10 +6,12 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import memory
-from glm_image_pack.glmimage_core.residency import Residency, model_bytes
+from glm_image_pack.glmimage_core.residency import HEADROOM, Residency, model_bytes
+from glm_image_pack.glmimage_core.sizes import RELEASED
+from glm_image_pack.glmimage_core.tiny import write_layout
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless.bench.measure import allocator_peak
-from glm_image_pack.nodes.headless.cli import main
+from glm_image_pack.nodes.headless.cli import _print_settings, main
 
 from pictures import pattern
 
@@ -91,3 +93,37 @@ def test_on_a_small_device_one_big_model_is_there_at_a_time_and_the_picture_is_t
     budget["size"] = 10**9
     assert torch.allclose(edit(models, 256)[0], expected, atol=1e-4)
     assert len(together[-1][1]) == 5  # room for all: nobody leaves
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The released models on the meta device."""
+    folder = tmp_path_factory.mktemp("released")
+    write_layout(folder, RELEASED)
+    return {name: checkpoints.skeleton(folder, name) for name in checkpoints.MODEL_CLASSES}
+
+
+@pytest.mark.parametrize(
+    ("card", "text", "edit"),
+    [
+        (8, ("nf4", "none, block by block"), ("nf4", "none, block by block")),
+        (12, ("int8", "int8"), ("int8", "int8")),
+        (16, ("int8", "none"), ("int8", "none")),
+        (24, ("none", "none"), ("none", "none")),
+    ],
+)
+def test_settings_for_cards_at_1024_of_the_released_models(released, card, text, edit, capsys):
+    for references, expected in (((), text), (((1024, 1024),), edit)):
+        _print_settings(memory.Job(references=references), released)
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  {card:2} GB"))
+        found = re.findall(r"(\S[^()]*) \(peak ([\d.]+) GB\)", line.removeprefix(f"  {card:2} GB"))
+        assert tuple(setting for setting, _ in found) == expected
+        assert all(float(peak) * 1e9 + HEADROOM <= card * 2**30 for _, peak in found)
+        assert line.endswith("whole")
+
+
+def test_no_setting_where_nothing_fits(released):
+    dit = released["transformer"]
+    assert memory.setting_for(5 * 10**8, dit, 2, working=0, lean=0, blocks="transformer_blocks.") is None
+    assert memory.setting_for(4 * 10**9, dit, 2, working=0, lean=0, blocks="transformer_blocks.").streamed
+    assert memory.setting_for(4 * 10**9, dit, 2, working=0) is None
