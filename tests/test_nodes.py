@@ -129,6 +129,26 @@ def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
         NODES["GLMImageVAEDecode"]().decode(object(), {"samples": torch.zeros(1, 16, 32, 32)})
 
 
+@pytest.mark.parametrize("shortcuts", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}])
+def test_the_samplers_shortcuts_reach_the_library(encoder, dit, shortcuts):
+    from glm_image_pack.glmimage_core.denoise import Shortcuts, sample
+
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, 'a sign "OPEN"')
+    positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, plan())
+    exact, short = (
+        NODES["GLMImageSampler"]().sample(dit, positive, negative, 3, 10, 1.5, **settings)[0]["samples"]
+        for settings in ({}, shortcuts)
+    )
+    expected = sample(dit, plan(), positive[0][0], negative[0][0], [3], 10, shortcuts=Shortcuts(**shortcuts))
+    assert torch.allclose(short, expected, atol=1e-5) and not torch.allclose(short, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.8, 0.2), (-0.1, 1.0), (0.0, 1.1)])
+def test_an_interval_that_is_none_is_told_before_anything_runs(start, end):
+    assert "is no interval" in NODES["GLMImageSampler"].VALIDATE_INPUTS(start, end)
+    assert NODES["GLMImageSampler"].VALIDATE_INPUTS(0.2, 0.8) is True
+
+
 def test_an_encoded_picture_can_be_repainted_in_part(encoder, dit, vae):
     image = torch.rand(1, 256, 256, 3, generator=torch.Generator().manual_seed(0))
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
