@@ -113,6 +113,8 @@ def test_memory_predicts_each_stage_within_15_percent_and_says_by_how_much(bench
     for row in rows:
         assert row["predicted / measured"] == pytest.approx(row["predicted"] / row["measured"])
         assert row["predicted / measured"] == pytest.approx(1, abs=0.15)
+    weights = {row["stage"]: row["weights"] for row in rows}
+    assert weights["Encode Reference, vision"] < 0.5 * weights["Generate Prior"]  # a half each
 
 
 @pytest.mark.parametrize(

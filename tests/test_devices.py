@@ -23,6 +23,14 @@ def moved(component, dtype=torch.bfloat16):
     return replace(component, model=copy.deepcopy(component.model).to(META, dtype)).on(META)
 
 
+def half_moved(ar, half):
+    """The AR model with the weights of one half on the meta device, computing there."""
+    model = copy.deepcopy(ar.model).to(torch.bfloat16)
+    halves = prior.halves_of(model)
+    halves[half].to(META)
+    return replace(ar, model=model, halves=halves).on(META)
+
+
 def fetching():
     """Raised by the first attempt to read a value, which is the end of the function under test."""
     return pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
@@ -72,20 +80,21 @@ def test_the_ar_model_writes(ar):
         maybe_autocast(device_type="meta", enabled=False)
     except RuntimeError:
         pytest.skip("this transformers asks the meta device for autocast, which it has not")
-    there = moved(ar)
+    there = half_moved(ar, "language")
     with fetching() as raised:
         prior.generate_prior(there, "a red house", 256, 256, 0)
     assert "emitted[:, :stop].cpu()" in last_line(raised)  # after READ_EVERY tokens, and nothing before
 
 
 def test_the_ar_model_reads_a_reference(ar):
-    there = moved(ar)
+    there = half_moved(ar, "vision")
     seen = watch_inputs(there.model.model.visual)
     # It reads the size of its grid first: by tolist() in today's transformers, by item() in 5.1, which fail in their own words.
     ends = r"Cannot copy out of meta tensor|Tensor\.item\(\) cannot be called on meta tensors"
     with pytest.raises(RuntimeError, match=ends) as raised:
         vision_tokens(there, fit(there, pattern(128, 160, 3)))
     assert "core.visual(" in last_line(raised) and seen == {META}
+    assert {weight.device for weight in there.halves["language"].parameters()} == {torch.device("cpu")}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -39,6 +39,25 @@ def test_a_lora_is_laid_over_and_taken_off_bit_for_bit(dit):
     assert torch.equal(weight.data, original)
 
 
+def test_a_lora_is_laid_over_the_half_of_the_ar_model_that_is_there(quiet_host, ar):
+    layers = {"language": "model.language_model.layers.0.mlp.down_proj", "vision": "model.visual.blocks.0.attn.proj"}
+    lora = {}
+    for layer in layers.values():
+        up, down = pair(ar.model, layer)
+        lora |= {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down}
+    wire = quiet_host.with_lora(ar, match(lora, ar.model).tensors, 1.0)
+    before = {half: ar.model.get_parameter(f"{layer}.weight").data.clone() for half, layer in layers.items()}
+
+    def changed() -> set[str]:
+        weights = {half: ar.model.get_parameter(f"{layer}.weight") for half, layer in layers.items()}
+        return {half for half, weight in weights.items() if not torch.equal(weight, before[half])}
+
+    for half in layers:
+        with quiet_host.placed(wire, part=half):
+            assert changed() == {half}
+        assert changed() == set()
+
+
 def test_alpha_over_rank_scales_it(dit):
     up, down = pair(dit.model)
     plain = {f"{LAYER}.lora_up.weight": up, f"{LAYER}.lora_down.weight": down}

@@ -37,6 +37,14 @@ def test_inspect_predicts_the_peak_of_a_tiny_edit_within_10_percent(folder, ar, 
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
+def test_inspect_counts_for_a_stage_only_the_half_of_the_ar_model_that_it_runs(folder, ar, capsys):
+    assert main(["inspect", str(folder), "--width", "256", "--height", "256"]) == 0
+    printed = capsys.readouterr().out
+    for stage, half in (("Generate Prior", "language"), ("Encode Reference, vision", "vision")):
+        weights = float(re.search(rf"{stage} +weights +([\d.]+) kB", printed)[1])
+        assert weights == pytest.approx(model_bytes(ar.halves[half]) / 1000, rel=1e-3)
+
+
 @pytest.mark.parametrize("references", [(), ((256, 256),), ((512, 512), (256, 384))])
 @pytest.mark.parametrize("side", [256, 512])
 def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_reference, encoder, side, references):
@@ -63,6 +71,31 @@ def test_the_ar_stages_memory_is_predicted_within_10_percent(ar, batch):
     measured = allocator_peak(lambda: generate_prior(ar, "a prompt of some length", 256, 256, 0, batch))
     job = memory.Job(256, 256, batch, prompt_tokens=40)
     assert memory.prior_bytes(ar.model.config, 4, job) == pytest.approx(measured, rel=0.1)
+
+
+def test_the_ar_model_runs_by_halves_where_the_whole_of_it_does_not_fit(quiet_host, folder, ar, vae):
+    """On a device, played by cpu:0, that the language half fills with its work."""
+    image = torch.rand(1, 256, 256, 3, generator=torch.Generator().manual_seed(0))
+    small = checkpoints.load_ar(folder)
+
+    def plan(ar):
+        (references,) = NODES["GLMImageEncodeReference"]().encode(ar, vae, image)
+        return NODES["GLMImageGeneratePrior"]().generate(ar, "an edit", 256, 256, 1, 0, references=references)[0].tokens
+
+    expected = plan(ar)
+    job = memory.Job(256, 256, references=((256, 256),), prompt_tokens=len("an edit"))
+    working = memory.prior_bytes(small.model.config, 4, job)
+    budget = working + model_bytes(small.halves["language"])
+    residency = Residency(torch.device("cpu", 0), lambda: budget - sum(map(model_bytes, residency.resident)))
+    quiet_host.residency = residency
+    there = []  # and what is free beside it
+    quiet_host.on_progress = lambda stage, *_: there.append((stage, residency.resident, residency.free_bytes()))
+    for _ in range(2):
+        assert torch.equal(plan(small), expected)
+        assert residency.resident == [small.halves["language"]] and model_bytes(small.model) + working > budget
+    planning = [(resident, free) for stage, resident, free in there if stage == "Generate Prior"]
+    assert planning and all(resident == [small.halves["language"]] and free >= working for resident, free in planning)
+    assert there[0][1] == [small.halves["vision"]]
 
 
 def test_on_a_small_device_one_big_model_is_there_at_a_time_and_the_picture_is_the_same(quiet_host, folder):

@@ -8,6 +8,7 @@ import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import quantization as quantizations
 from glm_image_pack.glmimage_core import quantized_checkpoint
+from glm_image_pack.glmimage_core.residency import model_bytes
 from glm_image_pack.nodes.headless.cli import main
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -64,6 +65,15 @@ def test_its_report_counts_what_is_quantized(folder, written):
         assert small[name].parameters == plain[name].parameters
         assert list(small[name].quantized) == [form] and small[name].stored_dtype == torch.float32
         assert small[name].weight_bytes(torch.float32) < small[name].disk_bytes < 0.8 * plain[name].disk_bytes
+
+
+def test_its_report_counts_each_half_of_the_ar_model(written):
+    report = checkpoints.describe_model(written, "vision_language_encoder")
+    sizes = {half: report.part(half).weight_bytes(torch.float32) for half in ("language", "vision")}
+    assert sum(sizes.values()) == report.weight_bytes(torch.float32)
+    for half, model in checkpoints.load_ar(written).halves.items():
+        buffers = sum(buffer.nbytes for buffer in model.buffers())
+        assert sizes[half] == model_bytes(model) - buffers
 
 
 def test_many_shards_hold_the_same(folder, tmp_path, written, small_shards):

@@ -55,13 +55,13 @@ def no_gradients():
 
 @pytest.fixture
 def only_a_part_fits(monkeypatch):
-    """Call it, and from then on a third of every model is loaded and the rest is streamed."""
+    """Call it, and from then on half of every model is loaded and the rest is streamed."""
     import comfy.model_management as model_management
 
     def load_a_part(models, **settings):
         for patcher in models:
             patcher.detach()
-            patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 3)
+            patcher.partially_load(patcher.load_device, extra_memory=patcher.model_size() // 2)
 
     return lambda: monkeypatch.setattr(model_management, "load_models_gpu", load_a_part)
 

@@ -156,6 +156,36 @@ def test_a_lora_changes_the_ar_model_as_merged_weights_would(folder, library, ar
     assert torch.equal(tokens(ar), plain)
 
 
+def test_a_lora_goes_to_the_half_of_the_ar_model_that_has_the_layer(folder, library, ar, vae, picture, run):
+    from glm_image_pack.glmimage_core.pixels import to_pictures
+    from glm_image_pack.glmimage_core.references import fit, vision_tokens
+
+    vision = "model.visual.blocks.0.attn.proj"
+    changes = deltas(library["ar"].model, (*AR_LAYERS, vision))
+    tensors = in_pefts_form({layer: (20 * up, down) for layer, (up, down) in changes.items()})
+    path = folder.parents[1] / "loras"
+    save_file(tensors, path / "halves.safetensors")
+    save_file({key: tensor for key, tensor in tensors.items() if vision not in key}, path / "language.safetensors")
+
+    def loaded(name: str):
+        return run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, ar=ar)[1]
+
+    both, language = loaded("halves.safetensors"), loaded("language.safetensors")
+    count = {half: len(patcher.patches) for half, patcher in both.patchers.items()}
+    assert count == {"language": 2, "vision": 1}
+    assert language.patchers["vision"].patches_uuid == ar.patchers["vision"].patches_uuid  # stays where it is
+
+    def seen(wire) -> torch.Tensor:
+        return run("GLMImageEncodeReference", ar=wire, vae=vae, image=picture)[0][0].vision_tokens
+
+    reader = checkpoints.load_ar(folder)
+    merged(reader.model, {vision: changes[vision]}, 20.0)
+    expected = vision_tokens(reader, fit(reader, to_pictures(picture)[0]))
+    plain = seen(ar)
+    assert torch.equal(seen(both), expected) and not torch.equal(expected, plain)
+    assert torch.equal(seen(language), plain) and torch.equal(seen(ar), plain)
+
+
 def test_quantized_weights_come_back_bit_for_bit(folder, library, loras, paint, run):
     """The blocks' weights in eight bits, computed in float32."""
     with_model, _ = paint

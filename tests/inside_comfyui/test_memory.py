@@ -9,6 +9,7 @@ import comfy.model_management as model_management
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import memory
 from glm_image_pack.nodes.host import patchers
 from glm_image_pack.nodes.host.comfyui import ComfyHost
 
@@ -42,9 +43,12 @@ def stages(ar, vae, model, conditioned, picture, prompt, run):
             glyph.patcher,
             lambda: run("GLMImageEncodePrompt", glyph_encoder=glyph, prompt='"A"', negative_prompt="", glyph_text="")[0][0][0],
         ),
-        "vision": (ar.patcher, lambda: run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)[0][0].vision_tokens),
+        "vision": (
+            ar.patchers["vision"],
+            lambda: run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)[0][0].vision_tokens,
+        ),
         "prior": (
-            ar.patcher,
+            ar.patchers["language"],
             lambda: run("GLMImageGeneratePrior", ar=ar, prompt="a tree", width=256, height=256, **settings)[0].tokens,
         ),
         "sampler": (model, lambda: run("GLMImageSampler", model=model, **sampling)[0]["samples"]),
@@ -101,10 +105,12 @@ def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_
     wire = patchers.patched(checkpoints.load_ar(folder, "bfloat16"), torch.device("cpu"))
 
     only_a_part_fits()
-    patchers.load(wire.patcher, 0)
-    placed = {parameter.device for parameter in wire.patcher.model.parameters()}
-    assert placed == {there, torch.device("cpu")} and wire.patcher.model.model_lowvram
-    for layer in wire.patcher.model.modules():
+    patcher, vision = (wire.patchers[half] for half in ("language", "vision"))
+    patchers.load(patcher, 0)
+    placed = {parameter.device for parameter in patcher.model.parameters()}
+    assert placed == {there, torch.device("cpu")} and patcher.model.model_lowvram
+    assert {parameter.device for parameter in vision.model.parameters()} == {torch.device("cpu")}
+    for layer in patcher.model.modules():
         if not hasattr(layer, "comfy_cast_weights"):
             assert all(tensor.device == there for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))
     with torch.inference_mode():
@@ -157,6 +163,23 @@ def test_two_halves_are_on_the_device_together_only_where_they_fit(stages, monke
     model_management.free_memory(1e30, tight.device)
 
 
+def test_the_ar_model_runs_by_halves_where_the_whole_of_it_does_not_fit(ar, stages, monkeypatch):
+    """Where the language half and its work fit, and hardly more."""
+    computed = {stage: stages[stage][1]() for stage in ("vision", "prior")}
+    working = memory.prior_bytes(ar.component.model.config, 4, memory.Job(256, 256, prompt_tokens=len("a tree")))
+    sizes = {half: patcher.model_size() for half, patcher in ar.patchers.items()}
+    for patcher in ar.patchers.values():
+        monkeypatch.setattr(patcher, "load_device", torch.device("cpu", 0))
+    model_management.unload_all_models()
+    small = SmallDevice(round(1.15 * sizes["language"]) + working, monkeypatch)
+    assert small.budget < sum(sizes.values()) + working
+    for stage, half in (("vision", "vision"), ("prior", "language"), ("vision", "vision")):
+        assert torch.equal(stages[stage][1](), computed[stage])
+        assert ar.patchers[half].loaded_size() == sizes[half]
+        assert stage == "vision" or small.free() >= working  # the other half has left
+    model_management.free_memory(1e30, small.device)
+
+
 def test_working_memory_is_asked_for_with_every_stage(stages, monkeypatch):
     asked = []
     original = model_management.load_models_gpu
@@ -192,14 +215,14 @@ def test_a_model_that_nobody_holds_is_gone(folder, run, conditioned, picture):
     run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)
     run("GLMImageEncodePrompt", glyph_encoder=glyph, prompt='"A"', negative_prompt="", glyph_text="")
     run("GLMImageSampler", model=model, positive=positive, negative=negative, seed=1, steps=1, cfg=1.5)
-    modules = [weakref.ref(patcher.model) for patcher in patchers_of(ar, vae, model, glyph)]
+    modules = [weakref.ref(patcher.model) for patcher in (*patchers_of(vae, model, glyph), *ar.get_models())]
     modules += [weakref.ref(wire.component.model) for wire in (ar, vae, glyph)]
     gc.collect()
     gc.disable()  # nothing may wait for the collector
     try:
         del ar, vae, model, glyph
         model_management.cleanup_models()
-        assert [ref() for ref in modules] == [None] * 7
+        assert [ref() for ref in modules] == [None] * 8
     finally:
         gc.enable()
 
@@ -254,10 +277,13 @@ def test_fifty_runs_of_text_and_edit_leave_memory_flat(ar, vae, model, prompt, p
     assert megabytes_after - megabytes < 20
 
 
-def test_streaming_the_ar_model_is_said(ar, monkeypatch, caplog):
+def test_streaming_the_language_half_is_said(ar, monkeypatch, caplog):
     host = ComfyHost()
     monkeypatch.setattr("glm_image_pack.nodes.host.comfyui.streamed_bytes", lambda patcher, working: 5_000_000_000)
-    with caplog.at_level(logging.WARNING), host.placed(ar):
+    with caplog.at_level(logging.WARNING), host.placed(ar, part="vision"):  # in one pass, which costs little
+        pass
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING), host.placed(ar, part="language"):
         pass
     assert "5.0 GB of the AR model do not fit" in caplog.text and "quantization" in caplog.text
 
@@ -322,7 +348,9 @@ def test_the_patcher_that_streams_on_demand_gives_the_same(on_demand, library, f
     (vae,) = run("GLMImageLoadVAE", **settings)
     glyph = glyph_wire(run)
     assert all(patcher.is_dynamic() for patcher in patchers_of(model, vae, glyph))
-    assert not ar.patcher.is_dynamic()  # every token reads all of it
+    assert ar.patchers["vision"].is_dynamic()
+    assert not ar.patchers["language"].is_dynamic()  # every token reads all of it
+    assert set(ar.patchers.values()) == {ar.patcher, *ar.get_models()}  # where ComfyUI looks for those that do
     (reference,) = run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)[0]
     assert torch.equal(reference.vision_tokens, vision_tokens(library["ar"], fit(library["ar"], to_pictures(picture)[0])))
     (latent,) = run("VAEEncode", pixels=picture, vae=vae)
