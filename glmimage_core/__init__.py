@@ -14,7 +14,9 @@
     vae          pixels <-> latents, tiling
     preview      small pictures of work in progress: the token grid, latents without the VAE
     lora         LoRA files: read, matched to layers, laid over the weights and taken off
-    checkpoint   find, describe and check a checkpoint folder; load one component
+    folders      a checkpoint folder: its layout, and finding one
+    description  what a checkpoint holds and what is wrong with it, from configs and file headers
+    checkpoint   load one component of a checkpoint folder
     recognise    which component a safetensors file's header is of, and the config that its shapes say
     single_file  one component in one safetensors file: find it, check it, load it
     quantization weights in fewer bits: layers, formats, a linear layer that computes with them

@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from .checkpoint import check_libraries, check_model, read_header, read_json, skeleton, weight_files
+from .description import check_libraries, check_model, read_header, skeleton
+from .folders import read_json, weight_files
 from .prior import Progress, no_progress
 from .quantization import (
     FORMATS,

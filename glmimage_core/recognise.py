@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import checkpoint as checkpoints
+from . import description, folders
 from .quantization import FORMATS, MARK, Header
 
 TITLES = {"vision_language_encoder": "AR model", "transformer": "DiT", "vae": "VAE"}
@@ -55,7 +55,7 @@ class Part:
         return str(self.file) if self.stated else f"{self.file}, without config in its metadata,"
 
 
-def recognise(file: Path, header: checkpoints.FileHeader) -> Part:
+def recognise(file: Path, header: description.FileHeader) -> Part:
     """The component that a file's header is of. Raises ValueError for another model and for a config that is not its."""
     component, root = _component_and_root(file, list(header.tensors))
     keys = {_name_in_model(component, key.removeprefix(root)): key for key in header.tensors if key.startswith(root)}
@@ -71,8 +71,8 @@ def recognise(file: Path, header: checkpoints.FileHeader) -> Part:
     except (KeyError, IndexError, ValueError) as error:  # not there, or of fewer dimensions
         raise ValueError(f"{file} does not hold all weights of the {TITLES[component]}: {error}; download it again") from error
     stated = _stated(file, header.metadata)
-    checkpoints.check_class(stated, checkpoints.MODEL_CLASSES[component][1], file)
-    if component == "vae" and measured["block_out_channels"] != VAE_BLOCKS and checkpoints.space_in(stated) is None:
+    description.check_class(stated, folders.MODEL_CLASSES[component][1], file)
+    if component == "vae" and measured["block_out_channels"] != VAE_BLOCKS and description.space_in(stated) is None:
         widths, released = ("/".join(map(str, blocks)) for blocks in (measured["block_out_channels"], VAE_BLOCKS))
         raise ValueError(
             f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import PIPELINE_CLASS
+from .folders import PIPELINE_CLASS
 from .sizes import SIZES, Size
 
 SPECIAL = ("<|endoftext|>", "<sop>", "<eop>", "<|image|>")

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from ..glmimage_core import checkpoint as checkpoints
-from ..glmimage_core import single_file
+from ..glmimage_core import description, folders, single_file
 from ..glmimage_core.quantization import CHOICES
 from .host import host
 from .sockets import AR, CATEGORY, GLYPH_ENCODER
 
 DTYPE = (
-    ["auto", *checkpoints.DTYPES],
+    ["auto", *description.DTYPES],
     {
         "default": "auto",
         "tooltip": "Precision of the weights. auto keeps the one they are stored in, bfloat16 in the released checkpoint.",
@@ -56,7 +56,7 @@ class _Loader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names, tooltip = list(checkpoints.list_checkpoints(host.checkpoint_roots())), FOLDER
+        names, tooltip = list(folders.list_checkpoints(host.checkpoint_roots())), FOLDER
         if kind := single_file.FOLDERS.get(cls.COMPONENT):
             names += single_file.list_files(cls.COMPONENT, host.model_roots(kind))
             tooltip += f", or one safetensors file of this model below models/{kind}"
@@ -76,7 +76,7 @@ class _Loader:
             if path.is_file():
                 report = single_file.check_file(path, cls.COMPONENT, host.checkpoint_roots())
             else:
-                report = checkpoints.check_model(path, cls.COMPONENT)
+                report = description.check_model(path, cls.COMPONENT)
             checkpoints.check_quantization(report, quantization or "none", host.device())
         except (FileNotFoundError, ValueError, ImportError) as error:
             return str(error)
@@ -87,7 +87,7 @@ class _Loader:
         """The single file or the checkpoint folder of that name."""
         if checkpoint.endswith(single_file.SUFFIX) and (kind := single_file.FOLDERS.get(cls.COMPONENT)):
             return single_file.find_file(checkpoint, cls.COMPONENT, host.model_roots(kind))
-        return checkpoints.find_checkpoint(checkpoint, host.checkpoint_roots())
+        return folders.find_checkpoint(checkpoint, host.checkpoint_roots())
 
 
 class _QuantizingLoader(_Loader):

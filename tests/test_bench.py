@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import description, folders
 from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.sizes import RELEASED
 from glm_image_pack.glmimage_core.tiny import write_layout
@@ -147,8 +148,8 @@ def test_a_table_is_saved_as_markdown_too(tmp_path, capsys):
 def test_the_full_size_has_the_released_numbers_of_parameters(tmp_path):
     write_layout(tmp_path, RELEASED)
     count = {
-        name: sum(parameter.numel() for parameter in checkpoints.skeleton(tmp_path, name).parameters())
-        for name in checkpoints.MODEL_CLASSES
+        name: sum(parameter.numel() for parameter in description.skeleton(tmp_path, name).parameters())
+        for name in folders.MODEL_CLASSES
     }
     assert count["vision_language_encoder"] == pytest.approx(9.9e9, rel=0.03)
     assert count["transformer"] == pytest.approx(6.8e9, rel=0.03)
@@ -157,7 +158,7 @@ def test_the_full_size_has_the_released_numbers_of_parameters(tmp_path):
 
 def test_the_full_size_reads_the_released_bytes_a_token_and_has_the_released_ids(tmp_path):
     write_layout(tmp_path, RELEASED)
-    model = checkpoints.skeleton(tmp_path, "vision_language_encoder").to(torch.bfloat16)
+    model = description.skeleton(tmp_path, "vision_language_encoder").to(torch.bfloat16)
     assert weight_bytes(SimpleNamespace(model=model)) == pytest.approx(16.3e9, rel=0.02)
     from transformers import AutoTokenizer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import description, folders
 from glm_image_pack.glmimage_core.tiny import write_checkpoint
 from safetensors.torch import load_file, save_file
 
@@ -41,14 +42,14 @@ def test_checkpoints_are_found_by_their_path_below_a_root(tmp_path, folder):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "linked").symlink_to(folder)
     (tmp_path / "b" / "up").symlink_to(tmp_path)  # leads back to where it is
-    found = checkpoints.list_checkpoints([tmp_path / "a", tmp_path / "b", tmp_path / "missing"])
+    found = folders.list_checkpoints([tmp_path / "a", tmp_path / "b", tmp_path / "missing"])
     assert list(found) == ["GLM-Image", "linked", "nested/deeper/copy"]
     assert found["linked"] == tmp_path / "b" / "linked"
 
 
 def test_a_checkpoint_not_found_says_where_it_looked_and_what_a_folder_holds(models):
     with pytest.raises(FileNotFoundError) as error:
-        checkpoints.find_checkpoint("nothing", [models / "diffusers", Path("elsewhere")])
+        folders.find_checkpoint("nothing", [models / "diffusers", Path("elsewhere")])
     for part in (str(models / "diffusers"), "elsewhere", "GLM-Image", "model_index.json", "vision_language_encoder"):
         assert part in str(error.value)
 
@@ -57,7 +58,7 @@ def test_another_pipelines_folder_says_so(tmp_path):
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(FileNotFoundError, match="does not name a GlmImagePipeline"):
-        checkpoints.find_checkpoint("flux", [tmp_path])
+        folders.find_checkpoint("flux", [tmp_path])
     with pytest.raises(ValueError, match="does not name a GlmImagePipeline"):
         checkpoints.load_vae(tmp_path / "flux")
 
@@ -129,7 +130,7 @@ def test_a_tensor_that_an_older_release_named_otherwise_is_left_to_the_library(b
                 name = f"{side}.mid_block.attentions.0"
                 tensors[f"{name}.{old}.{part}"] = tensors.pop(f"{name}.{new}.{part}")
     save_file(tensors, file, metadata={"format": "pt"})
-    assert checkpoints.describe_model(broken, "vae").problems == []
+    assert description.describe_model(broken, "vae").problems == []
     assert torch.equal(
         checkpoints.load_vae(broken).model.encoder.mid_block.attentions[0].to_q.weight,
         tensors["encoder.mid_block.attentions.0.query.weight"],
@@ -148,7 +149,7 @@ def test_a_tensor_of_a_name_that_no_library_knows_is_never_left_random(broken):
 @pytest.mark.parametrize("file", ["transformer/config.json", "vae/config.json", "processor/tokenizer_config.json"])
 def test_a_damaged_config_is_named_and_the_rest_is_still_described(broken, file):
     (broken / file).write_text("{")
-    reports = checkpoints.describe(broken)
+    reports = description.describe(broken)
     problems = [problem for report in reports for problem in report.problems]
     assert len(reports) == 6 and len(problems) == 1 and file in str(problems[0]) and "damaged" in str(problems[0])
 
@@ -247,7 +248,7 @@ def test_weights_come_in_the_precision_asked_for(folder, component, dtype):
 def test_auto_is_the_stored_precision(tmp_path):
     write_checkpoint(tmp_path / "half", dtype=torch.bfloat16)
     assert checkpoints.load_dit(tmp_path / "half").model.dtype == torch.bfloat16
-    assert checkpoints.describe_model(tmp_path / "half", "vae").stored_dtype == torch.bfloat16
+    assert description.describe_model(tmp_path / "half", "vae").stored_dtype == torch.bfloat16
 
 
 def test_one_codebook_is_recognised_in_another_precision_and_another_one_is_not(folder, tmp_path):
@@ -258,7 +259,7 @@ def test_one_codebook_is_recognised_in_another_precision_and_another_one_is_not(
 
 
 def test_a_description_counts_parameters_and_bytes(folder):
-    reports = {report.name: report for report in checkpoints.describe(folder)}
+    reports = {report.name: report for report in description.describe(folder)}
     model = checkpoints.load_dit(folder).model
     assert reports["transformer"].parameters == sum(p.numel() for p in model.parameters())
     assert reports["transformer"].disk_bytes == weights_of(folder / "transformer").stat().st_size
@@ -277,10 +278,10 @@ def test_a_description_counts_parameters_and_bytes(folder):
 def test_a_library_too_old_or_missing_says_what_to_install(folder, monkeypatch, installed, message):
     def version(name):
         if name not in installed:
-            raise checkpoints.PackageNotFoundError(name)
+            raise description.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(checkpoints, "version", version)
+    monkeypatch.setattr(description, "version", version)
     with pytest.raises(ImportError, match=message):
         checkpoints.load_vae(folder)
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import foreign
+from glm_image_pack.glmimage_core import description, foreign
 from glm_image_pack.glmimage_core.denoise import sample
 from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.residency import model_bytes
@@ -55,7 +55,7 @@ def test_an_ar_model_of_another_library_plans(folder, root, method):
     model = GlmImageForConditionalGeneration.from_pretrained(folder / name, quantization_config=config, dtype=torch.bfloat16)
     shutil.rmtree(root / name)
     model.save_pretrained(root / name)
-    report = checkpoints.check_model(root, name)
+    report = description.check_model(root, name)
     assert list(report.quantized) == [method] and report.quantized[method].parameters > 50_000
     ar = checkpoints.load_ar(root)
     assert ar.quantized_by == method and ar.dtype == torch.bfloat16
@@ -75,7 +75,7 @@ def test_a_dit_of_another_library_paints_nearly_the_same(folder, root, dit, meth
     )
     shutil.rmtree(root / "transformer")
     model.save_pretrained(root / "transformer", safe_serialization=True)
-    assert list(checkpoints.check_model(root, "transformer").quantized) == [method]
+    assert list(description.check_model(root, "transformer").quantized) == [method]
     paints_nearly_the_same(checkpoints.load_dit(root, "float32"), dit)
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_gguf_is_told(gguf_dit):
     file = gguf_dit / "transformer" / "dit.gguf"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match="dit.gguf is truncated or corrupt"):
-        checkpoints.check_model(gguf_dit, "transformer")
+        description.check_model(gguf_dit, "transformer")
 
 
 def test_a_lora_over_such_weights_is_refused(quiet_host, gguf_dit):

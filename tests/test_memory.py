@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import memory
+from glm_image_pack.glmimage_core import description, folders, memory
 from glm_image_pack.glmimage_core.residency import HEADROOM, Residency, model_bytes
 from glm_image_pack.glmimage_core.sizes import RELEASED
 from glm_image_pack.glmimage_core.tiny import write_layout
@@ -133,7 +133,7 @@ def released(tmp_path_factory):
     """The released models on the meta device."""
     folder = tmp_path_factory.mktemp("released")
     write_layout(folder, RELEASED)
-    return {name: checkpoints.skeleton(folder, name) for name in checkpoints.MODEL_CLASSES}
+    return {name: description.skeleton(folder, name) for name in folders.MODEL_CLASSES}
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import description, folders, quantized_checkpoint
 from glm_image_pack.glmimage_core import quantization as quantizations
-from glm_image_pack.glmimage_core import quantized_checkpoint
 from glm_image_pack.glmimage_core.residency import model_bytes
 from glm_image_pack.nodes.headless.cli import main
 from safetensors import safe_open
@@ -59,7 +59,7 @@ def test_everything_else_comes_along_and_nothing_unfinished_stays(folder, writte
 
 
 def test_its_report_counts_what_is_quantized(folder, written):
-    plain, small = ({report.name: report for report in checkpoints.describe(root)} for root in (folder, written))
+    plain, small = ({report.name: report for report in description.describe(root)} for root in (folder, written))
     assert [report.problems for report in small.values()] == [[]] * len(small)
     for name, form in BOTH.items():
         assert small[name].parameters == plain[name].parameters
@@ -68,7 +68,7 @@ def test_its_report_counts_what_is_quantized(folder, written):
 
 
 def test_its_report_counts_each_half_of_the_ar_model(written):
-    report = checkpoints.describe_model(written, "vision_language_encoder")
+    report = description.describe_model(written, "vision_language_encoder")
     sizes = {half: report.part(half).weight_bytes(torch.float32) for half in ("language", "vision")}
     assert sum(sizes.values()) == report.weight_bytes(torch.float32)
     for half, model in checkpoints.load_ar(written).halves.items():
@@ -94,7 +94,7 @@ def test_an_interrupted_run_leaves_no_checkpoint_and_goes_on_where_it_stopped(fo
     with pytest.raises(Stop):
         quantized_checkpoint.quantize_checkpoint(folder, out, BOTH, stop_late)
     finished = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
-    assert finished and not checkpoints.is_checkpoint(out)
+    assert finished and not folders.is_checkpoint(out)
     with pytest.raises(ValueError, match="unfinished work of another command"):
         quantized_checkpoint.quantize_checkpoint(folder, out, {"transformer": "nf4"})
     quantized_checkpoint.quantize_checkpoint(folder, out, BOTH)
@@ -148,14 +148,14 @@ TO_Q, FF = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"
 def test_a_damaged_one_is_told_before_weights_are_read(copied, change, match):
     rewrite(copied / "transformer", change)
     with pytest.raises(ValueError, match=match):
-        checkpoints.check_model(copied, "transformer")
+        description.check_model(copied, "transformer")
 
 
 def test_a_truncated_shard_is_told(copied):
     (file,) = (copied / "transformer").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated or corrupt"):
-        checkpoints.check_model(copied, "transformer")
+        description.check_model(copied, "transformer")
 
 
 def test_what_is_stored_stays_and_another_format_is_refused(written):

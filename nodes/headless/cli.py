@@ -8,16 +8,9 @@ from pathlib import Path
 import torch
 
 from ...glmimage_core import memory
-from ...glmimage_core.checkpoint import (
-    DTYPES,
-    MODEL_CLASSES,
-    ComponentReport,
-    describe,
-    is_checkpoint,
-    load_image_processor,
-    reference_limits,
-    skeleton,
-)
+from ...glmimage_core.checkpoint import load_image_processor, reference_limits
+from ...glmimage_core.description import DTYPES, ComponentReport, describe, skeleton
+from ...glmimage_core.folders import MODEL_CLASSES, is_checkpoint
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
 from ...glmimage_core.prior import ArLanguage
 from ...glmimage_core.quantization import CHOICES, sizes_when

@@ -9,7 +9,7 @@ import comfy.model_management as model_management
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import memory
+from glm_image_pack.glmimage_core import description, memory
 from glm_image_pack.nodes.host import patchers
 from glm_image_pack.nodes.host.comfyui import ComfyHost
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_streamed_is_small(folder):
     big = {name for name, size in left.items() if size > 1e6}
     assert big == {"model.visual.embeddings.position_embedding", "model.vqmodel.quantize.embedding"}
     for name in ("transformer", "vae"):
-        skeleton = checkpoints.skeleton(folder, name)
+        skeleton = description.skeleton(folder, name)
         patchers.streamable(skeleton, torch.device("cpu"))
         plain = [layer for layer in skeleton.modules() if not hasattr(layer, "comfy_cast_weights")]
         assert not [layer for layer in plain if list(layer.parameters(recurse=False))]

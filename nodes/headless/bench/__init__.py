@@ -19,7 +19,7 @@ from types import ModuleType
 
 import torch
 
-from ....glmimage_core.checkpoint import DTYPES, check_libraries
+from ....glmimage_core.description import DTYPES, check_libraries
 from ....glmimage_core.sizes import SIZES
 from ...host.standalone import best_device, usable_device
 from . import ar, dit, e2e, memory, vae

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ....glmimage_core import checkpoint as checkpoints
-from ....glmimage_core import memory
+from ....glmimage_core import description, folders, memory
 from ....glmimage_core.component import Component
 from ....glmimage_core.denoise import sample
 from ....glmimage_core.geometry import PRIOR_PX, latent_grid, reference_grid
@@ -66,7 +66,7 @@ def _rows(name: str, component: Component, case: Case, references: int, folder: 
     device, itemsize = component.device, component.dtype.itemsize
     fitted = _fitted(case, folder)
     job = memory.Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS, one_length=True)
-    configs = {other: checkpoints.skeleton(folder, other).config for other in checkpoints.MODEL_CLASSES}
+    configs = {other: description.skeleton(folder, other).config for other in folders.MODEL_CLASSES}
     stages = memory.predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
     for stage, (runs_on, runs, working) in stages.items():
         if runs_on == name:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ....glmimage_core import checkpoint as checkpoints
+from ....glmimage_core import description, folders
 from ....glmimage_core.component import Component
 from ....glmimage_core.denoise import Dit
 from ....glmimage_core.glyphs import GlyphEncoder
@@ -43,16 +44,16 @@ class Models:
         return self._placed(checkpoints.glyph_encoder_around(self._made("text_encoder"), self.folder))
 
     def dit(self) -> Dit:
-        space, shift = checkpoints.latent_space(self.folder), checkpoints.scheduler_shift(self.folder)
+        space, shift = description.latent_space(self.folder), description.scheduler_shift(self.folder)
         return self._placed(Dit(self._made("transformer"), space, shift, checkpoint=self.folder))
 
     def vae(self) -> Vae:
-        return self._placed(Vae(self._made("vae"), checkpoints.latent_space(self.folder)))
+        return self._placed(Vae(self._made("vae"), description.latent_space(self.folder)))
 
     def _made(self, name: str) -> torch.nn.Module:
         config_file = self.folder / name / "config.json"
-        config = checkpoints.read_json(config_file)
-        model = checkpoints.build(name, config, config_file, self.device, self.dtype).eval()
+        config = folders.read_json(config_file)
+        model = description.build(name, config, config_file, self.device, self.dtype).eval()
         fill(model, f"{self.seed}/{name}")
         return model
 

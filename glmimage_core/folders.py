@@ -1,0 +1,97 @@
+"""A checkpoint folder: its layout, and finding one.
+
+The layout is diffusers': `model_index.json` names GlmImagePipeline, each component is a folder with a config and safetensors.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PIPELINE_CLASS = "GlmImagePipeline"
+FOLDER_LEVELS = 5  # how deep below a root checkpoints are looked for
+MODEL_CLASSES = {
+    "vision_language_encoder": ("transformers", "GlmImageForConditionalGeneration"),
+    "text_encoder": ("transformers", "T5EncoderModel"),
+    "transformer": ("diffusers", "GlmImageTransformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+SIDE_FILES = {"processor": ("tokenizer_config.json", "tokenizer.json"), "tokenizer": ("tokenizer_config.json",)}
+LAYOUT = "a checkpoint is a folder with model_index.json (of a GlmImagePipeline) and the folders " + ", ".join(
+    [*MODEL_CLASSES, *SIDE_FILES]
+)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder's model_index.json names the GLM-Image pipeline."""
+    try:
+        return read_json(folder / "model_index.json").get("_class_name") == PIPELINE_CLASS
+    except (OSError, ValueError):
+        return False
+
+
+def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
+    """Every checkpoint below the roots, by its path relative to its root with forward slashes, sorted by name.
+
+    The first root wins where two hold the same name. Linked folders are followed, unless they lead back up; a checkpoint is
+    not searched for others.
+    """
+    found: dict[str, Path] = {}
+    for root in roots:
+        for folder, below, files in walk(root):
+            if "model_index.json" in files:
+                below.clear()
+                if is_checkpoint(folder):
+                    found.setdefault(folder.relative_to(root).as_posix(), folder)
+    return dict(sorted(found.items()))
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """The folders below a root down to FOLDER_LEVELS: path, names of folders in it (take out those to skip), names of files.
+
+    Linked folders are followed, unless they lead back up.
+    """
+    for folder, below, files in os.walk(root, followlinks=True):
+        path = Path(folder)
+        below[:] = sorted(name for name in below if not path.resolve().is_relative_to((path / name).resolve()))
+        if len(path.relative_to(root).parts) >= FOLDER_LEVELS:
+            below.clear()
+        yield path, below, files
+
+
+def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
+    """The folder of a checkpoint by name. Raises FileNotFoundError that says where it looked and what should be there."""
+    roots = list(roots)
+    found = list_checkpoints(roots)
+    if name in found:
+        return found[name]
+    looked = ", ".join(map(str, roots)) or "no folder at all"
+    there = f"; found there: {', '.join(found)}" if found else ""
+    for root in roots:
+        if (Path(root) / name / "model_index.json").is_file():
+            raise FileNotFoundError(f"{Path(root) / name / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
+    raise FileNotFoundError(f"no GLM-Image checkpoint {name!r} in {looked}{there}; {LAYOUT}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that the libraries will read: the shards that an index names, or the one file."""
+    for stem in ("model", "diffusion_pytorch_model"):  # transformers' name, diffusers' name
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return [folder / shard for shard in sorted(set(read_json(index).get("weight_map", {}).values()))]
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+    return []
+
+
+def read_json(file: Path) -> dict:
+    """The object in a JSON file. Raises FileNotFoundError or ValueError that names the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; {LAYOUT}")
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it holds no object")
+    return content
