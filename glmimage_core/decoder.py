@@ -5,8 +5,8 @@
     record       the same as a CUDA graph
 
 transformers' forward serves every model and every input, which at one token a step costs as much time as a small model's
-matrix products. decode_one is the same arithmetic in the same order and nothing else. It calls the layers and never reads
-the weight of one, so that they may be streamed, patched or quantized.
+matrix products. decode_one is the same arithmetic in the same order and nothing else. It calls the layers and reads no weights
+but the norms', so that the others may be streamed, patched or quantized.
 """
 
 import logging
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .prior import ArModel
 
 log = logging.getLogger(__name__)
-
-WARM_UP = 2  # runs before a recording, in which libraries pick their kernels and allocate their workspaces
 
 
 class RmsNorm(NamedTuple):
@@ -217,24 +215,40 @@ def decoder(run: Run) -> Callable[[torch.Tensor, int], torch.Tensor]:
     device = run.ar.device
     if device.type == "cpu":
         return lambda token, step: decode_filled(run, token, step)
-    if run.ar.settled and device.type == "cuda":
-        try:
-            return record(run)
-        except RuntimeError as error:
-            log.warning("decoding without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+    if run.ar.settled and device.type == "cuda" and _can_be_recorded(run):
+        return record(run)
     return lambda token, step: decode_masked(run, token, torch.full((1,), step, device=device))
 
 
+def _can_be_recorded(run: Run) -> bool:
+    """Whether a step never waits for the device, found out beforehand: a recording that fails leaves PyTorch's allocator broken.
+
+    Runs the step twice, the first time for libraries to pick their kernels and allocate their workspaces.
+    """
+    device, before = run.ar.device, torch.cuda.get_sync_debug_mode()
+    token = torch.zeros(len(run.layers[0].keys), dtype=torch.int64, device=device)
+    step = torch.zeros(1, dtype=torch.int64, device=device)
+    decode_masked(run, token, step)  # writes where the first step will
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        decode_masked(run, token, step)
+    except RuntimeError as error:
+        log.warning("decoding without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return True
+
+
 def record(run: Run) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """decode_masked as a CUDA graph. Raises RuntimeError where an operation of the model cannot be recorded."""
+    """decode_masked as a CUDA graph, for a step that can be recorded."""
     device = run.ar.device
     token = torch.zeros(len(run.layers[0].keys), dtype=torch.int64, device=device)
     step = torch.zeros(1, dtype=torch.int64, device=device)
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        for _ in range(WARM_UP):  # writes where the first step will
-            decode_masked(run, token, step)
+        decode_masked(run, token, step)  # what it allocates on this stream is allocated now
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=side):

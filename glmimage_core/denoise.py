@@ -42,7 +42,7 @@ class Dit(Component):
     kept holds the keys and values of the references used last, on the CPU. They depend on nothing but the weights and the
     reference, so a new seed, prompt or number of steps finds them there; with other `weights`, references have others.
     checkpoint is the folder that all this was read from, or a single file, and roots then the folders below which the rest
-    was looked for.
+    was looked for. attention and compiled say how the model was told to compute.
     """
 
     model: "GlmImageDit"
@@ -51,10 +51,12 @@ class Dit(Component):
     kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
     checkpoint: Path | None = None
     roots: tuple[Path, ...] = ()
+    attention: str = "auto"
+    compiled: bool = False
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:
-        return self.model.transformer_blocks
+        return () if self.quantized_by else self.model.transformer_blocks  # other libraries' weights cannot be copied alone
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Job(NamedTuple):
     prompt_tokens: int = 256
     glyph_tokens: int = 64
     guided: bool = True
+    step_cache: bool = False
     one_length: bool = False  # whether the texts of both sides of the guidance have one, so that they may share a pass
 
 
@@ -99,7 +100,7 @@ def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = Tru
     latents = own * config.patch_size**2 * config.in_channels * 4 * (3 if job.guided else 2)
     layer_cache = 2 * sum(cached) * width * itemsize
     caches = layer_cache * (config.num_layers if caches_on_device else 1)
-    planned = picture * width * itemsize
+    planned = picture * width * itemsize * (1 + (4 if job.step_cache else 0))  # a change and a rest for each side of the guidance
     reading = stream + planned + rope + latents + caches
     writing = (caches if on_cpu else 0) + 14 * half * max(cached, default=0) * width * itemsize
     return round(max(reading, writing))

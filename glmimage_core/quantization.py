@@ -177,6 +177,15 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 
 
+def rebuilt(tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A tensor with each of its parts changed, such as copied to another place."""
+    if len(parts_of(tensor)) == 1:
+        return change(tensor.detach())
+    names, context = tensor.__tensor_flatten__()
+    parts = {name: change(getattr(tensor, name)) for name in names}
+    return type(tensor.data).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())
+
+
 def dequantized(tensor: torch.Tensor) -> torch.Tensor:
     """A quantized tensor at full width, another one as it is."""
     return tensor.dequantize() if len(parts_of(tensor)) > 1 else tensor
@@ -245,6 +254,8 @@ def fill(
                 layer._buffers[kind] = tensor
             else:
                 layer._parameters[kind] = torch.nn.Parameter(tensor, requires_grad=False)
+    if missing := [name for name, tensor in model.named_parameters() if tensor.is_meta]:
+        raise ValueError(f"{len(missing)} tensors are not found by their names, such as {missing[0]}; choose quantization none")
 
 
 def read_tensor(file: Path, key: str) -> torch.Tensor:

@@ -10,6 +10,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.nn import Module, Parameter
 
+from .quantization import parts_of, rebuilt
+
 log = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ class _Copied:
 
     def __init__(self, modules: Sequence[Module], device: torch.device, stream: "torch.cuda.Stream | None"):
         self.slots = [
-            (tensors, name, tensor)
+            (tensors, name)
             for module in modules
             for tensors in (module._parameters, module._buffers)
             for name, tensor in tensors.items()
@@ -30,32 +32,40 @@ class _Copied:
         ]
         self.device, self.stream = device, stream
         self._copies: list[torch.Tensor] | None = None
+        self._home: list[torch.Tensor] | None = None
         self._made: torch.cuda.Event | None = None
 
     def depart(self) -> None:
-        """Begin to copy. Does nothing where that was begun already."""
+        """Begin to copy what is there now. Does nothing where that was begun already."""
         if self._copies is not None:
             return
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
-            self._copies = [tensor.detach().to(self.device, non_blocking=True) for _, _, tensor in self.slots]
+            self._copies = [rebuilt(tensors[name], self._copy) for tensors, name in self.slots]
             if self.stream is not None:
                 self._made = self.stream.record_event()
 
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
     def arrive(self) -> None:
         """Have the modules compute with the copies."""
-        self.depart()
-        if self._made is not None:
-            torch.cuda.current_stream(self.device).wait_event(self._made)
-        for (tensors, name, tensor), copy in zip(self.slots, self._copies, strict=True):
-            tensors[name] = Parameter(copy, requires_grad=False) if isinstance(tensor, Parameter) else copy
+        # A quantized weight cannot be made a parameter of another mode than the one it was made in.
+        with torch.inference_mode(False), torch.no_grad():
+            self.depart()
+            if self._made is not None:
+                torch.cuda.current_stream(self.device).wait_event(self._made)
+            self._home = [tensors[name] for tensors, name in self.slots]
+            for (tensors, name), here, copy in zip(self.slots, self._home, self._copies, strict=True):
+                tensors[name] = Parameter(copy, requires_grad=False) if isinstance(here, Parameter) else copy
 
     def leave(self) -> None:
         """Drop the copies and have the modules as they were."""
-        for tensors, name, tensor in self.slots:
-            tensors[name] = tensor
-        self._copies = None
+        if self._home is not None:
+            for (tensors, name), home in zip(self.slots, self._home, strict=True):
+                tensors[name] = home
+        self._copies = self._home = None
 
 
 @contextmanager
@@ -83,7 +93,8 @@ def streamed(model: Module, blocks: Sequence[Module], block_bytes: int, resident
 
             def begin(module, inputs, one=one, following=following):
                 one.arrive()
-                following.depart()
+                with torch.inference_mode(False), torch.no_grad():
+                    following.depart()
 
             hooks.append(block.register_forward_pre_hook(begin))
             hooks.append(block.register_forward_hook(lambda module, inputs, output, one=one: one.leave()))
@@ -96,11 +107,11 @@ def streamed(model: Module, blocks: Sequence[Module], block_bytes: int, resident
 
 
 def _pin(blocks: Sequence[Module]) -> None:
-    """Put weights into memory that the device copies from by itself; they stay there. Quantized ones are left where they are."""
-    for block in blocks:
-        for tensor in (*block.parameters(), *block.buffers()):
-            if type(tensor.data) is torch.Tensor and not tensor.is_pinned():
-                tensor.data = tensor.data.pin_memory()
+    """Put weights into memory that the device copies from by itself; they stay there."""
+    for module in (module for block in blocks for module in block.modules()):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not all(part.is_pinned() for part in parts_of(parameter)):
+                module._parameters[name] = Parameter(rebuilt(parameter, torch.Tensor.pin_memory), requires_grad=False)
 
 
 def resident_blocks(others_bytes: int, block_bytes: Sequence[int], room: int) -> int | None:

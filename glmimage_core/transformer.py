@@ -6,6 +6,7 @@ methods, called as often as their inputs change, and what is left is the forward
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from diffusers import GlmImageTransformer2DModel
 from diffusers.models.attention_dispatch import attention_backend
 
 if TYPE_CHECKING:
-    from .denoise import ReferenceLayer, WrittenLayer
+    from .denoise import Dit, ReferenceLayer, WrittenLayer
     from .step_cache import Branch
 
 
@@ -42,7 +43,7 @@ class GlmImageDit(GlmImageTransformer2DModel):
 
     def time_states(self, timesteps: torch.Tensor, width: int, height: int, dtype: torch.dtype) -> torch.Tensor:
         """The conditioning of the norms at timesteps [N] for a picture of width x height pixels: [N, time_embed_dim]."""
-        size = torch.tensor([[height, width]], device=timesteps.device, dtype=torch.float32).expand(len(timesteps), -1)
+        size = torch.cat([torch.full_like(timesteps[:, None], side, dtype=torch.float32) for side in (height, width)], dim=1)
         return self.time_condition_embed(timesteps, size, torch.zeros_like(size), dtype)
 
     def forward(
@@ -83,10 +84,12 @@ class GlmImageDit(GlmImageTransformer2DModel):
         return image, text
 
 
-def check_attention_backend(attention: str) -> None:
-    """Raise ImportError, with what to install, for an attention backend that this installation cannot run."""
+def check_attention_backend(attention: str, device: torch.device) -> None:
+    """Raise where attention cannot be computed so: ImportError, with what to install, or ValueError for a device."""
     if attention == "auto":
         return
+    if attention not in ATTENTION_BACKENDS:
+        raise ValueError(f"attention {attention!r} is not one of auto, {', '.join(ATTENTION_BACKENDS)}")
     try:
         with attention_backend(ATTENTION_BACKENDS[attention]):
             pass
@@ -95,11 +98,17 @@ def check_attention_backend(attention: str) -> None:
             f"attention {attention} needs {PACKAGES.get(attention, 'a newer PyTorch')}, which is missing or too old; install it, "
             f"or choose auto or sdpa ({error})"
         ) from error
+    if attention != "sdpa" and device.type != "cuda":
+        raise ValueError(f"attention {attention} runs on CUDA, not on {device.type}; choose auto or sdpa")
 
 
-def use_attention_backend(model: GlmImageDit, attention: str) -> None:
+def use_attention_backend(model: GlmImageDit, attention: str, device: torch.device) -> None:
     """Have a model's attention computed by one of ATTENTION_BACKENDS; auto leaves it to diffusers."""
-    check_attention_backend(attention)
+    check_attention_backend(attention, device)
+    if attention in PACKAGES and model.dtype == torch.float32:
+        raise ValueError(
+            f"attention {attention} computes in bfloat16 and float16, and this DiT is in float32; choose another dtype"
+        )
     if attention != "auto":
         backend = ATTENTION_BACKENDS[attention]
         with attention_backend(backend):  # afterwards, other models have theirs again, which diffusers would change too
@@ -120,3 +129,11 @@ def compile_blocks(model: GlmImageDit) -> None:
     check_compiler()
     for block in model.transformer_blocks:
         block.compile()
+
+
+def computing(dit: "Dit", attention: str, compiled: bool, device: torch.device) -> "Dit":
+    """Have a DiT compute so on a device: its attention by a backend, its blocks compiled. Raises as the checks do."""
+    use_attention_backend(dit.model, attention, device)
+    if compiled:
+        compile_blocks(dit.model)
+    return replace(dit, attention=attention, compiled=compiled)

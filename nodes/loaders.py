@@ -153,10 +153,10 @@ class GLMImageLoadDiT(_QuantizingLoader):
         if problem := cls._problem(checkpoint, quantization):
             return problem
         try:
-            check_attention_backend(attention or "auto")
+            check_attention_backend(attention or "auto", host.device())
             if compile:
                 check_compiler()
-        except ImportError as error:
+        except (ValueError, ImportError) as error:
             return str(error)
         return True
 
@@ -166,12 +166,9 @@ class GLMImageLoadDiT(_QuantizingLoader):
             dit = single_file.load_dit(path, dtype, host.checkpoint_roots(), quantization)
         else:
             dit = checkpoints.load_dit(path, dtype, quantization)
-        from ..glmimage_core.transformer import compile_blocks, use_attention_backend
+        from ..glmimage_core.transformer import computing
 
-        use_attention_backend(dit.model, attention)
-        if compile:
-            compile_blocks(dit.model)
-        return (host.wire(dit),)
+        return (host.wire(computing(dit, attention, compile, host.device())),)
 
 
 class GLMImageLoadVAE(_Loader):

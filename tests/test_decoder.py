@@ -120,14 +120,11 @@ def test_a_recorded_step_gives_the_tokens_of_one_that_is_not(folder, caplog, dty
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_model_that_cannot_be_recorded_is_decoded_without(folder, monkeypatch, caplog):
-    def unsupported(*args):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
-
+def test_a_model_that_waits_for_the_device_is_decoded_without(folder, caplog):
     model = load_ar(folder)
     model.model.cuda()
     there = replace(model, device=torch.device("cuda", 0), settled=True)
     expected = generate_prior(there, PROMPT, 256, 256, 1).tokens
-    monkeypatch.setattr(decoding, "record", unsupported)
+    model.model.lm_head.register_forward_hook(lambda module, inputs, output: output + 0 * output.sum().item())
     assert torch.equal(generate_prior(there, PROMPT, 256, 256, 1).tokens, expected)
     assert "without a CUDA graph" in caplog.text

@@ -1,5 +1,7 @@
 """Weights in fewer bits, without ComfyUI. In ComfyUI: tests/inside_comfyui/test_quantization.py."""
 
+import shutil
+
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
@@ -9,6 +11,7 @@ from glm_image_pack.glmimage_core.lora import LayeredLora, laid_over
 from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.residency import model_bytes
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from safetensors.torch import load_file, save_file
 from test_denoise import plan
 
 FORMATS = tuple(quantizations.FORMATS)
@@ -156,3 +159,14 @@ def test_the_loaders_take_a_quantization(kitchen, quiet_host):
         assert NODES[node].VALIDATE_INPUTS("GLM-Image", "fp8") is True
         assert "int4" in NODES[node].VALIDATE_INPUTS("GLM-Image", "int4")
         assert quantizations.quantization_of(NODES[node]().load("GLM-Image", "auto", "fp8")[wire].model) == "fp8"
+
+
+def test_a_tensor_that_is_not_found_is_told(folder, tmp_path, kitchen):
+    """The libraries know some tensors by older names; here a name must be the model's."""
+    shutil.copytree(folder, tmp_path / "GLM-Image")
+    file = next((tmp_path / "GLM-Image" / "transformer").glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors["renamed.weight"] = tensors.pop("proj_out.weight")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"proj_out\.weight"):
+        checkpoints.load_dit(tmp_path / "GLM-Image", quantization="int8")

@@ -22,6 +22,7 @@ from glm_image_pack.glmimage_core.geometry import Grid, prior_for_dit
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.transformer import ATTENTION_BACKENDS, compile_blocks, use_attention_backend
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes.host import host
 from test_denoise import plan
 
 from pictures import pattern
@@ -105,7 +106,7 @@ def test_sdpa_by_name_is_what_auto_takes_and_nobody_elses_attention_changes(dit,
     glyphs = encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
     expected = sample(dit, plan(), *glyphs, [0], 2, references=references)
     before = _AttentionBackendRegistry.get_active_backend()
-    use_attention_backend(dit.model, "sdpa")
+    use_attention_backend(dit.model, "sdpa", dit.device)
     assert dit.model.transformer_blocks[0].attn1.processor._attention_backend.value == "native"
     assert _AttentionBackendRegistry.get_active_backend() == before
     assert torch.equal(sample(dit, plan(), *glyphs, [0], 2, references=references), expected)
@@ -124,7 +125,7 @@ def test_a_backend_that_is_not_installed_is_told_before_anything_runs(models, qu
     if find_spec({"flash": "flash_attn", "sage": "sageattention"}[attention]):
         pytest.skip(f"{attention} is installed")
     loader = NODES["GLMImageLoadDiT"]
-    assert f"attention {attention} needs" in loader.VALIDATE_INPUTS("GLM-Image", attention)
+    assert f"attention {attention} needs" in loader.VALIDATE_INPUTS("GLM-Image", attention=attention)
     with pytest.raises(ImportError, match=f"attention {attention} needs"):
         loader().load("GLM-Image", "auto", "none", attention)
 
@@ -133,7 +134,7 @@ def test_a_missing_compiler_is_told_before_anything_runs(models, quiet_host, mon
     monkeypatch.setattr(transformer.shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image") is True
-    assert "C++ compiler" in NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image", "auto", True)
+    assert "C++ compiler" in NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image", compile=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(transformer, "find_spec", lambda name: None)
     assert "Triton" in NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image", compile=True)
@@ -152,3 +153,11 @@ def test_compiled_blocks_paint_the_same_picture(folder, encoder, encode_referenc
         expected = sample(plain, plan(), *glyphs, [0], 2, references=given)
         assert torch.allclose(sample(compiled, plan(), *glyphs, [0], 2, references=given), expected, atol=1e-4)
     assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_attention_that_the_device_cannot_compute_is_told_before_anything_runs(models, quiet_host):
+    loader = NODES["GLMImageLoadDiT"]
+    assert "is not one of auto, sdpa" in loader.VALIDATE_INPUTS("GLM-Image", attention="bogus")
+    if host.device().type != "cuda":
+        assert "attention cudnn runs on CUDA, not on cpu" in loader.VALIDATE_INPUTS("GLM-Image", attention="cudnn")
+    assert loader.VALIDATE_INPUTS("GLM-Image", attention="sdpa") is True

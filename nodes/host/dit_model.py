@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ...glmimage_core import memory, single_file
 from ...glmimage_core.checkpoint import load_dit, load_vae
-from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, rope, velocity
+from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, velocity
 from ...glmimage_core.geometry import LATENT_PX, dit_token_count
 from ...glmimage_core.preview import LatentColours, fit_latent_colours
 from ...glmimage_core.quantization import quantization_of
@@ -126,6 +126,16 @@ class References(comfy.conds.CONDConstant):
         return self.sizes
 
 
+class Rotary(comfy.conds.CONDConstant):
+    """The rotary embedding of the picture, one for all that runs in a pass."""
+
+    def process_cond(self, batch_size, **kwargs):
+        return self
+
+    def can_concat(self, other) -> bool:
+        return True
+
+
 class GlmImageModel(comfy.model_base.BaseModel):
     """The DiT behind ComfyUI's samplers. Its conditioning comes from GLM-Image Apply Prior."""
 
@@ -138,8 +148,6 @@ class GlmImageModel(comfy.model_base.BaseModel):
         self.dit = dit.on(device, config.manual_cast_dtype)
         self.model_sampling = model_sampling(dit, USUAL_SIDE, USUAL_SIDE)
         self._said: set[str] = set()
-        self._rope_size: tuple[int, int] | None = None
-        self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def extra_conds(self, *, noise, device, cross_attn, prompt_type="", **options) -> dict[str, comfy.conds.CONDRegular]:
         """What the DiT sees of one conditioning beside the latents. Runs the references whose caches are not kept.
@@ -156,10 +164,14 @@ class GlmImageModel(comfy.model_base.BaseModel):
         height, width = (side * LATENT_PX for side in noise.shape[2:])
         with torch.inference_mode():
             seen = conditions_of(dit, cross_attn, width, height, 1 if drop else prior.batch, None if drop else prior.tokens)
-            conds = {"glyphs": comfy.conds.CONDRegular(seen.glyphs), "prior": comfy.conds.CONDRegular(seen.prior)}
+            conds = {
+                "glyphs": comfy.conds.CONDRegular(seen.glyphs),
+                "prior": comfy.conds.CONDRegular(seen.prior),
+                "rope": Rotary(seen.rope),
+            }
             if references:
                 sizes = _sizes(references)
-                there = self._caches_fit(len(noise), height, width, cross_attn.shape[1], sizes)
+                there = self._caches_fit(2 * len(noise), height, width, cross_attn.shape[1], sizes)
                 conds["cache"] = References(reference_cache(dit, references, there), sizes)
         return conds
 
@@ -185,7 +197,10 @@ class GlmImageModel(comfy.model_base.BaseModel):
         return memory.dit_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job, caches_on_device)
 
     def _caches_fit(self, *inputs) -> bool:
-        """Whether the caches of all references fit on the device beside the weights. Otherwise they come layer by layer."""
+        """Whether the caches of all references fit on the device beside the weights. Otherwise they come layer by layer.
+
+        ComfyUI asks for the memory of both sides of the guidance in one pass, so both callers count the batch twice.
+        """
         there = model_management.get_total_memory(self.dit.device) - model_management.extra_reserved_memory()
         return model_management.module_size(self) + self._working_bytes(*inputs, caches_on_device=True) <= there
 
@@ -209,7 +224,8 @@ class GlmImageModel(comfy.model_base.BaseModel):
         if prior.shape[1] != dit_token_count(width, height):
             raise ValueError("GLM-Image paints whole pictures; remove the area or the window from the conditioning")
         dit = self._dit(device)
-        conditions = Conditions(prior, conds["glyphs"].to(device), self._rotary(width, height, device))
+        rotary = tuple(part.to(device) for part in conds["rope"])  # ComfyUI may run one side of the guidance on another card
+        conditions = Conditions(prior, conds["glyphs"].to(device), rotary)
         time = dit.model.time_states(timestep, width, height, dit.dtype)
         patches = transformer_options.get("patches", {}).get("attn1_output_patch", ())
         if patches and "attn1_patch" in transformer_options["patches"]:
@@ -234,14 +250,6 @@ class GlmImageModel(comfy.model_base.BaseModel):
         for patch in idle - self._said:
             log.warning("the MODEL of GLM-Image carries %s: they have no effect", patch)
         self._said |= idle
-
-    def _rotary(self, width: int, height: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rotary embedding of the size painted last, kept in main memory: it is the same in every step."""
-        if self._rope_size != (width, height):
-            self._rope = rope(self._dit(torch.device("cpu")), width, height)
-            self._rope_size = (width, height)
-        cosine, sine = self._rope
-        return cosine.to(device), sine.to(device)
 
     def _dit(self, device: torch.device) -> Dit:
         """The component as it is now: a patch may have put a compiled model, another precision or another device in place."""
@@ -281,11 +289,13 @@ def _attention_patches(model: torch.nn.Module, patches: list[Callable], options:
             return (out,)
 
         handles.append(attention.to_out[0].register_forward_pre_hook(patch))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    # A block that was compiled without the patches would run without them.
+    with torch.compiler.set_stance("force_eager") if patches else nullcontext():
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def dit_patcher(dit: Dit, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -295,16 +305,24 @@ def dit_patcher(dit: Dit, disable_dynamic: bool = False) -> comfy.model_patcher.
     model = GlmImageModel(dit, device, offload_device)
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     # How ComfyUI gets a second copy, where a node needs one that does not stream on demand
-    settings = (str(dit.model.dtype).removeprefix("torch."), quantization_of(dit.model))
+    settings = (str(dit.model.dtype).removeprefix("torch."), quantization_of(dit.model), dit.attention, dit.compiled)
     patcher.cached_patcher_init = (_reload, (dit.checkpoint, dit.roots, *settings))
     return patcher
 
 
 def _reload(
-    checkpoint: Path, roots: Sequence[Path], dtype: str, quantization: str, disable_dynamic: bool = False
+    checkpoint: Path,
+    roots: Sequence[Path],
+    dtype: str,
+    quantization: str,
+    attention: str,
+    compiled: bool,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
+    from ...glmimage_core.transformer import computing
+
     if checkpoint.is_file():
         dit = single_file.load_dit(checkpoint, dtype, roots, quantization)
     else:
         dit = load_dit(checkpoint, dtype, quantization)
-    return dit_patcher(dit, disable_dynamic)
+    return dit_patcher(computing(dit, attention, compiled, model_management.get_torch_device()), disable_dynamic)

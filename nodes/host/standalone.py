@@ -86,7 +86,7 @@ class StandaloneHost:
     def placed(self, wire: Component, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
         model = wire.parts[part]
         with self._placing().hold(model, working_bytes, wire.blocks) as device, laid_over(model, wire.loras):
-            yield replace(wire.on(device), settled=True)
+            yield replace(wire.on(device), settled=not wire.blocks)  # which may come one by one
 
     def free_bytes(self, wire: Component) -> int | None:
         residency = self._placing()
@@ -107,6 +107,7 @@ class StandaloneHost:
             glyph_tokens=positive.shape[1],
             guided=painting.cfg != 1,
             one_length=positive.shape == negative.shape,
+            step_cache=painting.shortcuts.step_cache > 0,
         )
         needed, lean = (memory.dit_bytes(model.model.config, model.dtype.itemsize, job, there) for there in (True, False))
         whole = self._placing().fits(model.model, needed)
