@@ -97,6 +97,19 @@ def test_the_ar_model_reads_a_reference(ar):
     assert {weight.device for weight in there.halves["language"].parameters()} == {torch.device("cpu")}
 
 
+@pytest.mark.parametrize("half", ["language", "vision"])
+def test_each_stage_of_the_ar_model_runs_one_half_of_it(ar, half):
+    called = set()
+    watches = [module.register_forward_pre_hook(lambda module, args: called.add(module)) for module in ar.model.modules()]
+    if half == "language":
+        prior.generate_prior(ar, "a red house", 256, 256, 0)
+    else:
+        vision_tokens(ar, fit(ar, pattern(128, 160, 3)))
+    for watch in watches:
+        watch.remove()
+    assert called and called <= set(ar.halves[half].modules())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_vae(vae, dtype):
     there = moved(vae, dtype)
