@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import description
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.nodes.headless.runner import NodeError, Runner
@@ -659,9 +660,9 @@ def test_the_command_line_runs_from_anywhere(models, output, tmp_path):
 def test_a_library_missing_is_named(models, output, command, monkeypatch):
     def version(name):
         if name == "diffusers":
-            raise checkpoints.PackageNotFoundError(name)
+            raise description.PackageNotFoundError(name)
         return "99.0"
 
-    monkeypatch.setattr(checkpoints, "version", version)
+    monkeypatch.setattr(description, "version", version)
     assert command(*render(models, output)).status == 2
     assert "pip install -U diffusers" in command.messages[0]

@@ -296,6 +296,21 @@ def test_nag_changes_the_picture_where_both_sides_run_together(model, conditione
     assert torch.isfinite(out["samples"]).all() and not near(out["samples"], plain["samples"])
 
 
+def test_blocks_that_were_compiled_honour_attention_patches(folder, conditioned, run):
+    (model,) = run("GLMImageLoadDiT", checkpoint="GLM-Image", dtype="auto", quantization="none")
+    for block in model.model.diffusion_model.transformer_blocks:
+        block.compile(backend="eager")
+    positive, negative, _ = conditioned(False)
+    settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
+    (exact,) = run("GLMImageSampler", model=model, **settings)
+    patched, seen = model.clone(), []
+    patched.set_model_attn1_output_patch(lambda out, options: seen.append(1) or 0 * out)
+    (out,) = run("GLMImageSampler", model=patched, **settings)
+    assert seen and not near(out["samples"], exact["samples"])
+    (again,) = run("GLMImageSampler", model=model, **settings)
+    assert near(again["samples"], exact["samples"])
+
+
 def test_a_compiled_model_paints_the_same(model, conditioned, run):
     positive, negative, _ = conditioned(True)
     settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
