@@ -7,6 +7,7 @@
 Latents are normalised in here and in the VAE's own space outside.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from .vae import LatentSpace
 if TYPE_CHECKING:
     from .references import Reference
     from .transformer import GlmImageDit
+
+log = logging.getLogger(__name__)
 
 KEPT_BYTES = 4 * 2**30
 """Caches that the current run does not need are dropped beyond this; two of 1024 x 1024 pixels fit in bfloat16."""
@@ -163,6 +166,8 @@ def sample(
             v = (x - torch.lerp(start, seen - sigma * v, mask)) / sigma
         x = x + (sigma_next - sigma) * v
         progress(step + 1, schedule.steps)
+    if guide.step_cache is not None:
+        log.info(str(guide.step_cache))
     return dit.space.denormalise(x).cpu()
 
 

@@ -376,7 +376,7 @@ def build(
             if library == "transformers":
                 return model_class(model_class.config_class.from_dict(config))
             return model_class.from_config(config)
-    except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
+    except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError, AssertionError) as error:
         raise ValueError(f"{source} describes no {class_name} that can be built: {error}") from error
     finally:
         torch.set_default_dtype(before)

@@ -147,6 +147,7 @@ def _write_shard(source: Path, shard: Shard, file: Path, progress: Progress, don
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + PARTIAL)
     save_file(tensors, partial, {"format": "pt"})
+    shutil.copymode(next(iter(where.values())), partial)  # which safetensors keeps to its owner
     os.replace(partial, file)
 
 

@@ -49,11 +49,6 @@ class Part:
     def config(self) -> dict:
         return _merged(ASSUMED[self.component], self.measured, self.stated)
 
-    @property
-    def source(self) -> str:
-        """What the config was read from."""
-        return str(self.file) if self.stated else f"{self.file}, without config in its metadata,"
-
 
 def recognise(file: Path, header: description.FileHeader) -> Part:
     """The component that a file's header is of. Raises ValueError for another model and for a config that is not its."""

@@ -95,16 +95,18 @@ def _described(file: Path, *stamp: int) -> tuple[Part, description.ComponentRepo
     report = description.ComponentReport(part.component, folders.MODEL_CLASSES[part.component][1], disk_bytes=file.stat().st_size)
     report.count(part.headers, part.marks)
     try:
-        model = description.build(part.component, part.config, part.source)
+        model = description.build(part.component, part.config, part.file)
         shapes = description.unquantized_shapes(model, part.headers, part.marks, file)
-        description.compare_with_config(model, shapes, part.source)
+        description.compare_with_config(model, shapes, part.file)
         if unknown := sorted(shapes.keys() - model.state_dict().keys()):
             raise ValueError(
                 f"{file} holds {len(unknown)} tensors that a {report.class_name} does not have, such as {unknown[0]}: it is "
                 "quantized in a way that is unknown here, or another model's; choose one in bfloat16, float16 or float32"
             )
     except ValueError as error:
-        report.problems.append(error)
+        assumed = "; its metadata has no config, so what shapes do not say was taken to be as released: a model of other sizes "
+        assumed += "needs its config.json there, as config"
+        report.problems.append(error if part.stated else ValueError(f"{error}{assumed}"))
     return part, report
 
 

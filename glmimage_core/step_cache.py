@@ -47,5 +47,10 @@ class StepCache:
         self.threshold = threshold
         self.branches: dict[Hashable, Branch] = {}
 
+    def __str__(self) -> str:
+        passes = sum(branch.whole + branch.skipped for branch in self.branches.values())
+        skipped = sum(branch.skipped for branch in self.branches.values())
+        return f"step cache: {skipped} of {passes} passes skipped but for their first block"
+
     def branch(self, side: Hashable) -> Branch:
         return self.branches.setdefault(side, Branch(self.threshold))

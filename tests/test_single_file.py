@@ -205,7 +205,7 @@ def test_a_truncated_file_is_named_before_it_is_loaded(folder, tmp_path, keep):
 
 def test_heads_of_another_width_than_released_need_a_config(folder, tmp_path):
     file = write_file(folder / "transformer", tmp_path / "bare.safetensors", config=False)
-    with pytest.raises(ValueError, match="bare.safetensors, without config in its metadata, does not match its weights"):
+    with pytest.raises(ValueError, match="bare.safetensors does not match its weights.*needs its config.json there"):
         single_file.load_dit(file, roots=[folder.parent])
 
 
@@ -419,3 +419,10 @@ def test_a_quantized_single_file_is_the_quantized_folder(folder, tmp_path, compo
         for (name, theirs), (_, ours) in zip(expected.named_parameters(), model.named_parameters(), strict=True):
             for one, other in zip(parts_of(theirs), parts_of(ours), strict=True):
                 assert one.dtype == other.dtype and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other))), name
+
+
+def test_a_model_of_other_sizes_is_told_what_it_needs(folder, tmp_path, capsys):
+    for component in ("vision_language_encoder", "transformer"):
+        file = write_file(folder / component, tmp_path / f"{component}.safetensors", config=False)
+        assert main(["inspect", str(file)]) == 1
+        assert "its metadata has no config" in capsys.readouterr().out

@@ -88,3 +88,10 @@ def test_a_skipped_pass_adds_what_the_blocks_added(dit, glyphs):
 def test_a_second_run_remembers_nothing_of_the_first(dit, glyphs):
     runs = [sample(dit, plan(), *glyphs, seeds=[0], steps=10, shortcuts=Shortcuts(step_cache=0.8)) for _ in range(2)]
     assert torch.equal(*runs)
+
+
+def test_a_run_says_what_it_skipped(dit, glyphs, caches, caplog):
+    with caplog.at_level("INFO"):
+        sample(dit, plan(), *glyphs, seeds=[0], steps=10, shortcuts=Shortcuts(step_cache=1.0))
+    skipped = sum(branch.skipped for branch in caches[0].branches.values())
+    assert skipped > 0 and f"step cache: {skipped} of 20 passes skipped" in caplog.text

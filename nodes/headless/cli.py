@@ -118,6 +118,8 @@ def _add_inspect(commands) -> None:
 
 def _inspect(options) -> int:
     check_size(options.width, options.height)
+    if options.references < 0:
+        raise ValueError(f"--references is {options.references}; it must be 0 or above")
     if options.checkpoint.is_file():
         report = describe_file(options.checkpoint)
         _print_reports([report])
@@ -175,7 +177,9 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
     apart = max(weights[stage] + needs.working for stage, needs in stages.items())
     print(f"  peak, all models resident        {_human(together):>10}  ({together} bytes)")
     print(f"  peak, one model at a time        {_human(apart):>10}  ({apart} bytes)")
-    if not any(reports[name].quantized for name in MODEL_CLASSES):
+    if any(reports[name].quantized for name in MODEL_CLASSES):
+        print("\nSettings for cards are named for checkpoints that are not quantized; this one is loaded as it is stored.")
+    else:
         _print_settings(job, models)
 
 
@@ -230,6 +234,8 @@ def _add_quantize(commands) -> None:
 
 
 def _quantize(options) -> int:
+    if not options.checkpoint.is_dir():
+        raise FileNotFoundError(f"{options.checkpoint} is not a folder; a checkpoint folder is quantized as a whole")
     formats = {"vision_language_encoder": options.ar, "transformer": options.dit}
 
     def show(done: int, total: int, preview=None) -> None:

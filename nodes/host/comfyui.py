@@ -159,7 +159,8 @@ class ComfyHost:
         shortcuts = painting.shortcuts
         if shortcuts.step_cache:
             model = model.clone()
-            model.model_options["transformer_options"][STEP_CACHE_KEY] = StepCache(shortcuts.step_cache)
+            step_cache = StepCache(shortcuts.step_cache)
+            model.model_options["transformer_options"][STEP_CACHE_KEY] = step_cache
         guider = IntervalGuider(model, shortcuts) if shortcuts.interval else comfy.samplers.CFGGuider(model)
         guider.set_conds(painting.positive, painting.negative)
         guider.set_cfg(painting.cfg)
@@ -173,6 +174,9 @@ class ComfyHost:
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=painting.seed,
         )
+        if shortcuts.step_cache:
+            log.info(str(step_cache))
+            _write_on_node(str(step_cache))
         return samples.float().cpu()
 
 

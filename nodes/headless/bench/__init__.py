@@ -74,6 +74,8 @@ def _bench(name: str, options: argparse.Namespace) -> int:
         raise ValueError(f"--rounds is {options.rounds}; at least one is needed")
     if options.save and options.save.suffix not in FORMATS:
         raise ValueError(f"--save {options.save} is of no known kind; use {' or '.join(FORMATS)}")
+    if options.save and not options.save.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--save {options.save}: there is no folder {options.save.absolute().parent}")
     options.cases = cases(options.width, options.height or options.width, getattr(options, "batch", [1]))
     BENCHES[name].check(options)
     check_libraries()
