@@ -29,8 +29,10 @@ class RmsNorm(NamedTuple):
     epsilon: float
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """As transformers': normalised in float32, rounded, then weighted."""
-        return self.weight * torch.rms_norm(x, x.shape[-1:], None, self.epsilon)
+        """As transformers': normalised in float32, rounded, then weighted. Where nothing is rounded, in one operation."""
+        if x.dtype == self.weight.dtype == torch.float32:
+            return torch.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        return self.weight * torch.rms_norm(x, self.weight.shape, None, self.epsilon)
 
 
 class Layer(NamedTuple):
