@@ -75,10 +75,10 @@ def load_glyph_encoder(folder: Path, dtype: str = "auto") -> GlyphEncoder:
     report = check_model(folder, "text_encoder")
     from transformers import T5EncoderModel
 
-    return glyph_encoder_around(_load_transformers(T5EncoderModel, folder / "text_encoder", dtype, report), folder)
+    return glyph_encoder(_load_transformers(T5EncoderModel, folder / "text_encoder", dtype, report), folder)
 
 
-def glyph_encoder_around(model: "T5EncoderModel", folder: Path) -> GlyphEncoder:
+def glyph_encoder(model: "T5EncoderModel", folder: Path) -> GlyphEncoder:
     """ByT5 with the tokenizer of a checkpoint."""
     from transformers import ByT5Tokenizer
 

@@ -41,7 +41,7 @@ class Models:
         return self._placed(checkpoints.ar_model(model, self.folder))
 
     def glyph_encoder(self) -> GlyphEncoder:
-        return self._placed(checkpoints.glyph_encoder_around(self._made("text_encoder"), self.folder))
+        return self._placed(checkpoints.glyph_encoder(self._made("text_encoder"), self.folder))
 
     def dit(self) -> Dit:
         space, shift = description.latent_space(self.folder), description.scheduler_shift(self.folder)
