@@ -1,6 +1,7 @@
 """Load one component of a checkpoint folder, on the CPU."""
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,8 +110,8 @@ def load_vae(folder: Path, dtype: str = "auto") -> Vae:
 
 def _load_quantized(model_class, folder: Path, report: ComponentReport, dtype: str, quantization: str) -> torch.nn.Module:
     """Quantized as it is read, so that the whole is never in memory at full width, or as it is stored."""
-    check_quantization(report, quantization, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if report.quantized_by:
+        _check_here(report, quantization)
         foreign.prepare(report.quantized_by)
         if file := foreign.gguf_file(folder / report.name):
             model = skeleton(folder, report.name, buffers=True)
@@ -118,9 +119,25 @@ def _load_quantized(model_class, folder: Path, report: ComponentReport, dtype: s
             return model.eval()
         load = _load_transformers if MODEL_CLASSES[report.name][0] == "transformers" else _load_diffusers
         return load(model_class, folder / report.name, dtype, report)
-    model = skeleton(folder, report.name, buffers=True)
-    fill(model, weight_files(folder / report.name), resolve_dtype(dtype, report), quantization)
+    return filled(skeleton(folder, report.name, buffers=True), weight_files(folder / report.name), report, dtype, quantization)
+
+
+def filled(
+    model: torch.nn.Module,
+    files: Iterable[Path],
+    report: ComponentReport,
+    dtype: str,
+    quantization: str,
+    names: Mapping[str, str] | None = None,
+) -> torch.nn.Module:
+    """A model without weights with those of files, by our own way of reading them. Raises as check_quantization does."""
+    _check_here(report, quantization)
+    fill(model, files, resolve_dtype(dtype, report), quantization, names)
     return model.eval()
+
+
+def _check_here(report: ComponentReport, quantization: str) -> None:
+    check_quantization(report, quantization, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _load_transformers(model_class, folder: Path, dtype: str, report: ComponentReport):

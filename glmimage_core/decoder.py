@@ -217,41 +217,34 @@ def decoder(run: Run) -> Callable[[torch.Tensor, int], torch.Tensor]:
     device = run.ar.device
     if device.type == "cpu":
         return lambda token, step: decode_filled(run, token, step)
-    if run.ar.settled and device.type == "cuda" and _can_be_recorded(run):
-        return record(run)
+    recorded = record(run) if run.ar.settled and device.type == "cuda" else None
+    if recorded is not None:
+        return recorded
     return lambda token, step: decode_masked(run, token, torch.full((1,), step, device=device))
 
 
-def _can_be_recorded(run: Run) -> bool:
-    """Whether a step never waits for the device, found out beforehand: a recording that fails leaves PyTorch's allocator broken.
+def record(run: Run) -> Callable[[torch.Tensor, int], torch.Tensor] | None:
+    """decode_masked as a CUDA graph, or None where a step waits for the device.
 
-    Runs the step twice, the first time for libraries to pick their kernels and allocate their workspaces.
+    That is found out beforehand, since a recording that fails leaves PyTorch's allocator broken: the step runs twice, the
+    first time for libraries to pick their kernels and allocate their workspaces.
     """
-    device, before = run.ar.device, torch.cuda.get_sync_debug_mode()
-    token = torch.zeros(len(run.layers[0].keys), dtype=torch.int64, device=device)
-    step = torch.zeros(1, dtype=torch.int64, device=device)
-    decode_masked(run, token, step)  # writes where the first step will
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        decode_masked(run, token, step)
-    except RuntimeError as error:
-        log.warning("decoding without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
-        return False
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    return True
-
-
-def record(run: Run) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """decode_masked as a CUDA graph, for a step that can be recorded."""
     device = run.ar.device
     token = torch.zeros(len(run.layers[0].keys), dtype=torch.int64, device=device)
     step = torch.zeros(1, dtype=torch.int64, device=device)
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
+    main, side, before = torch.cuda.current_stream(device), torch.cuda.Stream(device), torch.cuda.get_sync_debug_mode()
+    side.wait_stream(main)
     with torch.cuda.stream(side):
-        decode_masked(run, token, step)  # what it allocates on this stream is allocated now
-    torch.cuda.current_stream(device).wait_stream(side)
+        decode_masked(run, token, step)  # writes where the first step will
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            decode_masked(run, token, step)
+        except RuntimeError as error:
+            log.warning("decoding without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+            return None
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            main.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=side):
         logits = decode_masked(run, token, step)

@@ -232,19 +232,15 @@ def conditions_of(
 
     glyphs: [1, L, text width] embeddings. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels.
     """
+    if tokens is None:
+        prior = dit.model.dropped_prior_state(dit.device)
+    else:
+        prior = dit.model.prior_states(prior_for_dit(tokens).to(dit.device))
     return Conditions(
-        prior=prior_states(dit, tokens, width, height).expand(batch, -1, -1),
+        prior=prior.to(dit.dtype).expand(batch, dit_token_count(width, height), -1),
         glyphs=dit.model.glyph_states(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),
         rope=rope(dit, width, height),
     )
-
-
-def prior_states(dit: Dit, tokens: torch.Tensor | None, width: int, height: int) -> torch.Tensor:
-    """[1 or B, T, D] of prior tokens [1 or B, height / 32, width / 32]; of dropped ones, [1, T, D], without."""
-    if tokens is None:
-        dropped = torch.zeros(1, dit_token_count(width, height), dtype=torch.int64, device=dit.device)
-        return dit.model.prior_states(dropped, drop=True).to(dit.dtype)
-    return dit.model.prior_states(prior_for_dit(tokens).to(dit.device)).to(dit.dtype)
 
 
 def rope(dit: Dit, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:

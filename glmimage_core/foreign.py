@@ -7,11 +7,11 @@ told before anything is read. A GGUF file of the DiT takes the place of its safe
 
 import importlib
 import importlib.util
-import json
 from pathlib import Path
 
 import torch
 
+from .folders import read_json
 from .quantization import MARK, Header
 
 MODULES = {  # quant_method in a config, which is also the name to install -> the module that must be there
@@ -28,10 +28,10 @@ def quant_method(folder: Path) -> str | None:
     if gguf_file(folder):
         return "gguf"
     try:
-        stated = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config") or {}
-    except (OSError, ValueError, AttributeError):
+        stated = read_json(folder / "config.json").get("quantization_config")
+    except (OSError, ValueError):
         return None  # a missing or damaged config is told by whoever reads it
-    method = stated.get("quant_method", MARK)
+    method = stated.get("quant_method", MARK) if isinstance(stated, dict) else MARK
     if method != MARK and method not in MODULES:
         known = ", ".join(MODULES)
         raise ValueError(f"{folder} is quantized by {method!r}, which is unknown here; known are {known} and `python . quantize`")

@@ -67,7 +67,9 @@ class Residency:
                 f"and {working_bytes / 1e9:.1f} GB to work with; {self.device} has {self.free_bytes() / 1e9:.1f} GB free: make a "
                 "smaller picture or fewer at once, or quantize the model"
             )
-        with streamed(model, blocks, max(sizes), resident, self.device):
+        brought = sum(sizes[resident:]) / 1e9
+        log.info("%s: %.1f GB are brought to %s in every pass", type(model).__name__, brought, self.device)
+        with streamed(model, blocks, resident, self.device):
             yield self.device
 
     def fits(self, model: torch.nn.Module, working_bytes: int) -> bool:

@@ -14,7 +14,6 @@ from . import checkpoint as checkpoints
 from . import description, folders
 from .denoise import Dit
 from .prior import ArModel
-from .quantization import fill
 from .recognise import TITLES, Part, recognise
 from .schedule import Shift
 from .vae import LatentSpace, Vae
@@ -160,6 +159,11 @@ def load_dit(file: Path, dtype: str = "auto", roots: Iterable[Path] = (), quanti
     return Dit(model, space, shift, checkpoint=file, roots=roots)
 
 
+def load_dit_from(path: Path, dtype: str, roots: Iterable[Path], quantization: str) -> Dit:
+    """Load the DiT from a single file or from a checkpoint folder."""
+    return load_dit(path, dtype, roots, quantization) if path.is_file() else checkpoints.load_dit(path, dtype, quantization)
+
+
 def load_vae(file: Path, dtype: str = "auto", roots: Iterable[Path] = ()) -> Vae:
     """Load the VAE, on the CPU."""
     part, report = _checked(file, "vae")
@@ -200,8 +204,7 @@ def _load(part: Part, dtype: str, report: description.ComponentReport) -> torch.
 def _load_quantized(part: Part, dtype: str, report: description.ComponentReport, quantization: str) -> torch.nn.Module:
     """Quantized as it is read, or as it is stored."""
     model = description.build(part.component, part.config, part.file, buffers=True)
-    fill(model, [part.file], description.resolve_dtype(dtype, report), quantization, part.keys)
-    return model.eval()
+    return checkpoints.filled(model, [part.file], report, dtype, quantization, part.keys)
 
 
 def _companions(part: Part, wanted: str, roots: Iterable[Path]) -> Iterator[Path]:

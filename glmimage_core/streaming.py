@@ -3,7 +3,6 @@
 The weights stay where they are; what is on the device are copies, so nothing has to be brought back.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -11,8 +10,6 @@ import torch
 from torch.nn import Module, Parameter
 
 from .quantization import parts_of, rebuilt
-
-log = logging.getLogger(__name__)
 
 
 class _Copied:
@@ -69,11 +66,11 @@ class _Copied:
 
 
 @contextmanager
-def streamed(model: Module, blocks: Sequence[Module], block_bytes: int, resident: int, device: torch.device) -> Iterator[None]:
+def streamed(model: Module, blocks: Sequence[Module], resident: int, device: torch.device) -> Iterator[None]:
     """Have a model compute on `device` for the length of a with block, with `resident` of its blocks there all the time.
 
     blocks run in their order, any number of times. The others are brought when the block before them begins, so that two at
-    most are there beside the resident ones. block_bytes is only for the log.
+    most are there beside the resident ones.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
@@ -81,10 +78,6 @@ def streamed(model: Module, blocks: Sequence[Module], block_bytes: int, resident
     inside = {module for block in blocks[resident:] for module in block.modules()}
     staying = _Copied([module for module in model.modules() if module not in inside], device, None)
     coming = [_Copied(list(block.modules()), device, stream) for block in blocks[resident:]]
-    log.info(
-        "%s: %d of %d blocks (%.1f GB) are brought to %s in every pass",
-        *(type(model).__name__, len(coming), len(blocks), len(coming) * block_bytes / 1e9, device),
-    )
     hooks = []
     try:
         staying.arrive()

@@ -27,15 +27,14 @@ PACKAGES = {"flash": "flash-attn", "sage": "sageattention"}
 class GlmImageDit(GlmImageTransformer2DModel):
     """The same weights, names and arithmetic. D is the width of the stream, T the tokens of the picture."""
 
-    def prior_states(self, tokens: torch.Tensor, drop: bool = False) -> torch.Tensor:
-        """Prior tokens at the DiT's grid, [B, T] int64, as what is added to the image's tokens: [B, T, D].
+    def prior_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Prior tokens at the DiT's grid, [B, T] int64, as what is added to the image's tokens: [B, T, D]."""
+        return self.prior_projector(self.prior_token_embedding(tokens))
 
-        Dropped ones are all alike, so one is computed and seen T times.
-        """
-        if not drop:
-            return self.prior_projector(self.prior_token_embedding(tokens))
-        nothing = self.prior_token_embedding(tokens[:1, :1]) * 0.0
-        return self.prior_projector(nothing).expand(*tokens.shape, -1)
+    def dropped_prior_state(self, device: torch.device) -> torch.Tensor:
+        """What is added for a prior token that is dropped, for each the same: [1, 1, D]."""
+        any_token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        return self.prior_projector(self.prior_token_embedding(any_token) * 0.0)
 
     def glyph_states(self, glyphs: torch.Tensor) -> torch.Tensor:
         """Glyph embeddings [B, L, text_embed_dim] as the text's tokens: [B, L, D]."""
@@ -61,12 +60,13 @@ class GlmImageDit(GlmImageTransformer2DModel):
         With what the steps before left in `steps_before`, all blocks but the first may be skipped. Returns the velocity,
         [B, 16, h, w].
         """
+        first, *others = zip(self.transformer_blocks, kv_caches or [None] * len(self.transformer_blocks), strict=True)
         embedded = self.image_projector(x) + prior  # [B, T, D]
-        image, text = self._blocks(slice(0, 1), embedded, glyphs, time, rope, kv_caches)
+        image, text = self._through([first], embedded, glyphs, time, rope)
         rest = None if steps_before is None else steps_before.rest(change=image - embedded)
         if rest is None:
             begun = image
-            image, text = self._blocks(slice(1, None), image, text, time, rope, kv_caches)
+            image, text = self._through(others, image, text, time, rope)
             if steps_before is not None:
                 steps_before.keep(image - begun)
         else:
@@ -77,10 +77,10 @@ class GlmImageDit(GlmImageTransformer2DModel):
         patches = patches.view(batch, height // size, width // size, -1, size, size)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
 
-    def _blocks(self, which, image, text, time, rope, kv_caches):
-        for index in range(len(self.transformer_blocks))[which]:
-            kv_cache = None if kv_caches is None else kv_caches[index]
-            image, text = self.transformer_blocks[index](image, text, time, rope, kv_cache=kv_cache)
+    @staticmethod
+    def _through(blocks, image, text, time, rope):
+        for block, kv_cache in blocks:
+            image, text = block(image, text, time, rope, kv_cache=kv_cache)
         return image, text
 
 

@@ -24,8 +24,6 @@ QUANTIZATION = (
         "comfy-kitchen.",
     },
 )
-
-
 ATTENTION = (
     ["auto", "sdpa", "cudnn", "flash", "sage"],
     {
@@ -161,11 +159,7 @@ class GLMImageLoadDiT(_QuantizingLoader):
         return True
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False):
-        path = self._path(checkpoint)
-        if path.is_file():
-            dit = single_file.load_dit(path, dtype, host.checkpoint_roots(), quantization)
-        else:
-            dit = checkpoints.load_dit(path, dtype, quantization)
+        dit = single_file.load_dit_from(self._path(checkpoint), dtype, host.checkpoint_roots(), quantization)
         from ..glmimage_core.transformer import computing
 
         return (host.wire(computing(dit, attention, compile, host.device())),)

@@ -60,7 +60,7 @@ def test_two_blocks_at_most_are_there_beside_the_resident_ones(deep, dit, reside
         block.attn1.register_forward_pre_hook(
             lambda *_, index=index: seen.append((index, [p.device == META for b in blocks for p in b.ff.parameters()]))
         )
-    with streamed(deep, blocks, 0, resident, META):
+    with streamed(deep, blocks, resident, META):
         glyphs = torch.zeros(1, 5, deep.config.text_embed_dim)
         conditions = conditions_of(there, glyphs, 256, 256, 1, plan().tokens)
         time = deep.time_states(torch.zeros(1, device=META), 256, 256, there.dtype)
@@ -90,7 +90,7 @@ def test_a_block_is_on_its_way_while_the_one_before_computes(deep, dit, monkeypa
     monkeypatch.setattr(streaming._Copied, "depart", watched)
     for block in deep.transformer_blocks:
         block.attn1.register_forward_pre_hook(lambda *_: events.append("compute"))
-    with streamed(deep, deep.transformer_blocks, 0, 2, META):
+    with streamed(deep, deep.transformer_blocks, 2, META):
         there = replace(dit, model=deep).on(META)
         conditions = conditions_of(there, torch.zeros(1, 5, deep.config.text_embed_dim), 256, 256, 1)
         time = deep.time_states(torch.zeros(1, device=META), 256, 256, there.dtype)
@@ -102,7 +102,7 @@ def test_a_block_is_on_its_way_while_the_one_before_computes(deep, dit, monkeypa
 
 def test_an_error_leaves_the_model_as_it_was(deep):
     before = dict(deep.named_parameters())
-    with pytest.raises(KeyError), streamed(deep, deep.transformer_blocks, 0, 1, META):
+    with pytest.raises(KeyError), streamed(deep, deep.transformer_blocks, 1, META):
         assert deep.proj_out.weight.device == META
         raise KeyError
     assert all(before[name] is parameter for name, parameter in deep.named_parameters())

@@ -18,7 +18,7 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...glmimage_core import memory, single_file
-from ...glmimage_core.checkpoint import load_dit, load_vae
+from ...glmimage_core.checkpoint import load_vae
 from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, velocity
 from ...glmimage_core.geometry import LATENT_PX, dit_token_count
 from ...glmimage_core.preview import LatentColours, fit_latent_colours
@@ -201,8 +201,15 @@ class GlmImageModel(comfy.model_base.BaseModel):
 
         ComfyUI asks for the memory of both sides of the guidance in one pass, so both callers count the batch twice.
         """
+        *_, sizes = inputs
+        if not sizes:  # and nothing to add up, in what ComfyUI asks in every step
+            return True
         there = model_management.get_total_memory(self.dit.device) - model_management.extra_reserved_memory()
-        return model_management.module_size(self) + self._working_bytes(*inputs, caches_on_device=True) <= there
+        return self._weight_bytes + self._working_bytes(*inputs, caches_on_device=True) <= there
+
+    @cached_property
+    def _weight_bytes(self) -> int:
+        return model_management.module_size(self)
 
     def clock(self, sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The DiT's timestep at a sigma. It depends on the size of x, [B, 16, h, w], whatever schedule chose the sigma."""
@@ -321,8 +328,5 @@ def _reload(
 ) -> comfy.model_patcher.ModelPatcher:
     from ...glmimage_core.transformer import computing
 
-    if checkpoint.is_file():
-        dit = single_file.load_dit(checkpoint, dtype, roots, quantization)
-    else:
-        dit = load_dit(checkpoint, dtype, quantization)
+    dit = single_file.load_dit_from(checkpoint, dtype, roots, quantization)
     return dit_patcher(computing(dit, attention, compiled, model_management.get_torch_device()), disable_dynamic)
