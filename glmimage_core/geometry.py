@@ -12,7 +12,7 @@ import torch
 PRIOR_PX = 32  # pixels along a side of one prior token
 DIT_PX = 16  # pixels along a side of one DiT token: VAE factor 8 times patch 2
 LATENT_PX = 8  # pixels along a side of one latent cell
-MIN_SIDE, MAX_SIDE = 256, 4096  # pixels
+MIN_SIDE, MAX_SIDE = 192, 4096  # pixels
 
 
 class Grid(NamedTuple):
@@ -27,7 +27,7 @@ class Grid(NamedTuple):
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise ValueError unless both sides, in pixels, are multiples of 32 from 256 to 4096."""
+    """Raise ValueError unless both sides, in pixels, are multiples of 32 from 192 to 4096."""
     for name, side in (("width", width), ("height", height)):
         if not MIN_SIDE <= side <= MAX_SIDE:
             raise ValueError(f"{name} {side} is outside {MIN_SIDE}..{MAX_SIDE} pixels")

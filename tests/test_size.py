@@ -32,7 +32,7 @@ def test_like_an_image():
     assert GLMImageSize().size("like image", 1.0, torch.zeros(1, 600, 1200, 3)) == size_of(2.0, 1.0)
     with pytest.raises(ValueError, match="no image is connected"):
         GLMImageSize().size("like image", 1.0)
-    with pytest.raises(ValueError, match="sides must lie within 256..4096"):
+    with pytest.raises(ValueError, match="sides must lie within 192..4096"):
         GLMImageSize().size("like image", 4.0, torch.zeros(1, 10, 1000, 3))
 
 
