@@ -14,7 +14,8 @@ class Size:
     """Widths and depths of one size of random checkpoint.
 
     codebook: its rows. special: the ids of padding, <sop>, <eop> and <|image|>. edges: the limits in pixels between which the
-    processor brings a reference's sides.
+    processor brings a reference's sides. rope_theta: the base of the AR model's rotary frequencies. merges: of the tokenizer,
+    pairs of pieces in the order in which they are joined.
     """
 
     ar_hidden: int
@@ -45,6 +46,8 @@ class Size:
     vae_layers: int
     vae_groups: int
     vae_attention: bool
+    rope_theta: float = 10000.0
+    merges: tuple[tuple[str, str], ...] = ()
 
     @property
     def image_start(self) -> int:

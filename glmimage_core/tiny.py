@@ -25,7 +25,7 @@ def write_checkpoint(folder: Path, size: str = "tiny", seed: int = 0, dtype: tor
     """Write a random checkpoint of a size into a folder, which is made and must not hold anything yet."""
     shape = SIZES[size]
     write_layout(folder, shape, seed)
-    for name, build in _MODELS.items():
+    for name, build in MODELS.items():
         model = build(shape, seed)
         fill(model, f"{seed}/{name}")
         for parameter in model.parameters():
@@ -37,7 +37,7 @@ def write_layout(folder: Path, shape: Size, seed: int = 0) -> None:
     """Write all of a checkpoint but its weights, into a folder as write_checkpoint does."""
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty")
-    for name, build in _MODELS.items():
+    for name, build in MODELS.items():
         with torch.device("meta"):
             model = build(shape, seed)
         if hasattr(model, "save_config"):  # diffusers
@@ -92,7 +92,7 @@ def _ar(shape: Size, seed: int):
             "eos_token_id": shape.image_end,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                "rope_theta": shape.rope_theta,
                 "partial_rotary_factor": 0.5,
                 "mrope_section": [rotary // 4, (rotary - rotary // 4) // 2, rotary - rotary // 4 - (rotary - rotary // 4) // 2],
             },
@@ -165,7 +165,8 @@ def _vae(shape: Size, seed: int):
     )
 
 
-_MODELS = {"vision_language_encoder": _ar, "text_encoder": _glyph_encoder, "transformer": _dit, "vae": _vae}
+MODELS = {"vision_language_encoder": _ar, "text_encoder": _glyph_encoder, "transformer": _dit, "vae": _vae}
+"""What builds each component's model, (size, seed) -> model with the library's own first weights."""
 
 
 def _write_processor(folder: Path, shape: Size) -> None:
@@ -173,12 +174,13 @@ def _write_processor(folder: Path, shape: Size) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    # Byte-level BPE without merges: one token a byte, whatever the script.
+    # Byte-level BPE; without merges one token a byte, whatever the script.
     vocabulary = {f"<|dit_token_{i}|>": i for i in range(shape.text_start)}
-    vocabulary |= {char: shape.text_start + i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in shape.merges)]
+    vocabulary |= {piece: shape.text_start + i for i, piece in enumerate(pieces)}
     vocabulary |= dict(zip(SPECIAL, shape.special, strict=True))
     vocabulary |= {f"<|unused_{i}|>": i for i in sorted(set(range(max(vocabulary.values()))) - set(vocabulary.values()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(shape.merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     start, end = (f"<|dit_token_{i}|>" for i in (shape.image_start, shape.image_end))
