@@ -34,14 +34,14 @@ lint: .venv/ready
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet $(TORCH)
-	.venv/bin/python -m pip install --quiet --upgrade -r requirements.txt comfy-kitchen pytest ruff
+	.venv/bin/python -m pip install --quiet --upgrade -r requirements.txt comfy-kitchen scipy pytest ruff
 	touch $@
 
 .venv-oldest/ready: requirements.txt Makefile
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	.venv-oldest/bin/python -m pip install --quiet $(TORCH)
-	.venv-oldest/bin/python -m pip install --quiet -r requirements.txt transformers==5.1.0 diffusers==0.37.0 pytest
+	.venv-oldest/bin/python -m pip install --quiet -r requirements.txt transformers==5.1.0 diffusers==0.37.0 scipy pytest
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""The command line: `python . render | inspect | quantize | tiny | bench`."""
+"""The command line: `python . render | inspect | quantize | tiny | bench | score | train`."""
 
 import argparse
 import logging
@@ -24,7 +24,9 @@ from ..host.standalone import best_device, usable_device
 from . import ALL_NODES
 from .bench import add_bench, with_default_bench
 from .runner import NodeError, Runner
+from .score import add_score
 from .stock import Folders
+from .train import add_train
 from .workflow import read_workflow
 
 
@@ -37,6 +39,8 @@ def main(arguments: list[str]) -> int:
     _add_quantize(commands)
     _add_tiny(commands)
     add_bench(commands)
+    add_score(commands)
+    add_train(commands)
     options = parser.parse_args(with_default_bench(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _quiet_libraries()

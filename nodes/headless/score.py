@@ -1,0 +1,98 @@
+"""Scores a checkpoint in nano's world: paints the held-out prompts, reads the pictures back, prints one table."""
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ...glmimage_core.denoise import Shortcuts
+from ...glmimage_core.description import DTYPES
+from ...glmimage_core.folders import is_checkpoint
+from ...glmimage_core.pixels import to_pictures
+from ...glmimage_core.quantization import CHOICES
+from .bench.table import Table
+
+KEPT_DB = 28.0
+"""What an edit is not to change must come back within this PSNR."""
+
+
+def add_score(commands) -> None:
+    parser = commands.add_parser(
+        "score",
+        help="how well a checkpoint follows prompts of nano's world",
+        description="Paints 500 held-out prompts and edits of coloured shapes and words, and reads the pictures back.",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with model_index.json")
+    parser.add_argument("--share", type=float, default=1.0, help="of the prompts of each subject, 0..1")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg", type=float, default=1.5)
+    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="of the weights; auto as they are stored")
+    parser.add_argument("--quantization", choices=CHOICES, default="none", help="of AR model and DiT")
+    parser.add_argument("--step-cache", type=float, default=0.0, metavar="THRESHOLD", help="as of GLM-Image Sampler")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write the pictures there, the wrong ones' names begin with x")
+    parser.set_defaults(run=_score)
+
+
+def _score(options) -> int:
+    if not is_checkpoint(options.checkpoint):
+        raise FileNotFoundError(f"{options.checkpoint} is no folder with a model_index.json that names a GlmImagePipeline")
+    if not 0 < options.share <= 1:
+        raise ValueError(f"--share is {options.share}; it must lie above 0 and not above 1")
+    if options.steps < 1:
+        raise ValueError(f"--steps is {options.steps}; at least one is needed")
+    if options.save:
+        options.save.mkdir(parents=True, exist_ok=True)
+    from ...training import scoring  # needs SciPy, which the pack itself does not
+    from ...training.painter import Painter
+
+    paint = Painter.of(
+        options.checkpoint,
+        options.dtype,
+        options.quantization,
+        steps=options.steps,
+        cfg=options.cfg,
+        shortcuts=Shortcuts(step_cache=options.step_cache),
+    )
+    verdicts, began = [], time.monotonic()
+    asked = list(scoring.questions(options.share))
+    for question in asked:
+        picture = scoring.answer(paint, question)
+        verdicts.append(scoring.judge(question, picture))
+        if options.save:
+            _keep(options.save, verdicts[-1], picture)
+        if sys.stderr.isatty():
+            print(f"\r{len(verdicts)}/{len(asked)}", end="", file=sys.stderr, flush=True)
+    seconds = (time.monotonic() - began) / len(verdicts)
+    title = f"{options.checkpoint.name}, {options.steps} steps, cfg {options.cfg}, {seconds:.1f} s a picture"
+    print(table(title, verdicts).markdown())
+    return 0
+
+
+def _keep(folder: Path, verdict, picture: torch.Tensor) -> None:
+    name = f"{'' if verdict.right else 'x '}{verdict.question.subject} {verdict.question.number:03}.png"
+    to_pictures(picture[None])[0].save(folder / name)
+
+
+def table(title: str, verdicts: Sequence) -> Table:
+    """One row for each subject, and one for each kind of edit."""
+    groups: dict[str, list] = {}
+    for verdict in verdicts:
+        groups.setdefault(verdict.question.subject, []).append(verdict)
+    for verdict in verdicts:
+        if verdict.kept is not None:
+            groups.setdefault(f"edit: {verdict.question.asked.kind}", []).append(verdict)
+    return Table(title, [_row(name, group) for name, group in groups.items()])
+
+
+def _row(name: str, verdicts: Sequence) -> dict:
+    kept = [verdict.kept for verdict in verdicts if verdict.kept is not None]
+    return {
+        "what": name,
+        "asked": len(verdicts),
+        "right %": round(100 * statistics.fmean(verdict.right for verdict in verdicts), 1),
+        "rest, median dB": round(statistics.median(kept), 1) if kept else None,
+        f"rest within {KEPT_DB:.0f} dB %": round(100 * statistics.fmean(db >= KEPT_DB for db in kept), 1) if kept else None,
+    }

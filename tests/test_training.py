@@ -1,0 +1,215 @@
+"""How nano is trained: what the models are shown is what the library shows them, and training stopped goes on."""
+
+import random
+import time
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core.denoise import reference_keys_values
+from glm_image_pack.glmimage_core.description import describe
+from glm_image_pack.glmimage_core.geometry import Grid
+from glm_image_pack.glmimage_core.pixels import to_pictures
+from glm_image_pack.glmimage_core.prior import Sampling, generate_prior
+from glm_image_pack.glmimage_core.references import Reference, fit, latents_of, vision_tokens
+from glm_image_pack.nodes.headless.cli import main
+from glm_image_pack.training import ar as ar_training
+from glm_image_pack.training import captions, drawing, loop, make, vision, world
+from glm_image_pack.training import dit as dit_training
+from glm_image_pack.training.structure import structured
+
+scoring = pytest.importorskip("glm_image_pack.training.scoring", reason="needs SciPy")
+LIKELIEST = Sampling(temperature=0)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkpoint whose parts were trained for two steps each."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (make.vae, make.vision, make.ar, make.dit):
+            patch.setattr(module, "PLAN", loop.Plan(steps=2, rate=1e-3, warmup=1))
+        for name in make.PARTS:
+            assert make.train_part(name, folder, torch.device("cpu"), say=lambda text: None)
+    return folder / "nano"
+
+
+@pytest.fixture(scope="module")
+def nano_ar(made):
+    return checkpoints.load_ar(made, "float32")
+
+
+@pytest.fixture(scope="module")
+def nano_vae(made):
+    return checkpoints.load_vae(made, "float32")
+
+
+def as_reference(ar, vae, scene: world.Scene) -> Reference:
+    fitted = fit(ar, to_pictures(drawing.draw(scene)[None])[0])
+    return Reference(*fitted.size, vision_tokens(ar, fitted), latents_of(vae, fitted), ar.codebook, vae.space)
+
+
+def a_scene(seed: int = 0, rows: int = 8, columns: int = 8) -> world.Scene:
+    return world.random_scene(random.Random(seed), rows, columns, with_word=1)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (6, 10), (12, 7)])
+@pytest.mark.parametrize("references", [0, 1, 2])
+def test_the_language_half_is_taught_in_the_place_where_it_plans(nano_ar, nano_vae, references, rows, columns):
+    """What it plans by the likeliest token is, fed as a lesson, what it finds likeliest at each place."""
+    scenes = tuple(a_scene(seed, rows, columns) for seed in range(references))
+    seen = [as_reference(nano_ar, nano_vae, scene) for scene in scenes]
+    prior = generate_prior(nano_ar, "a red star on black", columns * 32, rows * 32, 0, sampling=LIKELIEST, references=seen)
+    planned = [prior.tokens[0]] if references else [prior.preview[0], prior.tokens[0]]
+    sequence = ar_training.sequence_of(nano_ar, prior.prompt, [reference.vision_tokens for reference in seen], planned)
+    core = nano_ar.model.model.language_model
+    with torch.inference_mode():
+        hidden = core(
+            inputs_embeds=core.embed_tokens(sequence.ids[None, :-1]),
+            position_ids=sequence.positions[:, None, :-1],
+            use_cache=False,
+        ).last_hidden_state[0, -sequence.learned :]
+        likeliest = nano_ar.model.lm_head(hidden)[:, : world.CODES].argmax(dim=1)
+    assert torch.equal(likeliest, torch.cat([grid.flatten() for grid in planned]))
+
+
+def test_the_vision_half_is_taught_on_what_the_image_processor_makes_of_a_picture(nano_ar):
+    picture = drawing.draw(a_scene())
+    halved = to_pictures(picture[None])[0].resize((128, 128), nano_ar.image_processor.resample)
+    theirs = nano_ar.image_processor(images=halved, do_resize=False, return_tensors="pt").pixel_values
+    ours = vision.patches_of(picture.movedim(-1, 0))
+    assert ours.shape == theirs.shape == (64, 3 * 16 * 16)
+    assert (ours - theirs).abs().max() < 4 / 255 and (ours - theirs).abs().mean() < 0.2 / 255
+
+
+def test_the_nearest_row_is_the_one_that_the_library_takes(nano_ar):
+    picture = to_pictures(drawing.draw(a_scene(3, 6, 10))[None])[0]
+    halved = picture.resize((160, 96), nano_ar.image_processor.resample)
+    patches = nano_ar.image_processor(images=halved, do_resize=False, return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        nearest = vision.code_logits(nano_ar.model, patches, [Grid(6, 10)]).argmax(dim=1)
+    assert torch.equal(nearest, vision_tokens(nano_ar, picture).flatten())
+
+
+def test_references_are_written_as_the_sampler_writes_them(made, nano_vae):
+    dit = checkpoints.load_dit(made, "float32")
+    scene = a_scene(1)
+    tokens = world.tokens_of(scene)
+    with torch.inference_mode():
+        latents = dit_training.latents_of_scenes(dit, nano_vae, [scene])
+        layers = dit_training.written_references(dit, nano_vae, [(scene,)], 256, 256)
+        reference = Reference(256, 256, tokens, dit.space.denormalise(latents), "", dit.space)
+        expected = reference_keys_values(dit, reference)
+    for layer, keys_values in zip(layers, expected, strict=True):
+        for ours, theirs in zip(layer.keys_values[0], keys_values, strict=True):
+            assert ours.shape[0] == dit_training.DRAWS
+            torch.testing.assert_close(ours[:1], theirs, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_lesson_is_of_one_size_and_length(seed):
+    lesson = dit_training.random_lesson(random.Random(seed))
+    assert len({(scene.rows, scene.columns) for scene in lesson.scenes}) == 1
+    assert len(set(map(len, lesson.texts))) == 1 and len(set(map(len, lesson.references))) == 1
+    for scene, text in zip(lesson.scenes, lesson.texts, strict=True):
+        assert not text or scene.word.text == text
+
+
+def test_score_prints_one_table_and_keeps_the_pictures(made, tmp_path, capsys):
+    assert main(["score", str(made), "--share", "0.02", "--steps", "1", "--save", str(tmp_path / "seen")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:6] == [*scoring.SUBJECTS]
+    assert "| 0 |" in lines[4].replace("  ", "")  # two steps of training teach nothing
+    assert len(list((tmp_path / "seen").glob("x *.png"))) >= 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "nowhere is no folder with a model_index.json"),
+        (["--share", "0"], "--share is 0.0; it must lie above 0"),
+        (["--steps", "0"], "--steps is 0; at least one is needed"),
+    ],
+)
+def test_a_wrong_option_of_score_is_named(made, options, message, capsys):
+    given = options if options[0] == "nowhere" else [str(made), *options]
+    assert main(["score", *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["hands"], "no part 'hands'; the parts are vae, vision, ar, dit"), (["--minutes", "0"], "--minutes is 0.0")],
+)
+def test_a_wrong_option_of_train_is_named(tmp_path, options, message, capsys):
+    assert main(["train", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_train_stops_in_time_and_says_how_to_go_on(tmp_path, capsys):
+    assert main(["train", str(tmp_path), "vision", "--minutes", "0.0001"]) == 0
+    assert "vision is not done yet; the same command goes on" in capsys.readouterr().out
+    assert (tmp_path / "vision.pt").is_file() and (tmp_path / "nano" / "vision_language_encoder" / "model.safetensors").is_file()
+
+
+def test_cells_that_share_something_begin_alike():
+    table = torch.nn.functional.normalize(structured(64), dim=1)
+    code = {cell: index for index, cell in enumerate(world.cells())}
+    one = table[code[world.Cell("red", "blue", 0)]]
+    alike = table[code[world.Cell("red", "green", 0)]]
+    unlike = table[code[world.Cell("black", "white", world.letter_slot(2))]]
+    assert one @ alike > 0.5 > one @ unlike
+
+
+def test_a_preview_shows_the_token_under_each_middle():
+    tokens = torch.arange(6).reshape(2, 3)
+    afar = ar_training.seen_from_afar(tokens, Grid(4, 6))
+    assert torch.equal(afar, tokens.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    assert torch.equal(ar_training.seen_from_afar(tokens, Grid(2, 3)), tokens)
+
+
+class Line(torch.nn.Linear):
+    """Learns y = 2 x."""
+
+    def loss_of(self, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+        x = torch.randn(8, 1, generator=generator) + rng.random()
+        return (self(x) - 2 * x).square().mean()
+
+
+def trained(folder, seconds=None, monkeypatch=None) -> Line:
+    with make.seeded(0):
+        line = Line(1, 1)
+    plan = loop.Plan(steps=40, rate=0.1, warmup=4)
+    if seconds is not None:
+        ticks = iter(range(1000))
+        monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
+    loop.train(
+        "line", line, line.loss_of, plan, folder, **({} if seconds is None else {"seconds": seconds}), say=lambda text: None
+    )
+    monkeypatch and monkeypatch.undo()
+    return line
+
+
+def test_training_stopped_and_begun_again_ends_where_one_run_does(tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole")
+    assert whole.weight.item() == pytest.approx(2, abs=0.1)
+    stopped = trained(tmp_path / "parts", 9, monkeypatch)
+    assert 0 < torch.load(tmp_path / "parts" / "line.pt", weights_only=True)["step"] < 40
+    assert not torch.equal(stopped.weight, whole.weight)
+    assert torch.equal(trained(tmp_path / "parts").weight, whole.weight)
+
+
+def test_every_part_is_written_as_a_checkpoint(made):
+    reports = describe(made)
+    assert not [problem for report in reports for problem in report.problems]
+    assert {report.stored_dtype for report in reports if report.parameters} == {torch.bfloat16}
+    assert checkpoints.load_dit(made).model.proj_out.weight.any()  # begins at zero
+
+
+def test_edits_are_taught_with_their_references_in_order(nano_ar):
+    edit = captions.random_edit(random.Random(0), 8, 8, "en", "first into second")
+    sequence = ar_training.edit_lesson(nano_ar, edit)
+    first, second = (world.tokens_of(scene).flatten() for scene in edit.references)
+    assert torch.equal(sequence.ids[1:65], first) and torch.equal(sequence.ids[67:131], second)
+    assert torch.equal(sequence.ids[-64:], world.tokens_of(edit.scene).flatten())

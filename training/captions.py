@@ -1,0 +1,285 @@
+"""What a prompt asks for, and how that is said in English and Chinese.
+
+Request   a picture to be made: its prompt, and what must be seen in it
+Edit      a change: the scenes to start from, the instruction, the scene that must come out
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from .world import (
+    KINDS,
+    LONGEST_WORD,
+    PLACES,
+    SPANS,
+    Scene,
+    Shape,
+    Word,
+    other_colour,
+    random_scene,
+    random_word,
+    with_thing,
+)
+
+LANGUAGES = ("en", "zh")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """So many shapes of a kind and colour; None for what the prompt leaves open."""
+
+    count: int
+    kind: str
+    colour: str
+    size: str | None
+    place: str | None
+
+
+@dataclass(frozen=True)
+class WordClaim:
+    """level: top, centre or bottom."""
+
+    text: str
+    colour: str | None
+    level: str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """scene is one picture that does what the prompt asks."""
+
+    prompt: str
+    scene: Scene
+    ground: str | None
+    claims: tuple[Claim, ...]
+    word: WordClaim | None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """kind is one of EDITS. The references are in order, `into` is the one that changes, and `scene` what it becomes.
+
+    free is the shape of `scene` whose spot the prompt leaves open, but for `place` if there is one.
+    """
+
+    kind: str
+    prompt: str
+    references: tuple[Scene, ...]
+    into: Scene
+    scene: Scene
+    free: Shape | None = None
+    place: str | None = None
+
+
+@cache
+def _phrases() -> dict:
+    return json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+
+
+def phrases(language: str) -> list[str]:
+    """All that captions in a language are made of."""
+
+    def texts(part) -> list[str]:
+        if isinstance(part, str):
+            return [part]
+        return [text for inner in (part.values() if isinstance(part, dict) else part) for text in texts(inner)]
+
+    return texts(_phrases()[language])
+
+
+def describe(rng: random.Random, scene: Scene, language: str) -> Request:
+    """Ask for a scene, with some of what could be said left out."""
+    phrases = _phrases()[language]
+    groups: dict[tuple[str, str, str], list[Shape]] = {}
+    for shape in scene.shapes:
+        groups.setdefault((shape.kind, shape.colour, shape.size), []).append(shape)
+    claims = []
+    for (kind, colour, size), shapes in groups.items():
+        place = scene.place_of(shapes[0]) if len(shapes) == 1 and _is_told(rng, scene, shapes[0]) else None
+        claims.append(Claim(len(shapes), kind, colour, size if rng.random() < 0.6 else None, place))
+    word = None
+    if scene.word is not None:
+        colour = scene.word.colour if rng.random() < 0.6 else None
+        level = scene.level_of(scene.word) if rng.random() < 0.6 else None  # words are too long for left and right
+        word = WordClaim(scene.word.text, colour, level)
+    things = [_say_claim(rng, phrases, claim) for claim in claims] + ([_say_word(rng, phrases, word)] if word else [])
+    rng.shuffle(things)
+    ground = scene.ground if rng.random() < 0.92 else None
+    listed = _listed(rng, phrases["lists"], things)
+    template = rng.choice(phrases["picture"]["plain" if ground is None else "grounded"])
+    prompt = template.format(things=listed, ground=phrases["colours"].get(ground, ""))
+    return Request(_sentence(rng, prompt, language), scene, ground, tuple(claims), word)
+
+
+def _is_told(rng: random.Random, scene: Scene, shape: Shape) -> bool:
+    """Whether a caption says where a shape is: always where nobody would expect it."""
+    return scene.level_of(shape) != "centre" or rng.random() < 0.5
+
+
+def _listed(rng: random.Random, phrases: dict, things: Sequence[str]) -> str:
+    *first, last = things
+    return rng.choice(phrases["comma"]).join(first) + (rng.choice(phrases["last"]) if first else "") + last
+
+
+def _say_claim(rng: random.Random, phrases: dict, claim: Claim) -> str:
+    template = rng.choice(phrases["shape"]["plain" if claim.place is None else "placed"])
+    return template.format(
+        number=rng.choice(phrases["numbers"][str(claim.count)]),
+        size=rng.choice(phrases["sizes"][claim.size]) if claim.size else "",
+        colour=phrases["colours"][claim.colour],
+        kind=phrases["kinds"][claim.kind][claim.count > 1],
+        place=rng.choice(phrases["places"][claim.place]) if claim.place else "",
+    )
+
+
+def _say_word(rng: random.Random, phrases: dict, word: WordClaim) -> str:
+    said = " ".join(name for name, value in (("coloured", word.colour), ("placed", word.level)) if value) or "plain"
+    return rng.choice(phrases["word"][said]).format(
+        text=word.text,
+        colour=phrases["colours"].get(word.colour, ""),
+        place=rng.choice(phrases["places"][word.level]) if word.level else "",
+    )
+
+
+def _sentence(rng: random.Random, text: str, language: str) -> str:
+    """Without gaps, with or without a capital and a full stop."""
+    text = " ".join(text.split()).replace("a orange", "an orange")
+    if language == "en" and rng.random() < 0.5:
+        text = text[0].upper() + text[1:]
+    if rng.random() < 0.5:
+        text += {"en": ".", "zh": "\u3002"}[language]
+    return text
+
+
+EDITS = ("recolour", "move", "add", "remove", "word", "ground", "first into second", "second into first")
+
+
+def random_edit(
+    rng: random.Random, rows: int, columns: int, language: str, kind: str | None = None, anywhere: bool = False
+) -> Edit:
+    """A change of one kind to a scene, whose things may be anywhere, drawn again until the scene allows it."""
+    kind = kind or rng.choice(EDITS)
+    while True:
+        scene = random_scene(rng, rows, columns, with_word=1.0 if kind == "word" else 0.35, anywhere=anywhere)
+        edit = _MAKERS[kind](rng, scene, _phrases()[language])
+        if edit is not None:
+            return replace(edit, prompt=_sentence(rng, edit.prompt, language))
+
+
+def _name(rng: random.Random, phrases: dict, shape: Shape, others: Sequence[Shape]) -> str | None:
+    """A shape's name that fits none of the others, or None."""
+    alike = [other for other in others if other is not shape and other.kind == shape.kind]
+    if any(other.colour == shape.colour for other in alike):
+        return None
+    template = rng.choice(phrases["object"]["colour and kind" if alike or rng.random() < 0.5 else "kind"])
+    return template.format(colour=phrases["colours"][shape.colour], kind=phrases["kinds"][shape.kind][0])
+
+
+def _named(rng: random.Random, phrases: dict, scene: Scene) -> tuple[Shape, str] | None:
+    if not scene.shapes:
+        return None
+    shape = rng.choice(scene.shapes)
+    name = _name(rng, phrases, shape, scene.shapes)
+    return None if name is None else (shape, name)
+
+
+def _without(scene: Scene, shape: Shape) -> Scene:
+    return replace(scene, shapes=tuple(other for other in scene.shapes if other is not shape))
+
+
+def _template(rng: random.Random, phrases: dict, kind: str) -> str:
+    return rng.choice(phrases["edits"][kind])
+
+
+def _recolour(rng, scene, phrases):
+    if (named := _named(rng, phrases, scene)) is None:
+        return None
+    shape, name = named
+    colour = other_colour(rng, scene.ground, shape.colour)
+    target = replace(scene, shapes=tuple(replace(s, colour=colour) if s is shape else s for s in scene.shapes))
+    prompt = _template(rng, phrases, "recolour").format(object=name, colour=phrases["colours"][colour])
+    return Edit("recolour", prompt, (scene,), scene, target)
+
+
+def _move(rng, scene, phrases):
+    if (named := _named(rng, phrases, scene)) is None:
+        return None
+    shape, name = named
+    place = rng.choice([place for place in PLACES if place != scene.place_of(shape)])
+    target = with_thing(rng, _without(scene, shape), shape, place)
+    if target is None:
+        return None
+    prompt = _template(rng, phrases, "move").format(object=name, way=rng.choice(phrases["ways"][place]))
+    return Edit("move", prompt, (scene,), scene, target, free=target.shapes[-1], place=place)
+
+
+def _add(rng, scene, phrases):
+    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)), 0, 0)
+    if any((shape.kind, shape.colour) == (other.kind, other.colour) for other in scene.shapes):
+        return None
+    place = rng.choice((None, *PLACES))
+    target = with_thing(rng, scene, shape, place)
+    if target is None:
+        return None
+    said = _say_claim(rng, phrases, Claim(1, shape.kind, shape.colour, shape.size, place))
+    prompt = _template(rng, phrases, "add").format(shape=said)
+    return Edit("add", prompt, (scene,), scene, target, free=target.shapes[-1], place=place)
+
+
+def _remove(rng, scene, phrases):
+    if len(scene.things) < 2 or (named := _named(rng, phrases, scene)) is None:
+        return None
+    shape, name = named
+    return Edit("remove", _template(rng, phrases, "remove").format(object=name), (scene,), scene, _without(scene, shape))
+
+
+def _word(rng, scene, phrases):
+    if scene.word is None:
+        return None
+    text = random_word(rng, min(LONGEST_WORD, scene.columns))
+    if text == scene.word.text:
+        return None
+    column = min(scene.word.column, scene.columns - len(text))  # starts where the old one did, if there is room
+    target = replace(scene, word=Word(text, scene.word.colour, scene.word.row, column))
+    if not target.is_free(target.word, target.shapes):
+        return None
+    return Edit("word", _template(rng, phrases, "word").format(text=text), (scene,), scene, target)
+
+
+def _ground(rng, scene, phrases):
+    ground = other_colour(rng, scene.ground, *(thing.colour for thing in scene.things))
+    prompt = _template(rng, phrases, "ground").format(ground=phrases["colours"][ground])
+    return Edit("ground", prompt, (scene,), scene, replace(scene, ground=ground))
+
+
+def _combine(kind):
+    """A shape of one picture, where it stands there, into the other one."""
+
+    def make(rng, into, phrases):
+        source = random_scene(rng, into.rows, into.columns, with_word=0.2)
+        if (named := _named(rng, phrases, source)) is None:
+            return None
+        shape, name = named
+        if shape.colour == into.ground or not into.is_free(shape, into.things):
+            return None
+        references = (source, into) if kind == "first into second" else (into, source)
+        target = replace(into, shapes=(*into.shapes, shape))
+        return Edit(kind, _template(rng, phrases, kind).format(object=name), references, into, target)
+
+    return make
+
+
+_MAKERS = {
+    "recolour": _recolour,
+    "move": _move,
+    "add": _add,
+    "remove": _remove,
+    "word": _word,
+    "ground": _ground,
+    "first into second": _combine("first into second"),
+    "second into first": _combine("second into first"),
+}

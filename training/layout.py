@@ -1,0 +1,76 @@
+"""The folder that becomes nano: its sizes, and all of it but the weights."""
+
+import json
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from ..glmimage_core.sizes import BEYOND, Size
+from ..glmimage_core.tiny import write_layout
+from .captions import describe, phrases, random_edit
+from .world import CODES, random_scene
+
+MERGES = 640
+_TEXT_START = CODES + BEYOND
+
+NANO = Size(
+    ar_hidden=128,
+    ar_mlp=384,
+    ar_layers=8,
+    ar_heads=4,
+    vision_hidden=96,
+    vision_mlp=192,
+    vision_layers=3,
+    vision_heads=3,
+    vision_px=256,
+    vq_width=32,
+    codebook=CODES,
+    vocabulary=_TEXT_START + 256 + 4,
+    special=(_TEXT_START + 256, _TEXT_START + 257, _TEXT_START + 258, _TEXT_START + 259),
+    edges=(192, 384),
+    dit_heads=2,
+    dit_head_width=96,
+    dit_layers=5,
+    dit_time=32,
+    dit_condition=32,
+    glyph_width=64,
+    glyph_mlp=128,
+    glyph_layers=2,
+    glyph_heads=4,
+    glyph_head_width=16,
+    vae_blocks=(16, 32, 48, 48),
+    vae_layers=1,
+    vae_groups=2,
+    vae_attention=False,
+    rope_theta=6.0,  # wavelengths of 6 to 30 positions: grids here have 6 to 23 rows and columns
+)
+
+
+def write_nano_layout(folder: Path) -> None:
+    """All of nano but its weights, with a tokenizer trained on captions."""
+    pairs = merges()
+    first = _TEXT_START + 256 + len(pairs)
+    write_layout(folder, replace(NANO, merges=pairs, vocabulary=first + 4, special=(first, first + 1, first + 2, first + 3)))
+
+
+def merges() -> tuple[tuple[str, str], ...]:
+    """Pairs joined by byte-level BPE trained on captions, on Chinese ones phrase by phrase, since these have no spaces.
+
+    What stands in quotes is left out: words to be drawn are spelled letter by letter.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    rng = random.Random("merges")
+    texts = [piece for text in phrases("zh") for piece in re.split("{.*?}", text) if piece] * 50
+    for _ in range(2000):
+        texts.append(describe(rng, random_scene(rng, 8, 8), "en").prompt)
+        texts.append(random_edit(rng, 8, 8, "en").prompt)
+    texts = [re.sub('"[A-Z0-9]*"', '"', text) for text in texts]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + MERGES, min_frequency=20, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tuple(tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"])

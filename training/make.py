@@ -1,0 +1,151 @@
+"""Makes nano part by part: `python . train`. A folder holds each part's state and, below `nano`, the checkpoint as far as it is.
+
+vae       on drawn scenes
+vision    the AR model's vision half with the codebook
+ar        the AR model's language half, on the tokens of scenes
+dit       DiT and glyph encoder, on the VAE's latents of scenes
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn import Module, ModuleDict
+
+from ..glmimage_core.checkpoint import ar_model, glyph_encoder, load_vae
+from ..glmimage_core.denoise import Dit
+from ..glmimage_core.description import model_class_of, scheduler_shift
+from . import ar, dit, vae, vision
+from .layout import write_nano_layout
+from .loop import Loss, Plan, averaged, train
+
+STORED = torch.bfloat16
+
+
+class Part(NamedTuple):
+    """What is trained, and what writes it, trained, into the checkpoint folder. layers: what repeats in it."""
+
+    modules: Module
+    loss_of: Loss
+    plan: Plan
+    write: Callable[[], None]
+    layers: Iterable[Module] = ()
+
+
+def train_part(
+    name: str,
+    folder: Path,
+    device: torch.device,
+    seconds: float = math.inf,
+    compiled: bool = False,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Train a part, going on from where it was, for so long at most, and write it. Returns whether it is done.
+
+    compiled: the layers of AR model and DiT go through torch.compile first.
+    """
+    nano = folder / "nano"
+    if not nano.exists():
+        write_nano_layout(nano)
+    with seeded(0):
+        part = PARTS[name](nano, device)
+    if compiled:
+        for layer in part.layers:
+            layer.compile(dynamic=True)
+    done = train(name, part.modules, part.loss_of, part.plan, folder, seconds, say)
+    part.write()
+    return done
+
+
+def _vae(nano: Path, device: torch.device) -> Part:
+    model = _built(nano, "vae").to(device)
+    vae.prepare(model)
+
+    def write() -> None:
+        mean, std = vae.latent_statistics(model)
+        model.register_to_config(latents_mean=mean, latents_std=std)
+        model.to(STORED).save_pretrained(nano / "vae")
+
+    return Part(model, lambda rng, generator: vae.loss_of(model, rng, generator), vae.PLAN, write)
+
+
+def _vision(nano: Path, device: torch.device) -> Part:
+    model = _built(nano, "vision_language_encoder").to(device)
+    vision.prepare(model)
+    modules = _halves(model)["vision"]
+    return Part(modules, lambda rng, generator: vision.loss_of(model, rng, generator), vision.PLAN, lambda: _write_ar(nano))
+
+
+def _ar(nano: Path, device: torch.device) -> Part:
+    model = _built(nano, "vision_language_encoder").to(device)
+    ar.prepare(model)
+    model.set_attn_implementation("eager")  # the fastest on a CPU at these lengths
+    planner = ar_model(model, nano)
+    modules, layers = _halves(model)["ar"], model.model.language_model.layers
+    return Part(modules, lambda rng, generator: ar.loss_of(planner, rng, generator), ar.PLAN, lambda: _write_ar(nano), layers)
+
+
+def _halves(model: Module) -> dict[str, ModuleDict]:
+    """What the parts vision and ar train of the AR model."""
+    core = model.model
+    return {
+        "vision": ModuleDict({"visual": core.visual, "vqmodel": core.vqmodel}),
+        "ar": ModuleDict({"language_model": core.language_model, "lm_head": model.lm_head}),
+    }
+
+
+def _write_ar(nano: Path) -> None:
+    """The AR model, of which one half may not be trained yet."""
+    model = _built(nano, "vision_language_encoder")
+    for name, half in _halves(model).items():
+        if trained := averaged(name, nano.parent):
+            half.load_state_dict(trained)
+    model.to(STORED).save_pretrained(nano / "vision_language_encoder")
+
+
+def _dit(nano: Path, device: torch.device) -> Part:
+    from diffusers import GlmImageTransformer2DModel
+
+    vae_of_nano = load_vae(nano, "float32")
+    vae_of_nano.model.requires_grad_(False).to(device)
+    model = _built(nano, "transformer").to(device)
+    painter = Dit(model, vae_of_nano.space, scheduler_shift(nano))
+    dit.prepare(painter, vae_of_nano)
+    encoder = glyph_encoder(_built(nano, "text_encoder").to(device), nano)
+
+    def write() -> None:
+        plain = GlmImageTransformer2DModel.from_config(model.config)  # which is what a config is to name
+        plain.load_state_dict(model.state_dict())
+        plain.to(STORED).save_pretrained(nano / "transformer")
+        encoder.model.to(STORED).save_pretrained(nano / "text_encoder")
+
+    modules = ModuleDict({"dit": model, "glyph": encoder.model})
+
+    def loss_of(rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+        return dit.loss_of(painter, encoder, vae_of_nano, rng, generator)
+
+    return Part(modules, loss_of, dit.PLAN, write, model.transformer_blocks)
+
+
+def _built(nano: Path, name: str) -> Module:
+    """A component with the library's own first weights."""
+    kind, folder = model_class_of(name), nano / name
+    if hasattr(kind, "load_config"):  # diffusers
+        return kind.from_config(kind.load_config(folder))
+    return kind(kind.config_class.from_pretrained(folder))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """First weights come from PyTorch's own generator, which is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+PARTS: dict[str, Callable[[Path, torch.device], Part]] = {"vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit}
+"""In the order in which they are to be made; only dit needs another one, the VAE."""

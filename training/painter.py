@@ -1,0 +1,66 @@
+"""A checkpoint's whole way from a prompt to a picture, by the library's own functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..glmimage_core.checkpoint import load_ar, load_dit, load_glyph_encoder, load_vae
+from ..glmimage_core.denoise import Dit, Shortcuts, sample
+from ..glmimage_core.glyphs import GlyphEncoder, encode_glyph_texts, find_glyph_texts
+from ..glmimage_core.pixels import to_pictures
+from ..glmimage_core.prior import ArModel, Sampling, generate_prior
+from ..glmimage_core.references import Reference, fit, latents_of, vision_tokens
+from ..glmimage_core.vae import Vae, decode
+
+
+@dataclass(frozen=True, eq=False)
+class Painter:
+    """Paints what a prompt says, after reference pictures or without; the same seed plans and paints."""
+
+    ar: ArModel
+    glyph_encoder: GlyphEncoder
+    dit: Dit
+    vae: Vae
+    steps: int = 20
+    cfg: float = 1.5
+    sampling: Sampling = Sampling()  # noqa: RUF009, immutable
+    shortcuts: Shortcuts = Shortcuts()  # noqa: RUF009, immutable
+
+    @classmethod
+    def of(cls, checkpoint: Path, dtype: str = "auto", quantization: str = "none", **settings) -> "Painter":
+        """Load a checkpoint folder, AR model and DiT quantized if so wished. Raises as the loaders do."""
+        return cls(
+            load_ar(checkpoint, dtype, quantization),
+            load_glyph_encoder(checkpoint, dtype),
+            load_dit(checkpoint, dtype, quantization),
+            load_vae(checkpoint, dtype),
+            **settings,
+        )
+
+    def __call__(self, prompt: str, pictures: Sequence[torch.Tensor], width: int, height: int, seed: int) -> torch.Tensor:
+        """pictures: the references, [H, W, 3] in 0..1; sides in pixels. Returns [height, width, 3] float32 in 0..1."""
+        references = [self.reference(picture) for picture in pictures]
+        prior = generate_prior(self.ar, prompt, width, height, seed, sampling=self.sampling, references=references)
+        positive = encode_glyph_texts(self.glyph_encoder, find_glyph_texts(prompt))
+        negative = encode_glyph_texts(self.glyph_encoder, [])
+        latents = sample(
+            self.dit,
+            prior,
+            positive,
+            negative,
+            [seed],
+            self.steps,
+            self.cfg,
+            references=references,
+            shortcuts=self.shortcuts,
+        )
+        return decode(self.vae, latents)[0]
+
+    def reference(self, picture: torch.Tensor) -> Reference:
+        """A picture [H, W, 3] in 0..1 as both models see it."""
+        fitted = fit(self.ar, to_pictures(picture[None])[0])
+        return Reference(
+            *fitted.size, vision_tokens(self.ar, fitted), latents_of(self.vae, fitted), self.ar.codebook, self.vae.space
+        )

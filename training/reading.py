@@ -1,0 +1,120 @@
+"""A picture read back as a scene: colours by nearest of the palette, shapes by their moments, letters by comparison.
+
+Nothing here knows how the picture was made; a picture of another kind reads as a scene with nothing right in it.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from .drawing import letter_mask, rgb, shape_mask
+from .world import ALPHABET, CELL_PX, COLOURS, KINDS, SPANS, Scene, Shape, Word
+
+SMALLEST_SHAPE = 40  # pixels along the longer side; letters are up to 28
+LEAST_LETTER = 0.05  # of a cell's pixels; those of the thinnest letter are 0.11 of it
+LEAST_LIKENESS = 0.5  # of a letter, as intersection over union
+
+
+def read(picture: torch.Tensor) -> Scene:
+    """What a picture [H, W, 3] in 0..1, sides multiples of 32 pixels, shows."""
+    colours = colour_map(picture)
+    height, width = colours.shape
+    ground = int(np.bincount(colours.ravel(), minlength=len(COLOURS)).argmax())
+    shapes, rest = _shapes(colours, ground)
+    names = list(COLOURS)
+    contrast = (picture - rgb(names[ground])).norm(dim=-1).numpy()
+    word = _word(rest, colours, contrast)
+    return Scene(height // CELL_PX, width // CELL_PX, names[ground], tuple(shapes), word)
+
+
+def colour_map(picture: torch.Tensor) -> np.ndarray:
+    """The nearest of the palette's colours at each pixel, as its index: [H, W]."""
+    palette = torch.tensor(list(COLOURS.values())) / 255
+    return torch.cdist(picture.flatten(0, 1).float(), palette).argmin(1).reshape(picture.shape[:2]).numpy()
+
+
+def _shapes(colours: np.ndarray, ground: int) -> tuple[list[Shape], np.ndarray]:
+    """Connected areas as large as a shape, and a mask of all else that is not ground."""
+    rest = colours != ground
+    found = []
+    labels, _ = ndimage.label(rest)
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        if max(rows.stop - rows.start, columns.stop - columns.start) < SMALLEST_SHAPE:
+            continue
+        mask = labels[rows, columns] == number
+        if mask.sum() < 0.15 * mask.size:
+            continue
+        size = min(SPANS, key=lambda name: abs(SPANS[name] * CELL_PX - 8 - max(mask.shape)))
+        middle = (rows.start + rows.stop) / 2, (columns.start + columns.stop) / 2
+        row, column = (round(place / CELL_PX - SPANS[size] / 2) for place in middle)
+        colour = int(np.bincount(colours[rows, columns][mask]).argmax())
+        found.append(Shape(kind_of(mask), list(COLOURS)[colour], size, row, column))
+        rest[rows, columns][mask] = False
+    return found, rest
+
+
+def kind_of(mask: np.ndarray) -> str:
+    """The kind whose moments are nearest."""
+    return min(KINDS, key=lambda kind: np.linalg.norm(moments(mask) - _moments_of(kind)))
+
+
+def moments(mask: np.ndarray) -> np.ndarray:
+    """What tells kinds apart whatever their size and place: normalised central moments of order 2 to 4, and the filled share.
+
+    eta_pq = sum x^p y^q / area^(1 + (p + q) / 2), with x and y from the centre of mass. [6]
+    """
+    y, x = np.nonzero(mask)
+    area = len(x)
+    x, y = x - x.mean(), y - y.mean()
+
+    def eta(p: int, q: int) -> float:
+        return float((x**p * y**q).sum() / area ** (1 + (p + q) / 2))
+
+    return np.array([eta(2, 0) + eta(0, 2), eta(0, 3) * 4, eta(4, 0) * 4, eta(0, 4) * 4, eta(2, 2) * 8, area / mask.size])
+
+
+@cache
+def _moments_of(kind: str) -> np.ndarray:
+    mask = shape_mask(kind, "large").numpy() > 0.5
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return moments(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+
+
+def _word(rest: np.ndarray, colours: np.ndarray, contrast: np.ndarray) -> Word | None:
+    """The longest run of letters in one row of cells, in the colour of what of it is least like the ground."""
+    letters = {}
+    for row in range(rest.shape[0] // CELL_PX):
+        for column in range(rest.shape[1] // CELL_PX):
+            cell = rest[row * CELL_PX : (row + 1) * CELL_PX, column * CELL_PX : (column + 1) * CELL_PX]
+            if cell.mean() >= LEAST_LETTER and (letter := letter_of(cell)):
+                letters[row, column] = letter
+    runs = []
+    for row, column in sorted(letters):
+        if (row, column - 1) in letters:
+            runs[-1].append((row, column))
+        else:
+            runs.append([(row, column)])
+    if not runs:
+        return None
+    longest = max(runs, key=len)
+    row, column = longest[0]
+    area = np.s_[row * CELL_PX : (row + 1) * CELL_PX, column * CELL_PX : (column + len(longest)) * CELL_PX]
+    purest = rest[area] & (contrast[area] >= np.quantile(contrast[area][rest[area]], 0.7))
+    inks = np.bincount(colours[area][purest], minlength=len(COLOURS))
+    return Word("".join(letters[place] for place in longest), list(COLOURS)[int(inks.argmax())], row, column)
+
+
+def letter_of(cell: np.ndarray) -> str | None:
+    """The letter that a cell [32, 32] of ink is most like, or None."""
+    templates = _letters()
+    union = (templates | cell).sum((1, 2))
+    likeness = (templates & cell).sum((1, 2)) / union
+    best = int(likeness.argmax())
+    return ALPHABET[best] if likeness[best] >= LEAST_LIKENESS else None
+
+
+@cache
+def _letters() -> np.ndarray:
+    return np.stack([letter_mask(letter).numpy() > 0.5 for letter in ALPHABET])

@@ -1,0 +1,156 @@
+"""How well a checkpoint draws what prompts of nano's world ask for.
+
+questions   the held-out prompts and edits, drawn from seeds that training does not use
+answer      one of them painted, by whatever way of painting is given
+judge       the picture read back and held against what was asked
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .captions import EDITS, LANGUAGES, Claim, Edit, Request, WordClaim, describe, random_edit
+from .drawing import draw
+from .reading import read
+from .world import CELL_PX, COLOURS, KINDS, SPANS, Scene, Shape, other_colour, random_scene, with_thing
+
+SIZES = ((8, 8), (8, 8), (8, 8), (6, 6), (6, 10), (10, 6), (8, 12), (12, 8), (12, 12))  # rows and columns, in turn
+SUBJECTS = {"one shape": 150, "number and place": 100, "word": 100, "edit": 150}
+"""What is asked, and how often in a whole score."""
+
+
+@dataclass(frozen=True)
+class Question:
+    subject: str
+    number: int
+    asked: Request | Edit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """right: whether the picture shows what was asked. kept: of an edit, the PSNR in dB of what was to stay."""
+
+    question: Question
+    seen: Scene
+    right: bool
+    kept: float | None = None
+
+
+Paint = Callable[[str, Sequence[torch.Tensor], int, int, int], torch.Tensor]
+"""(prompt, reference pictures [H, W, 3] each, width, height in pixels, seed) -> picture [height, width, 3], all in 0..1."""
+
+
+def questions(share: float = 1.0) -> Iterator[Question]:
+    """All held-out questions, or an equal share of each subject's."""
+    for subject, count in SUBJECTS.items():
+        for number in range(max(1, round(count * share))):
+            yield Question(subject, number, _ASKERS[subject](random.Random(f"held out/{subject}/{number}"), number))
+
+
+def answer(paint: Paint, question: Question) -> torch.Tensor:
+    """What a way of painting makes of a question: [H, W, 3] in 0..1."""
+    asked = question.asked
+    references = [draw(scene) for scene in asked.references] if isinstance(asked, Edit) else []
+    size = asked.scene.columns * CELL_PX, asked.scene.rows * CELL_PX
+    return paint(asked.prompt, references, *size, question.number)
+
+
+def judge(question: Question, picture: torch.Tensor) -> Verdict:
+    """Hold a picture [H, W, 3] in 0..1 against what was asked."""
+    seen, asked = read(picture), question.asked
+    if isinstance(asked, Request):
+        return Verdict(question, seen, does_what_is_asked(seen, asked))
+    return Verdict(question, seen, is_edited(seen, asked), kept_psnr(picture, asked, seen))
+
+
+def does_what_is_asked(seen: Scene, request: Request) -> bool:
+    """Whether a scene has all that a prompt asks for, and no other shape or word."""
+    if request.ground not in (None, seen.ground) or len(seen.shapes) != sum(claim.count for claim in request.claims):
+        return False
+    return all(_holds(seen, claim) for claim in request.claims) and _word_holds(seen, request.word)
+
+
+def _holds(seen: Scene, claim: Claim) -> bool:
+    shapes = [shape for shape in seen.shapes if (shape.kind, shape.colour) == (claim.kind, claim.colour)]
+    return (
+        len(shapes) == claim.count
+        and all(claim.size in (None, shape.size) for shape in shapes)
+        and all(claim.place in (None, seen.place_of(shape)) for shape in shapes)
+    )
+
+
+def _word_holds(seen: Scene, claim: WordClaim | None) -> bool:
+    word = seen.word
+    if claim is None or word is None:
+        return claim is word
+    return word.text == claim.text and claim.colour in (None, word.colour) and claim.level in (None, seen.level_of(word))
+
+
+def is_edited(seen: Scene, edit: Edit) -> bool:
+    """Whether a scene is what an edit must come to, each thing where it was or where it belongs."""
+    target, free = edit.scene, edit.free
+    fixed = Counter(shape for shape in target.shapes if shape is not free)
+    found = Counter(seen.shapes)
+    if seen.ground != target.ground or seen.word != target.word or fixed - found:
+        return False
+    others = list((found - fixed).elements())
+    if free is None:
+        return not others
+    return (
+        len(others) == 1
+        and replace(others[0], row=free.row, column=free.column) == free
+        and edit.place in (None, seen.place_of(others[0]))
+    )
+
+
+def kept_psnr(picture: torch.Tensor, edit: Edit, seen: Scene) -> float:
+    """PSNR in dB of the pixels that the edit, done as it was, does not concern, against the reference's."""
+    fixed = tuple(shape for shape in edit.scene.shapes if shape is not edit.free)
+    free = () if edit.free is None else tuple(shape for shape in seen.shapes if shape not in fixed)
+    before, after = draw(edit.into), draw(replace(edit.scene, shapes=fixed + free))
+    same = ((before - after).abs() < 1 / 512).all(dim=-1)
+    return -10 * (picture - before)[same].square().mean().log10().item()
+
+
+def _ask_for_one_shape(rng: random.Random, number: int) -> Request:
+    scene = _empty(rng, number)
+    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)), 0, 0)
+    return describe(rng, with_thing(rng, scene, shape), LANGUAGES[number % 2])
+
+
+def _ask_for_number_and_place(rng: random.Random, number: int) -> Request:
+    """At least one count above one or one place."""
+    rows, columns = SIZES[number % len(SIZES)]
+    while True:
+        request = describe(rng, random_scene(rng, rows, columns, with_word=0), LANGUAGES[number % 2])
+        if any(claim.count > 1 or claim.place for claim in request.claims):
+            return request
+
+
+def _ask_for_a_word(rng: random.Random, number: int) -> Request:
+    """One of up to six characters, alone or beside shapes."""
+    rows, columns = SIZES[number % len(SIZES)]
+    while True:
+        scene = random_scene(rng, rows, columns, most_groups=2, with_word=1)
+        if scene.word and len(scene.word.text) <= 6:
+            return describe(rng, scene, LANGUAGES[number % 2])
+
+
+def _ask_for_an_edit(rng: random.Random, number: int) -> Edit:
+    rows, columns = SIZES[number // len(EDITS) % len(SIZES)]
+    return random_edit(rng, rows, columns, LANGUAGES[number % 2], EDITS[number // 2 % len(EDITS)])
+
+
+def _empty(rng: random.Random, number: int) -> Scene:
+    return Scene(*SIZES[number % len(SIZES)], rng.choice(list(COLOURS)))
+
+
+_ASKERS: dict[str, Callable[[random.Random, int], Request | Edit]] = {
+    "one shape": _ask_for_one_shape,
+    "number and place": _ask_for_number_and_place,
+    "word": _ask_for_a_word,
+    "edit": _ask_for_an_edit,
+}
