@@ -37,8 +37,11 @@ class Lesson(NamedTuple):
 
 
 @torch.no_grad()
-def prepare(dit: Dit, vae: Vae) -> None:
-    """First weights: a token's is what its cell looks like and what it has in common with others; gates are half open."""
+def prepare(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae) -> None:
+    """First weights: a token's is what its cell looks like and what it has in common with others; gates are half open.
+
+    The first heads look at neighbours, those of the glyph encoder ahead.
+    """
     model = dit.model
     table = model.prior_token_embedding.weight
     table.copy_(looks(partial(latents_of_scenes, dit, vae), table.shape[1]) + 0.5 * structured(table.shape[1], seed=2))
@@ -52,6 +55,7 @@ def prepare(dit: Dit, vae: Vae) -> None:
     for block in model.transformer_blocks[:2]:
         for head, (row, column) in enumerate([(0, -1), (-1, 0)]):
             look_beside(block.attn1, head, row, column)
+    look_ahead(glyph_encoder)
     torch.nn.init.zeros_(model.proj_out.weight)
     torch.nn.init.zeros_(model.proj_out.bias)
 
@@ -75,6 +79,21 @@ def look_beside(attention, head: int, row: int, column: int) -> None:
     for linear, vector in ((attention.to_q, query), (attention.to_k, key)):
         linear.weight[rows] *= 0.1
         linear.bias[rows] = 4 * vector
+
+
+@torch.no_grad()
+def look_ahead(glyph_encoder: GlyphEncoder) -> None:
+    """Have each head begin by looking one byte further ahead than the one before, or at the end mark where that is nearer.
+
+    So a byte learns how far the end is, which is what a letter's prior token says of its place. All layers share the biases.
+    """
+    biases = glyph_encoder.model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
+    buckets, heads = biases.shape
+    exact = buckets // 4  # distances with a bucket of their own, behind and ahead
+    biases.fill_(-4.0 * exact)
+    for head in range(heads):
+        for ahead in range(exact):
+            biases[ahead + (buckets // 2 if ahead else 0), head] = -4.0 * abs(head + 1 - ahead)
 
 
 def random_lesson(rng: random.Random) -> Lesson:

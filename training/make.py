@@ -114,8 +114,8 @@ def _dit(nano: Path, device: torch.device) -> Part:
     vae_of_nano.model.requires_grad_(False).to(device)
     model = _built(nano, "transformer").to(device)
     painter = Dit(model, vae_of_nano.space, scheduler_shift(nano))
-    dit.prepare(painter, vae_of_nano)
     encoder = glyph_encoder(_built(nano, "text_encoder").to(device), nano)
+    dit.prepare(painter, encoder, vae_of_nano)
 
     def write() -> None:
         plain = GlmImageTransformer2DModel.from_config(model.config)  # which is what a config is to name
@@ -132,11 +132,11 @@ def _dit(nano: Path, device: torch.device) -> Part:
 
 
 def _built(nano: Path, name: str) -> Module:
-    """A component with the library's own first weights."""
+    """A component with the library's own first weights, and without dropout."""
     kind, folder = model_class_of(name), nano / name
     if hasattr(kind, "load_config"):  # diffusers
-        return kind.from_config(kind.load_config(folder))
-    return kind(kind.config_class.from_pretrained(folder))
+        return kind.from_config(kind.load_config(folder)).eval()
+    return kind(kind.config_class.from_pretrained(folder)).eval()
 
 
 @contextmanager
