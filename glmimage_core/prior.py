@@ -181,7 +181,7 @@ def generate_prior(
         log.warning("temperature 0 takes the likeliest token every time; the model degenerates to flat areas that way")
     large = prior_grid(width, height)
     grids = [large] if references else [preview_grid(large), large]  # in the order they are emitted
-    ids, reference_starts = prompt_ids(ar, prompt, grids, references)
+    ids, reference_starts = prompt_ids(ar, prompt, grids, [reference.vision_tokens for reference in references])
     positions, end = prompt_positions(len(ids), reference_starts, [reference.grid for reference in references])
     tokens = decode_grids(ar, ids, positions, end, grids, image_seeds(seed, batch), sampling, progress)
     preview = None if references else tokens[0]
@@ -198,16 +198,16 @@ def check_prompt(ar: ArModel, prompt: str) -> None:
 
 
 def prompt_ids(
-    ar: ArModel, prompt: str, grids: Sequence[Grid], references: Sequence["Reference"]
+    ar: ArModel, prompt: str, grids: Sequence[Grid], vision_tokens: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, list[int]]:
     """The input of the AR model, and where in it each reference's vision tokens start.
 
     Text-to-image: prompt <sop>H W<eop><sop>h w<eop><bos>, with the large grid before the preview although the preview is
     emitted first. An edit: <bos> vision tokens <eos> for each reference, then prompt <sop>H W<eop><bos>. Without this
-    scaffold the model collapses to a handful of tokens. Returns ids [S] int64.
+    scaffold the model collapses to a handful of tokens. vision_tokens: of each reference. Returns ids [S] int64.
     """
     tokenizer = ar.tokenizer
-    content = [{"type": "image"} for _ in references] + [{"type": "text", "text": prompt}]
+    content = [{"type": "image"} for _ in vision_tokens] + [{"type": "text", "text": prompt}]
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     sizes = "".join(f"{tokenizer.grid_bos_token}{grid.height} {grid.width}{tokenizer.grid_eos_token}" for grid in reversed(grids))
     # As in transformers' processors: a text that brings its own first token gets no other one put before it.
@@ -215,11 +215,11 @@ def prompt_ids(
     placeholder = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
     whole: list[int] = []
     starts: list[int] = []
-    waiting = iter(references)
+    waiting = iter(vision_tokens)
     for token in ids:
         if token == placeholder:
             starts.append(len(whole))
-            whole += next(waiting).vision_tokens.flatten().tolist()
+            whole += next(waiting).flatten().tolist()
         else:
             whole.append(token)
     return torch.tensor(whole), starts
@@ -251,6 +251,15 @@ def grid_positions(start: int, grid: Grid) -> torch.Tensor:
     return torch.stack([torch.zeros_like(row), row, column]) + start
 
 
+def emitted_positions(end: int, grids: Sequence[Grid]) -> torch.Tensor:
+    """Positions of the grids that follow a prompt which ends at `end`, one after another: [3, T] int64."""
+    places = []
+    for grid in grids:
+        places.append(grid_positions(end, grid))
+        end += max(grid)
+    return torch.cat(places, dim=1)
+
+
 def _text_positions(start: int, count: int) -> torch.Tensor:
     return torch.arange(start, start + count).expand(3, -1)
 
@@ -272,11 +281,7 @@ def decode_grids(
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     draw = _sampler(sampling)
-    places = []
-    for grid in grids:
-        places.append(grid_positions(end, grid))
-        end += max(grid)
-    following = torch.cat(places, dim=1)  # [3, T]
+    following = emitted_positions(end, grids)
     total = following.shape[1]
     width = ar.model.config.text_config.vision_vocab_size
     at_once = reads_at_once(ar.device)

@@ -6,6 +6,7 @@ Everything in the suite runs the real model classes of transformers and diffuser
 import os
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,7 @@ def vae(folder):
 @pytest.fixture
 def encode_reference(ar, vae):
     """A PIL picture to a Reference."""
-
-    def encode(picture):
-        fitted = reference_images.fit(ar, picture)
-        tokens, latents = reference_images.vision_tokens(ar, fitted), reference_images.latents_of(vae, fitted)
-        return reference_images.Reference(*fitted.size, tokens, latents, ar.codebook, vae.space)
-
-    return encode
+    return partial(reference_images.encode_reference, ar, vae)
 
 
 @pytest.fixture(autouse=True)

@@ -140,7 +140,7 @@ def test_the_prompt_carries_the_large_grid_first_and_then_the_preview(ar):
 
 def test_an_edit_carries_each_references_tokens_between_its_marks(ar, encode_reference):
     references = [encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 128, 5))]
-    ids, starts = prompt_ids(ar, "hi", [Grid(8, 7)], references)
+    ids, starts = prompt_ids(ar, "hi", [Grid(8, 7)], [reference.vision_tokens for reference in references])
     for start, reference in zip(starts, references, strict=True):
         tokens = reference.vision_tokens.flatten().tolist()
         assert ids[start : start + 20].tolist() == tokens
@@ -151,7 +151,7 @@ def test_an_edit_carries_each_references_tokens_between_its_marks(ar, encode_ref
 def test_positions_are_those_of_transformers(ar, encode_reference):
     references = [encode_reference(pattern(128, 256, 3)), encode_reference(pattern(256, 128, 5))]
     for given, grids in (([], [Grid(16, 16), Grid(8, 9)]), (references, [Grid(8, 9)])):
-        ids, starts = prompt_ids(ar, "some words", grids, given)
+        ids, starts = prompt_ids(ar, "some words", grids, [reference.vision_tokens for reference in given])
         positions, end = prompt_positions(len(ids), starts, [reference.grid for reference in given])
         thw = [[1, *reference.grid] for reference in given] + [[1, *grid] for grid in reversed(grids)]
         core = ar.model.model

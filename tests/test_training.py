@@ -11,7 +11,7 @@ from glm_image_pack.glmimage_core.description import describe
 from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.pixels import to_pictures
 from glm_image_pack.glmimage_core.prior import Sampling, generate_prior
-from glm_image_pack.glmimage_core.references import Reference, fit, latents_of, vision_tokens
+from glm_image_pack.glmimage_core.references import Reference, encode_reference, vision_tokens
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.training import ar as ar_training
 from glm_image_pack.training import captions, drawing, loop, make, vision, world
@@ -46,8 +46,7 @@ def nano_vae(made):
 
 
 def as_reference(ar, vae, scene: world.Scene) -> Reference:
-    fitted = fit(ar, to_pictures(drawing.draw(scene)[None])[0])
-    return Reference(*fitted.size, vision_tokens(ar, fitted), latents_of(vae, fitted), ar.codebook, vae.space)
+    return encode_reference(ar, vae, to_pictures(drawing.draw(scene)[None])[0])
 
 
 def a_scene(seed: int = 0, rows: int = 8, columns: int = 8) -> world.Scene:

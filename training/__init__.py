@@ -4,4 +4,6 @@ world      scenes of coloured shapes and words on a grid of cells, and the token
 drawing    a scene as a picture
 captions   a scene, or a change of it, in English and Chinese
 reading    a picture back as a scene
+scoring    the held-out prompts, and what a picture must show; painter paints them
+make       the parts of nano (vae, vision, ar, dit), each trained by loop, written into a layout; structure has first values
 """

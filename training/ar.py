@@ -12,13 +12,11 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from ..glmimage_core.geometry import Grid, preview_grid
-from ..glmimage_core.prior import ArModel, grid_positions, prompt_ids, prompt_positions
-from ..glmimage_core.references import Reference
-from ..glmimage_core.vae import LatentSpace
+from ..glmimage_core.prior import ArModel, emitted_positions, prompt_ids, prompt_positions
 from .captions import LANGUAGES, Edit, describe, random_edit
 from .loop import Plan
 from .structure import structured
-from .world import CELL_PX, CODES, beginnings, random_scene, tokens_of
+from .world import CODES, beginnings, random_scene, tokens_of
 
 PLAN = Plan(steps=6000, rate=2e-3, warmup=200)
 PICTURES, EDITS = 16, 24  # of a batch
@@ -122,15 +120,12 @@ def edit_lesson(ar: ArModel, edit: Edit) -> Sequence:
 def sequence_of(ar: ArModel, prompt: str, seen: list[torch.Tensor], planned: list[torch.Tensor]) -> Sequence:
     """A prompt, the tokens [rows, columns] of its references, and the grids to come out in the order they are emitted."""
     grids = [Grid(*tokens.shape) for tokens in planned]
-    ids, starts = prompt_ids(ar, prompt, grids, [_reference(tokens) for tokens in seen])
+    ids, starts = prompt_ids(ar, prompt, grids, seen)
     positions, end = prompt_positions(len(ids), starts, [Grid(*tokens.shape) for tokens in seen])
-    places = [positions]
-    for grid in grids:
-        places.append(grid_positions(end, grid))
-        end += max(grid)
+    positions = torch.cat([positions, emitted_positions(end, grids)], dim=1)
     learned = torch.cat([tokens.flatten() for tokens in planned])
     weights = torch.cat([weights_of(grid, planned[-1].shape).flatten() for grid in grids])
-    return Sequence(torch.cat([ids, learned]), torch.cat(places, dim=1), weights)
+    return Sequence(torch.cat([ids, learned]), positions, weights)
 
 
 def weights_of(grid: Grid, cells: tuple[int, int]) -> torch.Tensor:
@@ -154,12 +149,6 @@ def seen_from_afar(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
         ((torch.arange(count) + 0.5) * cells / count).long() for count, cells in zip(grid, tokens.shape, strict=True)
     )
     return tokens[rows][:, columns]
-
-
-def _reference(tokens: torch.Tensor) -> Reference:
-    """As the prompt shows it: by its tokens only."""
-    rows, columns = tokens.shape
-    return Reference(columns * CELL_PX, rows * CELL_PX, tokens, torch.empty(0), "", LatentSpace((), ()))
 
 
 def batch_loss(ar: ArModel, sequences: list[Sequence]) -> torch.Tensor:

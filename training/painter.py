@@ -11,7 +11,7 @@ from ..glmimage_core.denoise import Dit, Shortcuts, sample
 from ..glmimage_core.glyphs import GlyphEncoder, encode_glyph_texts, find_glyph_texts
 from ..glmimage_core.pixels import to_pictures
 from ..glmimage_core.prior import ArModel, Sampling, generate_prior
-from ..glmimage_core.references import Reference, fit, latents_of, vision_tokens
+from ..glmimage_core.references import Reference, encode_reference
 from ..glmimage_core.vae import Vae, decode
 
 
@@ -60,7 +60,4 @@ class Painter:
 
     def reference(self, picture: torch.Tensor) -> Reference:
         """A picture [H, W, 3] in 0..1 as both models see it."""
-        fitted = fit(self.ar, to_pictures(picture[None])[0])
-        return Reference(
-            *fitted.size, vision_tokens(self.ar, fitted), latents_of(self.vae, fitted), self.ar.codebook, self.vae.space
-        )
+        return encode_reference(self.ar, self.vae, to_pictures(picture[None])[0])

@@ -9,7 +9,7 @@ from ..glmimage_core.geometry import Grid
 from .drawing import draw
 from .loop import Plan
 from .structure import structured
-from .world import random_scene, tokens_of
+from .world import COLOURS, random_scene, tokens_of
 
 PLAN = Plan(steps=6000, rate=2e-3)
 SCENES = 24  # of a batch
@@ -55,6 +55,6 @@ def loss_of(ar_model, rng: random.Random, generator: torch.Generator) -> torch.T
     device = ar_model.device
     logits = code_logits(ar_model, patches.to(device), [Grid(scene.rows, scene.columns) for scene in scenes])
     targets = torch.cat([tokens_of(scene).flatten() for scene in scenes]).to(device)
-    bare = torch.isin(targets, torch.arange(8, device=device))
+    bare = targets < len(COLOURS)
     losses = cross_entropy(logits, targets, reduction="none")
     return losses[bare].mean() * 0.2 + losses[~bare].mean()

@@ -34,6 +34,7 @@ EMPTY_PARTS = {
     ("cross", "large"): {(0, 0), (0, 2), (2, 0), (2, 2)},
 }
 """Cells of shapes, as row and column, that show nothing but ground."""
+LEVELS = ("top", "centre", "bottom")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 
 _PARTS = sum(span * span for span in SPANS.values())
@@ -95,13 +96,13 @@ class Scene:
 
     def place_of(self, thing: Shape | Word) -> str:
         """Which of the nine thirds-by-thirds of the picture the middle of a thing is in."""
-        vertical = _third(thing.row + thing.height / 2, self.rows)
+        vertical = LEVELS.index(self.level_of(thing))
         horizontal = _third(thing.column + thing.width / 2, self.columns)
         return PLACES[3 * vertical + horizontal]
 
     def level_of(self, thing: Shape | Word) -> str:
         """At what height the middle of a thing is: top, centre or bottom."""
-        return ("top", "centre", "bottom")[_third(thing.row + thing.height / 2, self.rows)]
+        return LEVELS[_third(thing.row + thing.height / 2, self.rows)]
 
     def is_free(self, thing: Shape | Word, beside: Sequence[Shape | Word]) -> bool:
         """Whether a thing lies within the picture, with a cell between it and each other one."""
