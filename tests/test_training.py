@@ -1,5 +1,6 @@
 """How nano is trained: what the models are shown is what the library shows them, and training stopped goes on."""
 
+import math
 import random
 import time
 
@@ -176,27 +177,33 @@ class Line(torch.nn.Linear):
         return (self(x) - 2 * x).square().mean()
 
 
-def trained(folder, seconds=None, monkeypatch=None) -> Line:
+def trained(folder, layered: bool, seconds: float = math.inf) -> Line:
+    """layered: whether its matrix is one of the layers, which go by Muon."""
     with make.seeded(0):
         line = Line(1, 1)
-    plan = loop.Plan(steps=40, rate=0.1, warmup=4)
-    if seconds is not None:
-        ticks = iter(range(1000))
-        monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
-    loop.train(
-        "line", line, line.loss_of, plan, folder, **({} if seconds is None else {"seconds": seconds}), say=lambda text: None
-    )
-    monkeypatch and monkeypatch.undo()
+    plan = loop.Plan(steps=150, rate=0.1, warmup=4)
+    loop.train("line", line, line.loss_of, plan, folder, [line] if layered else [], seconds, say=lambda text: None)
     return line
 
 
-def test_training_stopped_and_begun_again_ends_where_one_run_does(tmp_path, monkeypatch):
-    whole = trained(tmp_path / "whole")
+@pytest.mark.parametrize("layered", [False, True])
+def test_training_stopped_and_begun_again_ends_where_one_run_does(tmp_path, monkeypatch, layered):
+    whole = trained(tmp_path / "whole", layered)
     assert whole.weight.item() == pytest.approx(2, abs=0.1)
-    stopped = trained(tmp_path / "parts", 9, monkeypatch)
-    assert 0 < torch.load(tmp_path / "parts" / "line.pt", weights_only=True)["step"] < 40
+    with monkeypatch.context() as clock:
+        ticks = iter(range(1000))
+        clock.setattr(time, "monotonic", lambda: next(ticks))
+        stopped = trained(tmp_path / "parts", layered, seconds=9)
+    assert 0 < torch.load(tmp_path / "parts" / "line.pt", weights_only=True)["step"] < 150
     assert not torch.equal(stopped.weight, whole.weight)
-    assert torch.equal(trained(tmp_path / "parts").weight, whole.weight)
+    assert torch.equal(trained(tmp_path / "parts", layered).weight, whole.weight)
+
+
+def test_the_matrices_of_layers_go_by_muon(tmp_path):
+    trained(tmp_path, layered=True)
+    adamw, muon = torch.load(tmp_path / "line.pt", weights_only=True)["optimizers"]
+    assert [len(state["state"]) for state in (adamw, muon)] == [1, 1]  # bias, weight
+    assert "momentum_buffer" in muon["state"][0] and "exp_avg" in adamw["state"][0]
 
 
 def test_every_part_is_written_as_a_checkpoint(made):

@@ -13,13 +13,13 @@ from torch.nn.functional import cross_entropy, pad
 
 from ..glmimage_core.geometry import Grid, preview_grid
 from ..glmimage_core.prior import ArModel, emitted_positions, prompt_ids, prompt_positions
-from .captions import LANGUAGES, Edit, describe, random_edit
+from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, describe, random_edit
 from .loop import Plan
 from .structure import structured
 from .world import CODES, beginnings, random_scene, tokens_of
 
-PLAN = Plan(steps=6000, rate=2e-3, warmup=200)
-PICTURES, EDITS = 16, 24  # of a batch
+PLAN = Plan(steps=4000, rate=2e-3, warmup=150)
+PICTURES, CHANGES = 18, {1: 18, 2: 12}  # of a batch; changes by their number of references
 DECISION = 12.0  # what a token counts at which a thing may begin
 SIDES = (8, 8, 8, 6, 7, 9, 10, 12)  # cells
 
@@ -98,19 +98,31 @@ def tell_place(attention, rotary, start: torch.Tensor, common: torch.Tensor) -> 
 
 def random_size(rng: random.Random) -> tuple[int, int]:
     """Rows and columns of cells."""
-    return rng.choice(SIDES), rng.choice(SIDES)
+    return (8, 8) if rng.random() < 0.5 else (rng.choice(SIDES), rng.choice(SIDES))
 
 
-def random_picture(ar: ArModel, rng: random.Random) -> Sequence:
-    rows, columns = (8, 8) if rng.random() < 0.5 else random_size(rng)
+def random_pictures(ar: ArModel, rng: random.Random) -> list[Sequence]:
+    """A batch of one size, so that the sequences are about equally long."""
+    rows, columns = random_size(rng)
+    return [picture_lesson(ar, rng, rows, columns) for _ in range(PICTURES)]
+
+
+def picture_lesson(ar: ArModel, rng: random.Random, rows: int, columns: int) -> Sequence:
     request = describe(rng, random_scene(rng, rows, columns), rng.choice(LANGUAGES))
     large = tokens_of(request.scene)
     return sequence_of(ar, request.prompt, [], [seen_from_afar(large, preview_grid(Grid(*large.shape))), large])
 
 
-def random_change(ar: ArModel, rng: random.Random) -> Sequence:
-    rows, columns = (8, 8) if rng.random() < 0.6 else random_size(rng)
-    return edit_lesson(ar, random_edit(rng, rows, columns, rng.choice(LANGUAGES), anywhere=rng.random() < 0.3))
+def random_edits(ar: ArModel, rng: random.Random) -> list[Sequence]:
+    """A batch of one size, with as many references each."""
+    rows, columns = random_size(rng)
+    references = 2 if rng.random() < 0.3 else 1
+    kinds = [kind for kind in EDITS if (kind in COMBINATIONS) == (references == 2)]
+    edits = (
+        random_edit(rng, rows, columns, rng.choice(LANGUAGES), rng.choice(kinds), anywhere=rng.random() < 0.3)
+        for _ in range(CHANGES[references])
+    )
+    return [edit_lesson(ar, edit) for edit in edits]
 
 
 def edit_lesson(ar: ArModel, edit: Edit) -> Sequence:
@@ -180,6 +192,4 @@ def _rounded_up(count: int, to: int) -> int:
 
 
 def loss_of(ar: ArModel, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
-    pictures = batch_loss(ar, [random_picture(ar, rng) for _ in range(PICTURES)])
-    edits = batch_loss(ar, [random_change(ar, rng) for _ in range(EDITS)])
-    return pictures + edits
+    return batch_loss(ar, random_pictures(ar, rng)) + batch_loss(ar, random_edits(ar, rng))

@@ -155,7 +155,8 @@ def _sentence(rng: random.Random, text: str, language: str) -> str:
     return text
 
 
-EDITS = ("recolour", "move", "add", "remove", "word", "ground", "first into second", "second into first")
+COMBINATIONS = ("first into second", "second into first")
+EDITS = ("recolour", "move", "add", "remove", "word", "ground", *COMBINATIONS)
 
 
 def random_edit(

@@ -21,8 +21,8 @@ from .loop import Plan
 from .structure import looks, structured
 from .world import CELL_PX, COLOURS, LONGEST_WORD, PATTERNS, Scene, letter_slot, random_scene, tokens_of
 
-PLAN = Plan(steps=4000, rate=3e-3, warmup=100)
-SCENES = 10  # of a batch
+PLAN = Plan(steps=3500, rate=3e-3, warmup=100)
+SCENES = 7  # of a batch
 DRAWS = 3  # noise and time for each of them
 SIDES = (8, 8, 6, 7, 10, 12)  # cells
 DROPPED = 0.12  # of the priors

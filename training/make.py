@@ -56,7 +56,7 @@ def train_part(
     if compiled:
         for layer in part.layers:
             layer.compile(dynamic=True)
-    done = train(name, part.modules, part.loss_of, part.plan, folder, seconds, say)
+    done = train(name, part.modules, part.loss_of, part.plan, folder, part.layers, seconds, say)
     part.write()
     return done
 

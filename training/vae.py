@@ -9,7 +9,7 @@ from .drawing import draw
 from .loop import Plan
 from .world import CELL_PX, random_scene
 
-PLAN = Plan(steps=5000, rate=2e-3)
+PLAN = Plan(steps=4000, rate=2e-3)
 NOISE = 0.12  # of the latents' spread: what the decoder must bear, since the DiT's latents are never quite exact
 
 
