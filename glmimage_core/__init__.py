@@ -14,6 +14,8 @@
     vae          pixels <-> latents, tiling
     preview      small pictures of work in progress: the token grid, latents without the VAE
     lora         LoRA files: read, matched to layers, laid over the weights and taken off
+    rewriting    what a language model is told to make of a prompt, and what becomes of its answer
+    chat         a language model behind an OpenAI-compatible endpoint
     folders      a checkpoint folder: its layout, and finding one
     description  what a checkpoint holds and what is wrong with it, from configs and file headers
     checkpoint   load one component of a checkpoint folder
@@ -29,6 +31,7 @@
     sizes        the numbers of the random checkpoints, and of the released one
     tiny         writes a random checkpoint in the released layout
 
-It knows nothing of ComfyUI, prints nothing, downloads nothing and moves no model on its own: progress, interruption
-and placement come in as arguments. Models are the classes of transformers and diffusers, imported when first used.
+It knows nothing of ComfyUI, prints nothing, downloads nothing and moves no model on its own: progress, interruption and
+placement come in as arguments. Only `chat` speaks to the network, to the one address it is given. Models are the classes of
+transformers and diffusers, imported when first used.
 """

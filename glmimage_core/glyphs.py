@@ -22,7 +22,7 @@ MAX_GLYPH_BYTES = 2048  # of one text, as the reference truncates
 # A single quote opens only where no letter stands before it and closes only where none follows: in "dog's" and
 # "the dogs' bowl" it is an apostrophe. The other marks are unambiguous. Alternatives are tried from left to right
 # through the prompt, so texts come out in the order in which they stand.
-_QUOTED = re.compile(
+QUOTED = re.compile(
     "|".join(
         (
             r'"([^"]*)"',
@@ -48,7 +48,7 @@ class GlyphEncoder(Component):
 
 def find_glyph_texts(prompt: str) -> list[str]:
     """The texts between quotation marks, in order, marks removed, apostrophes left alone, empty quotes skipped."""
-    matches = (next(group for group in match.groups() if group is not None) for match in _QUOTED.finditer(prompt))
+    matches = (next(group for group in match.groups() if group is not None) for match in QUOTED.finditer(prompt))
     return [text for text in matches if text.strip()]
 
 
