@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core.denoise import reference_keys_values
-from glm_image_pack.glmimage_core.description import describe
+from glm_image_pack.glmimage_core.denoise import Dit, reference_keys_values
+from glm_image_pack.glmimage_core.description import describe, scheduler_shift
 from glm_image_pack.glmimage_core.geometry import Grid
 from glm_image_pack.glmimage_core.pixels import to_pictures
 from glm_image_pack.glmimage_core.prior import Sampling, generate_prior
@@ -29,8 +29,11 @@ def made(tmp_path_factory):
     """A checkpoint whose parts were trained for two steps each."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (make.vae, make.vision, make.ar, make.dit):
-            patch.setattr(module, "PLAN", loop.Plan(steps=2, rate=1e-3, warmup=1))
+        for module, plan in [
+            *((module, "PLAN") for module in (make.vae, make.vision, make.ar, make.dit)),
+            (make.dit, "LETTERS_PLAN"),
+        ]:
+            patch.setattr(module, plan, loop.Plan(steps=2, rate=1e-3, warmup=1))
         for name in make.PARTS:
             assert make.train_part(name, folder, torch.device("cpu"), say=lambda text: None)
     return folder / "nano"
@@ -211,6 +214,19 @@ def test_every_part_is_written_as_a_checkpoint(made):
     assert not [problem for report in reports for problem in report.problems]
     assert {report.stored_dtype for report in reports if report.parameters} == {torch.bfloat16}
     assert checkpoints.load_dit(made).model.proj_out.weight.any()  # begins at zero
+    sampled_by = checkpoints.load_ar(made).model.generation_config
+    assert (sampled_by.temperature, sampled_by.top_p, sampled_by.do_sample) == (0.9, 0.75, True)
+
+
+def test_the_letters_are_found_before_they_are_read(made, nano_vae):
+    with make.seeded(0):
+        part = make.PARTS["letters"](made, torch.device("cpu"))
+    painter = Dit(part.modules["dit"], nano_vae.space, scheduler_shift(made))
+    encoder = checkpoints.glyph_encoder(part.modules["glyph"], made)
+    assert dit_training.match_letters(painter, encoder, nano_vae, block=0, head=0) > 0.6  # of 8 places and 11 codes
+    fixed = {name for name, weight in part.modules.named_parameters() if not weight.requires_grad}
+    assert {"glyph.shared.weight", "dit.prior_token_embedding.weight", "dit.transformer_blocks.0.attn1.to_k.weight"} <= fixed
+    assert not fixed & {"dit.transformer_blocks.0.attn1.to_v.weight", "dit.transformer_blocks.1.attn1.to_k.weight"}
 
 
 def test_edits_are_taught_with_their_references_in_order(nano_ar):

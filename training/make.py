@@ -4,6 +4,7 @@ vae       on drawn scenes
 vision    the AR model's vision half with the codebook
 ar        the AR model's language half, on the tokens of scenes
 dit       DiT and glyph encoder, on the VAE's latents of scenes
+letters   both again, now reading the letters
 """
 
 import math
@@ -19,6 +20,8 @@ from torch.nn import Module, ModuleDict
 from ..glmimage_core.checkpoint import ar_model, glyph_encoder, load_vae
 from ..glmimage_core.denoise import Dit
 from ..glmimage_core.description import model_class_of, scheduler_shift
+from ..glmimage_core.glyphs import GlyphEncoder
+from ..glmimage_core.vae import Vae
 from . import ar, dit, vae, vision
 from .layout import write_nano_layout
 from .loop import Loss, Plan, averaged, train
@@ -54,6 +57,7 @@ def train_part(
     with seeded(0):
         part = PARTS[name](nano, device)
     if compiled:
+        torch._dynamo.config.recompile_limit = 64  # each layer and kind of lesson is a variant of its own
         for layer in part.layers:
             layer.compile(dynamic=True)
     done = train(name, part.modules, part.loss_of, part.plan, folder, part.layers, seconds, say)
@@ -108,6 +112,26 @@ def _write_ar(nano: Path) -> None:
 
 
 def _dit(nano: Path, device: torch.device) -> Part:
+    return _painting(nano, device, dit.PLAN, dit.loss_of, dit.prepare)
+
+
+def _letters(nano: Path, device: torch.device) -> Part:
+    trained = averaged("dit", nano.parent)
+    if trained is None:
+        raise FileNotFoundError(f"{nano.parent / 'dit.pt'} is missing; train dit first")
+
+    def prepare(painter: Dit, encoder: GlyphEncoder, vae_of_nano: Vae) -> None:
+        dit.prepare(painter, encoder, vae_of_nano)
+        weights = {name.removeprefix("dit."): weight for name, weight in trained.items() if name.startswith("dit.")}
+        painter.model.load_state_dict(dit.but_for_letters(weights), strict=False)
+        dit.prepare_letters(painter, encoder, vae_of_nano)
+
+    return _painting(nano, device, dit.LETTERS_PLAN, dit.loss_of_letters, prepare)
+
+
+def _painting(
+    nano: Path, device: torch.device, plan: Plan, lesson_loss: Callable, prepare: Callable[[Dit, GlyphEncoder, Vae], None]
+) -> Part:
     from diffusers import GlmImageTransformer2DModel
 
     vae_of_nano = load_vae(nano, "float32")
@@ -115,7 +139,7 @@ def _dit(nano: Path, device: torch.device) -> Part:
     model = _built(nano, "transformer").to(device)
     painter = Dit(model, vae_of_nano.space, scheduler_shift(nano))
     encoder = glyph_encoder(_built(nano, "text_encoder").to(device), nano)
-    dit.prepare(painter, encoder, vae_of_nano)
+    prepare(painter, encoder, vae_of_nano)
 
     def write() -> None:
         plain = GlmImageTransformer2DModel.from_config(model.config)  # which is what a config is to name
@@ -126,17 +150,22 @@ def _dit(nano: Path, device: torch.device) -> Part:
     modules = ModuleDict({"dit": model, "glyph": encoder.model})
 
     def loss_of(rng: random.Random, generator: torch.Generator) -> torch.Tensor:
-        return dit.loss_of(painter, encoder, vae_of_nano, rng, generator)
+        return lesson_loss(painter, encoder, vae_of_nano, rng, generator)
 
-    return Part(modules, loss_of, dit.PLAN, write, model.transformer_blocks)
+    return Part(modules, loss_of, plan, write, model.transformer_blocks)
 
 
 def _built(nano: Path, name: str) -> Module:
     """A component with the library's own first weights, and without dropout."""
+    from transformers import GenerationConfig
+
     kind, folder = model_class_of(name), nano / name
     if hasattr(kind, "load_config"):  # diffusers
         return kind.from_config(kind.load_config(folder)).eval()
-    return kind(kind.config_class.from_pretrained(folder)).eval()
+    model = kind(kind.config_class.from_pretrained(folder)).eval()
+    if (folder / "generation_config.json").is_file():  # what the reference samples by
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
 @contextmanager
@@ -147,5 +176,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-PARTS: dict[str, Callable[[Path, torch.device], Part]] = {"vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit}
-"""In the order in which they are to be made; only dit needs another one, the VAE."""
+PARTS: dict[str, Callable[[Path, torch.device], Part]] = {
+    "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "letters": _letters
+}  # fmt: skip
+"""In the order in which they are to be made: dit needs the VAE, letters needs dit."""

@@ -11,8 +11,8 @@ from .loop import Plan
 from .structure import structured
 from .world import COLOURS, random_scene, tokens_of
 
-PLAN = Plan(steps=6000, rate=2e-3)
-SCENES = 24  # of a batch
+PLAN = Plan(steps=6500, rate=2e-3)
+SCENES = 16  # of a batch
 SIDES = (6, 7, 8, 8, 9, 10, 12)  # cells
 SHARPNESS = 20.0  # of the choice of a row, over cosines
 PATCH_PX = 16
