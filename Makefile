@@ -9,13 +9,11 @@ DEMO ?= demo
 venv: .venv/ready
 demo: .venv/ready
 	@rm -rf $(DEMO)
-	.venv/bin/python . tiny $(DEMO)/models/diffusers/GLM-Image
-	.venv/bin/python . render workflows/text_to_image.json $(SMALL)
-	.venv/bin/python . render workflows/image_edit.json $(SMALL)
-	@echo "The pictures are in $(DEMO)/output/glm-image. The checkpoint is tiny and random, so they show patterns, not prompts."
+	.venv/bin/python . render workflows/nano.json $(HERE)
+	.venv/bin/python . render workflows/nano_edit.json $(HERE)
+	@echo "The pictures are in $(DEMO)/output/glm-image."
 
-SMALL = --models $(DEMO)/models --input workflows/input --output $(DEMO)/output --device cpu \
-	--set "GLM-Image Generate Prior.width=512" --set "GLM-Image Generate Prior.height=512" --set "GLM-Image Sampler.steps=20"
+HERE = --input workflows/input --output $(DEMO)/output --device cpu
 
 # The whole suite on the newest libraries.
 test: .venv/ready
@@ -34,14 +32,14 @@ lint: .venv/ready
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet $(TORCH)
-	.venv/bin/python -m pip install --quiet --upgrade -r requirements.txt comfy-kitchen scipy pytest ruff
+	.venv/bin/python -m pip install --quiet --upgrade -r requirements.txt comfy-kitchen scipy openai hypothesis pytest ruff
 	touch $@
 
 .venv-oldest/ready: requirements.txt Makefile
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	.venv-oldest/bin/python -m pip install --quiet $(TORCH)
-	.venv-oldest/bin/python -m pip install --quiet -r requirements.txt transformers==5.1.0 diffusers==0.37.0 scipy pytest
+	.venv-oldest/bin/python -m pip install --quiet -r requirements.txt transformers==5.1.0 diffusers==0.37.0 scipy openai hypothesis pytest
 	touch $@
 
 clean:

@@ -158,7 +158,7 @@ def _pieces(client: "OpenAI", endpoint, instruction, request, pictures, temperat
         model=endpoint.model,
         messages=[{"role": "system", "content": instruction}, {"role": "user", "content": content}],
         temperature=temperature,
-        seed=seed,
+        seed=seed % 2**63,  # which is as large as the protocol has them
         max_tokens=max_tokens,
         stream=True,
     )

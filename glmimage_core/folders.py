@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PIPELINE_CLASS = "GlmImagePipeline"
+NANO = "nano (built in)"
+BUILT_IN = {NANO: Path(__file__).resolve().parents[1] / "nano"}
+"""Checkpoints that come with the pack, by name."""
 FOLDER_LEVELS = 5  # how deep below a root checkpoints are looked for
 MODEL_CLASSES = {
     "vision_language_encoder": ("transformers", "GlmImageForConditionalGeneration"),
@@ -60,17 +63,21 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
-    """The folder of a checkpoint by name. Raises FileNotFoundError that says where it looked and what should be there."""
+    """The folder of a checkpoint by name. Raises FileNotFoundError that says where it looked and what should be there.
+
+    A user's own checkpoint of the name of a built-in one comes first.
+    """
     roots = list(roots)
     found = list_checkpoints(roots)
-    if name in found:
-        return found[name]
+    if folder := found.get(name) or BUILT_IN.get(name):
+        return folder
     looked = ", ".join(map(str, roots)) or "no folder at all"
     there = f"; found there: {', '.join(found)}" if found else ""
     for root in roots:
         if (Path(root) / name / "model_index.json").is_file():
             raise FileNotFoundError(f"{Path(root) / name / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
-    raise FileNotFoundError(f"no GLM-Image checkpoint {name!r} in {looked}{there}; {LAYOUT}")
+    built_in = ", ".join(map(repr, BUILT_IN))
+    raise FileNotFoundError(f"no GLM-Image checkpoint {name!r} in {looked}{there}; {LAYOUT}; {built_in} needs no download")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The nodes, in the order in which a graph uses them. Ids are a file format: add at the end, never rename."""
 
+from .language import GLMImageEnhancePromptAPI
 from .loaders import GLMImageLoadAR, GLMImageLoadDiT, GLMImageLoadGlyphEncoder, GLMImageLoadVAE
 from .lora import GLMImageLoadLoRA
 from .prior import GLMImageApplyPrior, GLMImageGeneratePrior
@@ -27,6 +28,7 @@ NODE_CLASS_MAPPINGS = {
         GLMImageScheduler,
         GLMImageLoadLoRA,
         GLMImageSize,
+        GLMImageEnhancePromptAPI,
     )
 }
 

@@ -58,7 +58,8 @@ class _Loader:
         if kind := single_file.FOLDERS.get(cls.COMPONENT):
             names += single_file.list_files(cls.COMPONENT, host.model_roots(kind))
             tooltip += f", or one safetensors file of this model below models/{kind}"
-        return {"required": {"checkpoint": (names or ["GLM-Image"], {"tooltip": f"{tooltip}."}), "dtype": DTYPE}}
+        tooltip += f". {folders.NANO} is a very small model that draws coloured shapes and words, to try a graph with."
+        return {"required": {"checkpoint": ([*names, *folders.BUILT_IN], {"tooltip": tooltip}), "dtype": DTYPE}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):

@@ -3,11 +3,19 @@
 python scripts/make_pictures.py
 """
 
+import importlib
+import runpy
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-INPUT = Path(__file__).resolve().parents[1] / "workflows" / "input"
+ROOT = Path(__file__).resolve().parents[1]
+INPUT = ROOT / "workflows" / "input"
+PACK = "glm_image_pack"
+runpy.run_path(str(ROOT / "__main__.py"))["load_pack"](PACK)
+world = importlib.import_module(f"{PACK}.training.world")
+draw = importlib.import_module(f"{PACK}.training.drawing").draw
+to_pictures = importlib.import_module(f"{PACK}.glmimage_core.pixels").to_pictures
 SMOOTH = 4  # drawn larger, then reduced
 
 
@@ -50,7 +58,14 @@ def mug() -> Image.Image:
     return picture.resize((512, 640), Image.Resampling.LANCZOS)
 
 
+def shapes() -> Image.Image:
+    """A circle and a square in nano's world, 256 x 256."""
+    kinds = [world.Shape("circle", "red", "large", 1, 1), world.Shape("square", "green", "small", 5, 5)]
+    return to_pictures(draw(world.Scene(8, 8, "white", tuple(kinds)))[None])[0]
+
+
 if __name__ == "__main__":
     INPUT.mkdir(parents=True, exist_ok=True)
     scene().save(INPUT / "glm-image-scene.png", optimize=True)
     mug().save(INPUT / "glm-image-mug.png", optimize=True)
+    shapes().save(INPUT / "glm-image-shapes.png", optimize=True)

@@ -10,13 +10,16 @@ import importlib
 import json
 import runpy
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "glm_image_pack"
 runpy.run_path(str(ROOT / "__main__.py"))["load_pack"](PACK)
 workflow_format = importlib.import_module(f"{PACK}.nodes.headless.workflow")
+NANO = importlib.import_module(f"{PACK}.glmimage_core.folders").NANO
 OWN_NODES = importlib.import_module(f"{PACK}.nodes.headless.cli").ALL_NODES
 
 
@@ -77,11 +80,18 @@ EDIT = 'It is winter now: snow lies on the roof and in the garden. Above the doo
 RESTYLE = "An oil painting of a small house on a lawn in the evening, thick brush strokes, warm light in both windows."
 COMBINE = "The mug from the second picture stands on the lawn in front of the house from the first picture, as tall as the door."
 
+SHORT_PROMPT = 'a cosy bookshop with a sign "THE LAST PAGE" and a sleeping cat'
+REWRITERS = {"GLMImageEnhancePromptAPI": {"model": "qwen3"}}
+NANO_PROMPT = "A large red star in the centre and two small yellow circles on a blue background."
+NANO_EDIT = "Change the red circle to blue."
+
 CONTROL = "control_after_generate"
 BYPASSED = 4
 CHECKPOINT = {"checkpoint": "GLM-Image", "dtype": "auto"}
+BUILT_IN = {"checkpoint": NANO, "dtype": "float32"}  # a CPU is at its best in float32, and it is small
+OF_NANO = {"checkpoint": BUILT_IN, "plan": {"width": 256, "height": 256}, "steps": 20}
 TOP = 0  # of the first row of nodes
-SCENE, MUG = "glm-image-scene.png", "glm-image-mug.png"
+SCENE, MUG, SHAPES = "glm-image-scene.png", "glm-image-mug.png", "glm-image-shapes.png"
 
 
 class Graph:
@@ -180,16 +190,20 @@ class Loaded(NamedTuple):
     ar_output: int = 0
 
 
-def begin(graph: Graph, prompt: str) -> Loaded:
-    """Loaders, and the prompt typed once."""
+def begin(graph: Graph, prompt: str, checkpoint: dict = CHECKPOINT, rewriter: str = "") -> Loaded:
+    """Loaders, and the prompt typed once. rewriter: the node that rewrites it, if any."""
     graph.group("Models", "#3f5159", MODELS, TOP, 380, 610)
-    ar = graph.add("GLMImageLoadAR", (MODELS, TOP), (380, 110), **CHECKPOINT)
-    encoder = graph.add("GLMImageLoadGlyphEncoder", (MODELS, TOP + 155), (380, 90), **CHECKPOINT)
-    dit = graph.add("GLMImageLoadDiT", (MODELS, TOP + 290), (380, 165), **CHECKPOINT)
-    vae = graph.add("GLMImageLoadVAE", (MODELS, TOP + 500), (380, 90), **CHECKPOINT)
+    ar = graph.add("GLMImageLoadAR", (MODELS, TOP), (380, 110), **checkpoint)
+    encoder = graph.add("GLMImageLoadGlyphEncoder", (MODELS, TOP + 155), (380, 90), **checkpoint)
+    dit = graph.add("GLMImageLoadDiT", (MODELS, TOP + 290), (380, 165), **checkpoint)
+    vae = graph.add("GLMImageLoadVAE", (MODELS, TOP + 500), (380, 90), **checkpoint)
 
     graph.group("Prompt", "#5b4a6b", WORDS, TOP, 380, 610)
     text = graph.add("PrimitiveStringMultiline", (WORDS, TOP), (380, 260), title="Prompt", value=prompt)
+    if rewriter:
+        graph.group("Rewrite", "#6b4a55", WORDS, BELOW, 860, 400)
+        text = graph.add(rewriter, (WORDS, BELOW), (400, 400), prompt=(text, 0), **REWRITERS[rewriter])
+        graph.add("PreviewAny", (WORDS + 440, BELOW), (420, 400), title="Rewritten prompt", source=(text, 0))
     encoded = graph.add("GLMImageEncodePrompt", (WORDS, TOP + 310), (380, 300), glyph_encoder=(encoder, 0), prompt=(text, 0))
     return Loaded(ar, dit, vae, text, encoded)
 
@@ -204,10 +218,24 @@ def planned(graph: Graph, loaded: Loaded, references: dict, **settings) -> dict[
     return {"positive": (applied, 0), "negative": (applied, 1)}
 
 
-def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sampler_seeds=(0,), lora: bool = False) -> dict:
-    """Text to image or an edit, and a sampler for each seed. With a place for a LoRA, bypassed until a file is chosen."""
+def build(
+    name: str,
+    note: str,
+    prompt: str,
+    pictures=(),
+    sampler_seeds=(0,),
+    lora: bool = False,
+    checkpoint: dict = CHECKPOINT,
+    plan: Mapping = MappingProxyType({}),
+    rewriter: str = "",
+    steps: int | None = None,
+) -> dict:
+    """Text to image or an edit, and a sampler for each seed. With a place for a LoRA, bypassed until a file is chosen.
+
+    plan: what Generate Prior has other than by default.
+    """
     graph = Graph(name, note)
-    loaded = begin(graph, prompt)
+    loaded = begin(graph, prompt, checkpoint, rewriter)
     if lora:
         graph.group("LoRA", "#6b4a55", WORDS, BELOW, 380, 170)
         halves = {"model": (loaded.dit, 0), "ar": (loaded.ar, 0)}
@@ -222,13 +250,13 @@ def build(name: str, note: str, prompt: str, pictures=(), batch: int = 1, sample
         inputs = {"ar": (loaded.ar, loaded.ar_output), "vae": (loaded.vae, 0), "image": (image, 0), **references}
         node = graph.add("GLMImageEncodeReference", (left + 260, BELOW), (300, 110), **inputs)
         references = {"references": (node, 0)}
-    conditioning = planned(graph, loaded, references, batch_size=batch)
+    conditioning = planned(graph, loaded, references, **plan)
 
     several = len(sampler_seeds) > 1
     graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 180 + (SAMPLER_ROOM + PREVIEW) * len(sampler_seeds) - 60)
     for number, seed in enumerate(sampler_seeds):
         title = f"Sampler {number + 1}" if several else None
-        paint(graph, loaded, SAMPLER + (SAMPLER_ROOM + PREVIEW) * number, title=title, seed=seed, **conditioning)
+        paint(graph, loaded, SAMPLER + (SAMPLER_ROOM + PREVIEW) * number, title=title, seed=seed, steps=steps, **conditioning)
     return graph.ui()
 
 
@@ -329,7 +357,7 @@ def all_workflows() -> dict[str, dict]:
             "## Variations\n**batch_size** in Generate Prior plans that many different compositions in one go. Image i uses "
             "seed + i in both stages, so you can make your favourite again alone.",
             PROMPT,
-            batch=4,
+            plan={"batch_size": 4},
         ),
         "same_prior_new_seed": build(
             "same_prior_new_seed",
@@ -360,6 +388,30 @@ def all_workflows() -> dict[str, dict]:
             "stock_sampler",
             "## ComfyUI's own sampler\n**KSampler** paints the plan, so any sampler, scheduler and model patch of ComfyUI can be "
             "used.\n\n**GLM-Image Size** sets the size of the plan, of the schedule and of the latent together.",
+        ),
+        "enhance_prompt_api": build(
+            "enhance_prompt_api",
+            "## Rewrite the prompt\nA chat model turns a few words into the long caption that GLM-Image works best with. Say "
+            "where it is: **base_url** and **model**; the default is Ollama on this machine.\n\nTexts in quotation marks stay as "
+            "they are. A key goes into an environment variable, and **key_variable** says which.",
+            SHORT_PROMPT,
+            rewriter="GLMImageEnhancePromptAPI",
+        ),
+        "nano": build(
+            "nano",
+            "## The built-in model\nA very small GLM-Image that comes with the pack and paints in seconds, on a CPU too: "
+            "circles, squares, triangles, stars and crosses in eight colours, up to four of them, and a word of capitals and "
+            'digits in "quotation marks".\n\nIt reads English and Chinese, and pictures of 192 to 384 pixels a side.',
+            NANO_PROMPT,
+            **OF_NANO,
+        ),
+        "nano_edit": build(
+            "nano_edit",
+            "## An edit by the built-in model\nWhat it understands: another colour for a shape or for the ground, move, add and "
+            "remove a shape, another word, a shape from one picture into another.\n\nThe picture has the size of its reference.",
+            NANO_EDIT,
+            pictures=(SHAPES,),
+            **OF_NANO,
         ),
     }
 

@@ -6,6 +6,7 @@ Everything in the suite runs the real model classes of transformers and diffuser
 import os
 import runpy
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from glm_image_pack.glmimage_core import checkpoint as checkpoints  # noqa: E402
 from glm_image_pack.glmimage_core import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
+
+from chat_server import Server  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +77,13 @@ def quiet_host(models):
     yield host
     host.residency = None
     host.on_progress = lambda label, done, total: None
+
+
+@pytest.fixture
+def chat_server():
+    """A chat endpoint on the loopback."""
+    server = Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()

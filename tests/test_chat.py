@@ -6,110 +6,53 @@ import logging
 import threading
 import time
 import tracemalloc
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from glm_image_pack.glmimage_core import chat
 from glm_image_pack.glmimage_core.chat import Endpoint, EndpointError, complete
 from PIL import Image
 
+from chat_server import KEY, words
+
 pytest.importorskip("openai", reason="needs the package openai")
 BOMB = gzip.compress(b"data: " + b"\0" * 50_000_000)
-KEY = "sk-secret-0123456789"
 
 
-class Server(ThreadingHTTPServer):
-    """Answers as `behave` does, and keeps what was asked."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[dict] = []
-        self.behave = words
-        self.stopped = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append({"path": self.path, "headers": self.headers, "body": body})
-        try:
-            self.server.behave(self)
-        except (BrokenPipeError, ConnectionResetError):
-            self.server.stopped.set()
-
-    def log_message(self, *args):
-        pass
-
-    def begin(self, status=200, kind="text/event-stream", **headers):
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-
-    def say(self, text: str, finish: str | None = None):
-        choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
-        event = {"id": "1", "object": "chat.completion.chunk", "choices": [choice]}
-        self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-        self.wfile.flush()
-
-
-def words(handler):
-    handler.begin()
-    for word in ("A ", "bakery ", "at dawn."):
-        handler.say(word)
-    handler.say("", "stop")
-    handler.wfile.write(b"data: [DONE]\n\n")
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def ask(server, progress=lambda done, total: None, pictures=(), **settings) -> str:
-    endpoint = Endpoint(server.url, "glm", **{"key": KEY, "timeout": 20, "retries": 0} | settings)
+def ask(chat_server, progress=lambda done, total: None, pictures=(), **settings) -> str:
+    endpoint = Endpoint(chat_server.url, "glm", **{"key": KEY, "timeout": 20, "retries": 0} | settings)
     return complete(endpoint, "Rewrite.", "a bakery", pictures, seed=7, progress=progress)
 
 
-def test_an_answer_comes_piece_by_piece(server):
+def test_an_answer_comes_piece_by_piece(chat_server):
     seen = []
-    assert ask(server, lambda done, total: seen.append(done)) == "A bakery at dawn."
+    assert ask(chat_server, lambda done, total: seen.append(done)) == "A bakery at dawn."
     assert seen == sorted(seen) and seen[-1] == 3
-    (asked,) = server.asked
+    (asked,) = chat_server.asked
     assert asked["path"] == "/v1/chat/completions" and asked["headers"]["Authorization"] == f"Bearer {KEY}"
     assert asked["body"]["model"] == "glm" and asked["body"]["seed"] == 7 and asked["body"]["stream"] is True
     assert [message["content"] for message in asked["body"]["messages"]] == ["Rewrite.", "a bakery"]
 
 
-def test_pictures_go_along_in_order_and_small(server):
-    ask(server, pictures=[Image.new("RGB", (3000, 1500), "red"), Image.new("RGB", (10, 20), "blue")])
-    (asked,) = server.asked
+def test_pictures_go_along_in_order_and_small(chat_server):
+    ask(chat_server, pictures=[Image.new("RGB", (3000, 1500), "red"), Image.new("RGB", (10, 20), "blue")])
+    (asked,) = chat_server.asked
     *pictures, text = asked["body"]["messages"][1]["content"]
     assert text == {"type": "text", "text": "a bakery"} and len(pictures) == 2
     assert all(picture["image_url"]["url"].startswith("data:image/png;base64,") for picture in pictures)
     assert len(pictures[0]["image_url"]["url"]) < 20000
 
 
-def test_a_failing_server_is_asked_again(server):
+def test_a_failing_server_is_asked_again(chat_server):
     def behave(handler):
-        if len(server.asked) < 3:
+        if len(chat_server.asked) < 3:
             handler.begin(503, "application/json", Retry_After="0.01")
             handler.wfile.write(b'{"error": {"message": "loading"}}')
         else:
             words(handler)
 
-    server.behave = behave
-    assert ask(server, retries=2) == "A bakery at dawn."
-    assert len(server.asked) == 3
+    chat_server.behave = behave
+    assert ask(chat_server, retries=2) == "A bakery at dawn."
+    assert len(chat_server.asked) == 3
 
 
 def huge(handler):
@@ -158,13 +101,13 @@ def errors_for_ever(handler):
     ],
     ids=["huge", "huge error", "bomb", "a page", "to a file", "elsewhere", "echo", "no http", "nothing", "half", "no end"],
 )
-def test_a_bad_answer_is_one_clear_line_in_little_memory(server, behave, message, caplog):
-    server.behave = behave
+def test_a_bad_answer_is_one_clear_line_in_little_memory(chat_server, behave, message, caplog):
+    chat_server.behave = behave
     caplog.set_level(logging.DEBUG)
     tracemalloc.start()
     try:
         with pytest.raises(EndpointError, match=message) as caught:
-            ask(server)
+            ask(chat_server)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -172,21 +115,21 @@ def test_a_bad_answer_is_one_clear_line_in_little_memory(server, behave, message
     assert KEY not in str(caught.value) and KEY not in caplog.text
 
 
-def test_a_server_that_never_ends_is_given_up(server):
+def test_a_server_that_never_ends_is_given_up(chat_server):
     def drip(handler):
         handler.begin()
         for _ in range(1000):
             handler.say("x")
             time.sleep(0.05)
 
-    server.behave = drip
+    chat_server.behave = drip
     began = time.monotonic()
     with pytest.raises(EndpointError, match="no whole answer within 1 s"):
-        ask(server, timeout=1)
-    assert time.monotonic() - began < 10 and server.stopped.wait(5)
+        ask(chat_server, timeout=1)
+    assert time.monotonic() - began < 10 and chat_server.stopped.wait(5)
 
 
-def test_it_is_interrupted_while_nothing_comes(server):
+def test_it_is_interrupted_while_nothing_comes(chat_server):
     waiting = threading.Event()
 
     def silent(handler):
@@ -197,10 +140,10 @@ def test_it_is_interrupted_while_nothing_comes(server):
         if waiting.is_set():
             raise KeyboardInterrupt
 
-    server.behave = silent
+    chat_server.behave = silent
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        ask(server, progress)
+        ask(chat_server, progress)
     assert time.monotonic() - began < 10
 
 

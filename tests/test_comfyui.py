@@ -180,8 +180,11 @@ def test_help_pages_and_translations_are_served(server):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, name, tmp_path):
-    pictures, _, messages = server.run(for_comfyui(name))
+def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, chat_server, name, tmp_path):
+    def answered(workflow: Workflow) -> Workflow:
+        return with_values(workflow, "GLMImageEnhancePromptAPI", base_url=chat_server.url)
+
+    pictures, _, messages = server.run(answered(for_comfyui(name)))
     size = SIZES.get(name, (256, 288))
     assert [Image.open(path).size for path in pictures] == [size] * len(pictures) and pictures
     progress = [message["data"] for message in messages if message["type"] == "progress"]
@@ -190,7 +193,7 @@ def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, name, 
     if name in COMFYUI_ONLY:
         return
     folders = Folders(ROOT / "workflows" / "input", tmp_path, [])
-    Runner(ALL_NODES, folders).run(shipped(name))
+    Runner(ALL_NODES, folders).run(answered(shipped(name)))
     assert len(pictures) == len(folders.written)
     ours = {Image.open(path).tobytes() for path in folders.written}
     for path in pictures:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description
+from glm_image_pack.glmimage_core.folders import NANO as BUILT_IN
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.nodes.headless.runner import NodeError, Runner
@@ -25,8 +26,10 @@ from pictures import pattern
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+NANO = ["nano", "nano_edit"]  # with the built-in model
+WITH_SERVER = ["enhance_prompt_api"]  # which run in tests/test_language.py
 COMFYUI_ONLY = ["custom_sampler", "stock_sampler"]
-HEADLESS = [name for name in NAMES if name not in COMFYUI_ONLY]
+HEADLESS = [name for name in NAMES if name not in [*COMFYUI_ONLY, *WITH_SERVER]]
 SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25}
 SIZES = {"restyle": (576, 448), "stock_sampler": (672, 384), "custom_sampler": (448, 576)}  # of the others: 256 x 288
 
@@ -66,7 +69,8 @@ def ran(runner: Runner, workflow: Workflow) -> set[str]:
 
 def test_there_are_the_promised_workflows():
     text = ["text_to_image", "variations", "same_prior_new_seed", "lora"]
-    assert sorted([*text, "image_edit", "several_references", "restyle", *COMFYUI_ONLY]) == NAMES
+    edits = ["image_edit", "several_references", "restyle"]
+    assert sorted([*text, *edits, *NANO, *COMFYUI_ONLY, *WITH_SERVER]) == NAMES
 
 
 @pytest.mark.parametrize("name", COMFYUI_ONLY)
@@ -104,7 +108,7 @@ def test_a_shipped_workflow_types_its_prompt_once_and_names_the_checkpoint(name)
     texts = [node["inputs"]["prompt"] for node in workflow.prompt.values() if "prompt" in node["inputs"]]
     assert len(texts) == 2 and texts[0] == texts[1] and isinstance(texts[0], list)
     checkpoints = {node["inputs"]["checkpoint"] for node in workflow.prompt.values() if "checkpoint" in node["inputs"]}
-    assert checkpoints == {"GLM-Image"}
+    assert checkpoints == {BUILT_IN if name in NANO else "GLM-Image"}
 
 
 @pytest.mark.parametrize("kind", ["api", "ui"])

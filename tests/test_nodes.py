@@ -60,7 +60,7 @@ def test_every_node_input_and_output_says_what_it_is(node):
 
 def test_loaders_list_the_checkpoints_there_are(quiet_host, tmp_path):
     for name in ("GLMImageLoadAR", "GLMImageLoadDiT", "GLMImageLoadVAE", "GLMImageLoadGlyphEncoder"):
-        assert NODES[name].INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image"]
+        assert NODES[name].INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", "nano (built in)"]
         assert NODES[name].VALIDATE_INPUTS("GLM-Image") is True
         assert "no GLM-Image checkpoint 'other'" in NODES[name].VALIDATE_INPUTS("other")
     quiet_host.models = tmp_path

@@ -352,12 +352,12 @@ def test_loaders_list_files_after_folders_and_check_them(quiet_host, files):
     quiet_host.models = files
     for name, file in NODE_FILES.items():
         node = NODES[name]
-        assert node.INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", file]
+        assert node.INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", file, "nano (built in)"]
         assert node.VALIDATE_INPUTS(file) is True
         assert "no file 'other.safetensors'" in node.VALIDATE_INPUTS("other.safetensors")
         (files / single_file.FOLDERS[node.COMPONENT] / "bad.safetensors").touch()
         assert "truncated" in node.VALIDATE_INPUTS("bad.safetensors")
-    assert NODES["GLMImageLoadGlyphEncoder"].INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image"]
+    assert NODES["GLMImageLoadGlyphEncoder"].INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", "nano (built in)"]
 
 
 def test_a_workflow_that_names_files_paints_the_picture_of_the_folder(files, models, tmp_path):

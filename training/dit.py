@@ -34,7 +34,7 @@ from .world import (
 )
 
 PLAN = Plan(steps=2000, rate=3e-3, warmup=100)
-LETTERS_PLAN = Plan(steps=1000, rate=2.5e-3, warmup=30)
+LETTERS_PLAN = Plan(steps=1400, rate=2.5e-3, warmup=30)
 LETTERS_BLOCK, LETTERS_HEAD = 0, 0
 SCENES = 7  # of a batch
 DRAWS = 3  # noise and time for each of them

@@ -10,7 +10,7 @@ import torch
 
 from ...glmimage_core.denoise import Shortcuts
 from ...glmimage_core.description import DTYPES
-from ...glmimage_core.folders import is_checkpoint
+from ...glmimage_core.folders import BUILT_IN, NANO, is_checkpoint
 from ...glmimage_core.pixels import to_pictures
 from ...glmimage_core.quantization import CHOICES
 from .bench.table import Table
@@ -25,11 +25,18 @@ def add_score(commands) -> None:
         help="how well a checkpoint follows prompts of nano's world",
         description="Paints 500 held-out prompts and edits of coloured shapes and words, and reads the pictures back.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with model_index.json")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        default=BUILT_IN[NANO],
+        metavar="CHECKPOINT",
+        help="a folder with model_index.json; nano, the built-in model, by default",
+    )
     parser.add_argument("--share", type=float, default=1.0, help="of the prompts of each subject, 0..1")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=1.5)
-    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="of the weights; auto as they are stored")
+    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="float32", help="of the weights; auto as they are stored")
     parser.add_argument("--quantization", choices=CHOICES, default="none", help="of AR model and DiT")
     parser.add_argument("--step-cache", type=float, default=0.0, metavar="THRESHOLD", help="as of GLM-Image Sampler")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the pictures there, the wrong ones' names begin with x")

@@ -199,7 +199,8 @@ class IntervalGuider(comfy.samplers.CFGGuider):
 
 def _speed(done: int, total: int, seconds: float, unit: str) -> str:
     rate = done / max(seconds, 1e-6)
-    return f"{done} of {total} {unit}, {rate:.1f} a second, {(total - done) / rate:.0f} s left"
+    left = f", {(total - done) / rate:.0f} s left" if rate else ""
+    return f"{done} of {total} {unit}, {rate:.1f} a second{left}"
 
 
 def _write_on_node(text: str) -> None:

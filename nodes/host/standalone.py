@@ -71,7 +71,15 @@ class StandaloneHost:
         return self._placing().device
 
     def progress(self, label: str, unit: str = "") -> Progress:
-        return lambda done, total, preview=None: self.on_progress(label, done, total)
+        shown = None
+
+        def step(done: int, total: int, preview=None) -> None:
+            nonlocal shown
+            if done != shown:
+                shown = done
+                self.on_progress(label, done, total)
+
+        return step
 
     def warn(self, text: str) -> None:
         log.warning(text)

@@ -1,0 +1,106 @@
+"""Enhancing prompts: the node, its key, and the shipped workflow, against a real HTTP server on the loopback."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes.headless import ALL_NODES
+from glm_image_pack.nodes.headless.cli import main
+from glm_image_pack.nodes.headless.workflow import read_workflow
+from glm_image_pack.nodes.keys import key_for
+from PIL import Image
+
+from chat_server import KEY
+
+ROOT = Path(__file__).resolve().parents[1]
+NODE = NODES["GLMImageEnhancePromptAPI"]
+VALUES = {
+    "prompt": 'a bakery with a sign "FRESH BREAD"', "model": "glm", "key_variable": "", "style": "general", "language": "auto",
+    "seed": 1, "temperature": 0.5, "max_tokens": 256, "timeout": 20.0, "retries": 0,
+}  # fmt: skip
+REWRITTEN = 'A bakery at dawn. The picture shows the text "FRESH BREAD".'
+
+
+def test_a_prompt_is_rewritten_and_its_text_kept(chat_server):
+    assert NODE().enhance(base_url=chat_server.url, **VALUES) == (REWRITTEN,)
+    (asked,) = chat_server.asked
+    told, said = (message["content"] for message in asked["body"]["messages"])
+    assert said == VALUES["prompt"] and "GLM-Image" in told and "reference pictures" not in told
+    assert (asked["body"]["temperature"], asked["body"]["max_tokens"]) == (0.5, 256)
+
+
+def test_references_go_along(chat_server):
+    NODE().enhance(base_url=chat_server.url, images=torch.rand(2, 16, 16, 3), **VALUES)
+    told, (*pictures, said) = (message["content"] for message in chat_server.asked[0]["body"]["messages"])
+    assert "reference pictures" in told and len(pictures) == 2 and said["text"] == VALUES["prompt"]
+
+
+def test_a_key_comes_from_the_environment(chat_server, monkeypatch):
+    monkeypatch.setenv("MINE_API_KEY", KEY)
+    NODE().enhance(base_url=chat_server.url, **VALUES | {"key_variable": "MINE_API_KEY"})
+    assert chat_server.asked[0]["headers"]["Authorization"] == f"Bearer {KEY}"
+
+
+def test_a_key_goes_only_where_it_may(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert key_for("OPENAI_API_KEY", "https://api.openai.com/v1") == KEY
+    assert key_for("OPENAI_API_KEY", "http://[::1]:8080/v1") == key_for("OPENAI_API_KEY", "http://localhost/v1") == KEY
+    assert key_for("", "https://elsewhere.example/v1") == ""
+    for address in ("https://elsewhere.example/v1", "https://api.openai.com.elsewhere.example/v1", "http://127.0.0.1.example/"):
+        with pytest.raises(ValueError, match="OPENAI_API_KEY may not be sent to .*OPENAI_API_KEY_HOSTS") as caught:
+            key_for("OPENAI_API_KEY", address)
+        assert KEY not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY_HOSTS", "other.example, Elsewhere.example")
+    assert key_for("OPENAI_API_KEY", "https://elsewhere.example/v1") == KEY
+
+
+def test_other_secrets_are_no_keys(monkeypatch):
+    monkeypatch.setenv("DATABASE_PASSWORD", "secret")
+    with pytest.raises(ValueError, match="no name for a key's variable"):
+        key_for("DATABASE_PASSWORD", "http://127.0.0.1/v1")
+    with pytest.raises(ValueError, match="ABSENT_API_KEY is not set"):
+        key_for("ABSENT_API_KEY", "http://127.0.0.1/v1")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, True),
+        ({"prompt": None, "base_url": None, "model": None}, True),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"model": ""}, "name of the model is empty"),
+        ({"base_url": "127.0.0.1:8080"}, "is no address"),
+        ({"key_variable": "ABSENT_API_KEY"}, "is not set"),
+    ],
+)
+def test_it_is_checked_when_the_graph_is_queued(values, message):
+    said = NODE.VALIDATE_INPUTS(**{"prompt": "a", "base_url": "http://127.0.0.1/v1", "model": "m", "key_variable": ""} | values)
+    assert said is True if message is True else message in said
+
+
+def test_the_shipped_workflow_paints_what_was_rewritten(chat_server, models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MINE_API_KEY", KEY)
+    title = NODE.TITLE
+    values = {
+        f"{title}.base_url": chat_server.url, f"{title}.key_variable": "MINE_API_KEY", f"{title}.model": "glm",
+        "Prompt.value": VALUES["prompt"], "GLM-Image Generate Prior.width": 256, "GLM-Image Generate Prior.height": 256,
+        "GLM-Image Sampler.steps": 1,
+    }  # fmt: skip
+    settings = [f"--set={name}={value}" for name, value in values.items()]
+    file = ROOT / "workflows" / "enhance_prompt_api.json"
+    assert main(["render", str(file), "--models", str(models), "--output", str(tmp_path), "--device", "cpu", *settings]) == 0
+    said = capsys.readouterr()
+    (picture,) = tmp_path.rglob("*.png")
+    assert REWRITTEN in said.out + said.err
+    info = "".join(map(str, Image.open(picture).info.values()))
+    assert "MINE_API_KEY" in info and KEY not in info + said.out + said.err
+
+
+def test_the_shipped_workflow_hands_one_rewritten_prompt_on():
+    prompt = read_workflow(ROOT / "workflows" / "enhance_prompt_api.json", ALL_NODES).prompt
+    (enhancer,) = (node_id for node_id, node in prompt.items() if node["class_type"] == NODE.__name__)
+    fed = [node["class_type"] for node in prompt.values() if node["inputs"].get("prompt") == [enhancer, 0]]
+    assert sorted(fed) == ["GLMImageEncodePrompt", "GLMImageGeneratePrior"]
+    assert json.dumps(prompt).count("THE LAST PAGE") == 1
