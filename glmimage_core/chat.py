@@ -87,19 +87,17 @@ def complete(
     try:
         while True:
             progress(min(len(pieces), max_tokens), max_tokens)
+            if time.monotonic() > end:
+                raise EndpointError(f"{endpoint.base_url} gave no whole answer within {endpoint.timeout:g} s")
             try:
                 piece = arrived.get(timeout=POLL)
             except queue.Empty:
-                if time.monotonic() > end:
-                    raise EndpointError(f"{endpoint.base_url} gave no whole answer within {endpoint.timeout:g} s") from None
                 continue
             if isinstance(piece, Exception):
                 raise _explained(piece, endpoint) from None
             if piece is None:
                 return "".join(pieces)
             pieces.append(piece)
-            if time.monotonic() > end:
-                raise EndpointError(f"{endpoint.base_url} gave no whole answer within {endpoint.timeout:g} s")
     finally:
         client.close()
 

@@ -48,8 +48,12 @@ class GlyphEncoder(Component):
 
 def find_glyph_texts(prompt: str) -> list[str]:
     """The texts between quotation marks, in order, marks removed, apostrophes left alone, empty quotes skipped."""
-    matches = (next(group for group in match.groups() if group is not None) for match in QUOTED.finditer(prompt))
-    return [text for text in matches if text.strip()]
+    return [text for match in QUOTED.finditer(prompt) if (text := text_of(match)).strip()]
+
+
+def text_of(match: re.Match) -> str:
+    """What stands between the marks of a match of QUOTED."""
+    return next(group for group in match.groups() if group is not None)
 
 
 @torch.inference_mode()

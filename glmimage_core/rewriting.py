@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from .glyphs import QUOTED, find_glyph_texts
+from .glyphs import QUOTED, find_glyph_texts, text_of
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,10 @@ def checked(answer: str, prompt: str, kind: str = "general") -> str:
         end = match.end()
     pieces.append(_MARKS.sub("", plain[end:]))
     written = _shortened(pieces)
-    left = Counter(text for text, _ in wanted) - Counter(find_glyph_texts(written))
-    marks = dict(wanted)
+    asked, marks = Counter(text for text, _ in wanted), dict(wanted)
+    left = asked - Counter(find_glyph_texts(written))
     written += _put_back([marks[text] for text in left.elements()], language_of(written))
-    if Counter(text for text, _ in wanted) - Counter(find_glyph_texts(written)):
+    if asked - Counter(find_glyph_texts(written)):
         log.warning("the texts to be drawn could not be kept in what the language model wrote; the prompt stays as it is")
         return prompt
     return written
@@ -95,21 +95,19 @@ def without_markup(answer: str) -> str:
     text = _LABEL.sub("", _EMPHASIS.sub("", text).strip())
     text = " ".join(text.split())
     whole = QUOTED.fullmatch(text)
-    return next(group for group in whole.groups() if group is not None).strip() if whole else text
+    return text_of(whole).strip() if whole else text
 
 
 def _marked_texts(prompt: str) -> list[tuple[str, str]]:
     """The texts to be drawn of a prompt, in order, each with marks around it too: straight ones where it holds none itself."""
     return [
-        (text, match[0] if '"' in text else f'"{text}"')
-        for match in QUOTED.finditer(prompt)
-        for text in find_glyph_texts(match[0])
+        (text, match[0] if '"' in text else f'"{text}"') for match in QUOTED.finditer(prompt) if (text := text_of(match)).strip()
     ]
 
 
 def _kept(match: re.Match, prompt: str, wanted: Sequence[tuple[str, str]], missing: Counter, kind: str) -> str:
     """What stands where a model put something in quotation marks. Takes from `missing` what is there."""
-    text = next(group for group in match.groups() if group is not None)
+    text = text_of(match)
     marks = dict(wanted)
     if missing[text] > 0:
         missing[text] -= 1
@@ -117,7 +115,7 @@ def _kept(match: re.Match, prompt: str, wanted: Sequence[tuple[str, str]], missi
     candidates = [other for other, count in missing.items() if count > 0]
     meant = difflib.get_close_matches(text.casefold(), [other.casefold() for other in candidates], 1, ALIKE)
     if meant:
-        (original,) = [other for other in candidates if other.casefold() == meant[0]][:1]
+        original = next(other for other in candidates if other.casefold() == meant[0])
         missing[original] -= 1
         return marks[original]
     if text in marks or (text.strip() and (kind == "text-heavy" or text in prompt)):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..glmimage_core.denoise import Dit, ReferenceLayer, rope
-from ..glmimage_core.geometry import prior_for_dit
+from ..glmimage_core.geometry import MIN_SIDE, prior_for_dit
 from ..glmimage_core.glyphs import GlyphEncoder
 from ..glmimage_core.vae import Vae
 from .captions import EDITS, random_edit
@@ -20,7 +20,6 @@ from .drawing import draw
 from .loop import Plan
 from .structure import looks, structured
 from .world import (
-    ALPHABET,
     CELL_PX,
     COLOURS,
     LONGEST_WORD,
@@ -29,6 +28,7 @@ from .world import (
     Word,
     letter_slot,
     other_colour,
+    random_letters,
     random_scene,
     tokens_of,
 )
@@ -40,7 +40,6 @@ SCENES = 7  # of a batch
 DRAWS = 3  # noise and time for each of them
 SIDES = (8, 8, 6, 7, 10, 12)  # cells
 STRIPS = 24  # of a batch: pictures of two rows with nothing but a word
-LEAST_PX = 192  # along a side of a whole picture
 DROPPED = 0.12  # of the priors
 STRENGTH = 10.0  # of fitted queries and keys, which are normalised after: the greater, the more slowly they are forgotten
 
@@ -145,7 +144,7 @@ def match_letters(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, block: int, h
 
     A letter's prior token says how many letters follow, and so does, by way of `look_ahead`, a byte's glyph embedding: queries
     and keys are fitted by least squares, from what enters the block, to codes for that number. They lie where rotations are
-    slowest, since texts are not rotated. Returns the share of letters' places whose nearest key is their letter's.
+    slowest, since texts are not rotated. Returns the share of letters' queries nearest to their code, times that of keys.
     """
     attention = dit.model.transformer_blocks[block].attn1
     width = attention.to_q.out_features // attention.heads
@@ -163,9 +162,8 @@ def match_letters(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, block: int, h
     for letters in [*range(1, LONGEST_WORD + 1)] * 2:
         lesson = _pictures(rng, 8, 8, letters)
         lesson_loss(dit, glyph_encoder, vae, lesson, generator)
-        rights = (torch.stack([tokens_of(scene) for scene in lesson.scenes]) - len(COLOURS)) % PATTERNS - letter_slot(0)
-        bare = torch.stack([tokens_of(scene) for scene in lesson.scenes]) < len(COLOURS)
-        slots = torch.where(bare | (rights < 0), elsewhere, rights)
+        tokens = torch.stack([tokens_of(scene) for scene in lesson.scenes])
+        slots = torch.where(_are_letters(tokens), _patterns(tokens) - letter_slot(0), elsewhere)
         of_image = prior_for_dit(slots).repeat_interleave(DRAWS, 0)
         of_text = torch.tensor([*reversed(range(letters)), end]).expand(len(of_image), -1)
         states.append(entering.pop().flatten(0, 1))
@@ -175,16 +173,15 @@ def match_letters(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, block: int, h
     x = torch.cat(states).cpu()
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
     rows = slice(head * width, (head + 1) * width)
-    found = []
+    share = 1.0
     for linear, wanted in ((attention.to_q, torch.cat(queries)), (attention.to_k, torch.cat(keys))):
         count = torch.bincount(wanted, minlength=len(codes)).clamp(min=1)
         weighted = x / count[wanted, None]
         fit = torch.linalg.solve(weighted.T @ x + 1e-4 * torch.eye(x.shape[1]), weighted.T @ codes[wanted])
         linear.weight[rows], linear.bias[rows] = fit[:-1].T.to(linear.weight), fit[-1].to(linear.bias)
-        found.append((x @ fit @ codes.T).argmax(1) == wanted)
-    letters_places = torch.cat(queries) < LONGEST_WORD
-    letters_keys = torch.cat(keys) < LONGEST_WORD
-    return (found[0][letters_places].float().mean() * found[1][letters_keys].float().mean()).item()
+        of_letters = wanted < LONGEST_WORD
+        share *= ((x @ fit @ codes.T).argmax(1) == wanted)[of_letters].float().mean().item()
+    return share
 
 
 def random_lesson(rng: random.Random) -> Lesson:
@@ -219,7 +216,7 @@ def random_strips(rng: random.Random) -> Lesson:
     """Words alone: as many letters as in many whole pictures."""
     letters = rng.randint(1, LONGEST_WORD)
     columns = letters + rng.randint(0, 2)
-    words = ["".join(rng.choices(ALPHABET, k=letters)) for _ in range(STRIPS)]
+    words = [random_letters(rng, letters) for _ in range(STRIPS)]
     scenes = []
     for text in words:
         ground = rng.choice(list(COLOURS))
@@ -257,7 +254,7 @@ def lesson_loss(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson,
     batch = len(latents)
 
     u = torch.rand(2, batch, generator=generator).amax(dim=0).to(device)  # of the run, before the shift; its start counts most
-    told = (width, height) if height >= LEAST_PX else (256, 256)  # a strip counts as a piece of a picture
+    told = (width, height) if height >= MIN_SIDE else (256, 256)  # a strip counts as a piece of a picture
     shift = dit.shift.of_size(*told)
     sigma = (shift * u / (shift * u + 1 - u)).view(-1, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=generator).to(device)
@@ -303,6 +300,14 @@ def written_references(
 
 def _weights(tokens: torch.Tensor) -> torch.Tensor:
     """What each latent cell counts, [B, 1, h, w]: bare ground 1, shapes 2, letters 4."""
-    pattern = (tokens - len(COLOURS)) % PATTERNS
-    weights = torch.where(tokens < len(COLOURS), 1.0, torch.where(pattern >= letter_slot(0), 4.0, 2.0))
+    weights = torch.where(tokens < len(COLOURS), 1.0, torch.where(_are_letters(tokens), 4.0, 2.0))
     return weights.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
+
+
+def _patterns(tokens: torch.Tensor) -> torch.Tensor:
+    """The pattern of each token that is not bare ground."""
+    return (tokens - len(COLOURS)) % PATTERNS
+
+
+def _are_letters(tokens: torch.Tensor) -> torch.Tensor:
+    return (tokens >= len(COLOURS)) & (_patterns(tokens) >= letter_slot(0))

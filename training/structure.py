@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .world import (
-    ALPHABET,
     CODES,
     KINDS,
     LONGEST_WORD,
@@ -18,6 +17,7 @@ from .world import (
     cells,
     letter_slot,
     part_of_shape,
+    random_letters,
     tokens_of,
 )
 
@@ -46,7 +46,7 @@ def scenes_of_all() -> Iterator[Scene]:
     spots = {"large": ((0, 0), (0, 4), (0, 8), (4, 0), (4, 4)), "small": ((4, 8), (8, 0), (8, 3), (8, 6), (8, 9))}
     for number, (colour, ground) in enumerate(PAIRS):
         shapes = [Shape(kind, colour, size, *spot) for size in SPANS for kind, spot in zip(KINDS, spots[size], strict=True)]
-        text = "".join(random.Random(number).choices(ALPHABET, k=LONGEST_WORD))
+        text = random_letters(random.Random(number), LONGEST_WORD)
         yield Scene(12, 12, ground, tuple(shapes), Word(text, colour, 11, 2))
 
 

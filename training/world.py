@@ -176,7 +176,11 @@ def tokens_of(scene: Scene) -> torch.Tensor:
 
 
 def random_word(rng: random.Random, longest: int) -> str:
-    return "".join(rng.choices(ALPHABET, k=rng.randint(1, longest)))
+    return random_letters(rng, rng.randint(1, longest))
+
+
+def random_letters(rng: random.Random, count: int) -> str:
+    return "".join(rng.choices(ALPHABET, k=count))
 
 
 def random_scene(
