@@ -9,13 +9,13 @@ import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.denoise import Dit, reference_keys_values
 from glm_image_pack.glmimage_core.description import describe, scheduler_shift
-from glm_image_pack.glmimage_core.geometry import Grid
+from glm_image_pack.glmimage_core.geometry import Grid, prior_for_dit
 from glm_image_pack.glmimage_core.pixels import to_pictures
 from glm_image_pack.glmimage_core.prior import Sampling, generate_prior
 from glm_image_pack.glmimage_core.references import Reference, encode_reference, vision_tokens
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.training import ar as ar_training
-from glm_image_pack.training import captions, drawing, loop, make, vision, world
+from glm_image_pack.training import captions, drawing, letters, loop, make, vision, world
 from glm_image_pack.training import dit as dit_training
 from glm_image_pack.training.structure import structured
 
@@ -29,11 +29,9 @@ def made(tmp_path_factory):
     """A checkpoint whose parts were trained for two steps each."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        for module, plan in [
-            *((module, "PLAN") for module in (make.vae, make.vision, make.ar, make.dit)),
-            (make.dit, "LETTERS_PLAN"),
-        ]:
-            patch.setattr(module, plan, loop.Plan(steps=2, rate=1e-3, warmup=1))
+        patch.setattr(letters, "GLYPHS_PLAN", loop.Plan(steps=2, rate=1e-3, warmup=1))
+        for module in (make.vae, make.vision, make.ar, make.dit, letters):
+            patch.setattr(module, "PLAN", loop.Plan(steps=2, rate=1e-3, warmup=1))
         for name in make.PARTS:
             assert make.train_part(name, folder, torch.device("cpu"), say=lambda text: None)
     return folder / "nano"
@@ -218,15 +216,58 @@ def test_every_part_is_written_as_a_checkpoint(made):
     assert (sampled_by.temperature, sampled_by.top_p, sampled_by.do_sample) == (0.9, 0.75, True)
 
 
-def test_the_letters_are_found_before_they_are_read(made, nano_vae):
+def share_found(made, part, vae) -> float:
+    """Of the attention that places of letters pay, what goes to their letters, over words of all lengths."""
+    dit = Dit(part.modules["dit"], vae.space, scheduler_shift(made))
+    encoder, shares = checkpoints.glyph_encoder(part.modules["glyph"], made), []
+    for seed in range(4):
+        lesson = letters.random_words(random.Random(f"found/{seed}"))
+        with torch.no_grad():
+            scores, _ = letters.looks_of_head(dit, encoder, vae, lesson, torch.Generator().manual_seed(seed))
+        after = prior_for_dit(torch.stack([world.letters_after(scene) for scene in lesson.scenes]))
+        after = after.repeat_interleave(dit_training.DRAWS, 0)
+        theirs = (len(lesson.texts[0]) - 1 - after).clamp(0)
+        shares.append(scores.softmax(-1).gather(2, theirs[..., None])[..., 0][after >= 0].mean().item())
+    return sum(shares) / len(shares)
+
+
+def test_the_glyph_encoder_and_one_head_learn_to_find_letters(made, nano_vae, tmp_path):
+    with make.seeded(0):
+        part = make.PARTS["glyphs"](made, torch.device("cpu"))
+    before = share_found(made, part, nano_vae)
+    loop.train("glyphs", part.modules, part.loss_of, loop.Plan(steps=60, rate=3e-3, warmup=20), tmp_path, say=lambda text: None)
+    assert before < 0.1 and share_found(made, part, nano_vae) > 0.4
+
+
+def test_where_a_head_looks_is_where_the_library_has_it_look(made, nano_vae, monkeypatch):
+    with make.seeded(0):
+        part = make.PARTS["glyphs"](made, torch.device("cpu"))
+    dit = Dit(part.modules["dit"], nano_vae.space, scheduler_shift(made))
+    lesson, seen, attend = letters.random_strips(random.Random(0)), [], torch.nn.functional.scaled_dot_product_attention
+
+    def attending(query, key, *rest, **settings):
+        if query.shape[-1] == dit.model.config.attention_head_dim:
+            seen.append(query[:, letters.HEAD].float() @ key[:, letters.HEAD].float().mT * query.shape[-1] ** -0.5)
+        return attend(query, key, *rest, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attending)
+    encoder = checkpoints.glyph_encoder(part.modules["glyph"], made)
+    with torch.no_grad():
+        ours, _ = letters.looks_of_head(dit, encoder, nano_vae, lesson, torch.Generator().manual_seed(0))
+    texts = len(lesson.texts[0]) + 1
+    torch.testing.assert_close(ours, seen[-1][:, texts:].float(), atol=0.05, rtol=0.05)  # bfloat16 there
+
+
+def test_what_finds_letters_is_kept_while_they_are_read(made):
     with make.seeded(0):
         part = make.PARTS["letters"](made, torch.device("cpu"))
-    painter = Dit(part.modules["dit"], nano_vae.space, scheduler_shift(made))
-    encoder = checkpoints.glyph_encoder(part.modules["glyph"], made)
-    assert dit_training.match_letters(painter, encoder, nano_vae, block=0, head=0) > 0.6  # of 8 places and 11 codes
-    fixed = {name for name, weight in part.modules.named_parameters() if not weight.requires_grad}
-    assert {"glyph.shared.weight", "dit.prior_token_embedding.weight", "dit.transformer_blocks.0.attn1.to_k.weight"} <= fixed
-    assert not fixed & {"dit.transformer_blocks.0.attn1.to_v.weight", "dit.transformer_blocks.1.attn1.to_k.weight"}
+    found = loop.averaged("glyphs", made.parent)
+    weights = dict(part.modules.named_parameters())
+    kept = {name for name, weight in weights.items() if not weight.requires_grad}
+    attention = "dit.transformer_blocks.0.attn1"
+    assert {"glyph.shared.weight", "dit.prior_token_embedding.weight", f"{attention}.to_k.weight"} <= kept
+    assert not kept & {f"{attention}.to_v.weight", "dit.transformer_blocks.1.attn1.to_k.weight", "dit.proj_out.weight"}
+    assert all(torch.equal(weights[name], found[name]) for name in kept if name in found)
 
 
 def test_edits_are_taught_with_their_references_in_order(nano_ar):

@@ -19,29 +19,13 @@ from .captions import EDITS, random_edit
 from .drawing import draw
 from .loop import Plan
 from .structure import looks, structured
-from .world import (
-    CELL_PX,
-    COLOURS,
-    LONGEST_WORD,
-    PATTERNS,
-    Scene,
-    Word,
-    letter_slot,
-    other_colour,
-    random_letters,
-    random_scene,
-    tokens_of,
-)
+from .world import CELL_PX, COLOURS, LONGEST_WORD, Scene, letters_after, random_scene, tokens_of
 
 PLAN = Plan(steps=2000, rate=3e-3, warmup=100)
-LETTERS_PLAN = Plan(steps=1400, rate=2.5e-3, warmup=30)
-LETTERS_BLOCK, LETTERS_HEAD = 0, 0
 SCENES = 7  # of a batch
 DRAWS = 3  # noise and time for each of them
 SIDES = (8, 8, 6, 7, 10, 12)  # cells
-STRIPS = 24  # of a batch: pictures of two rows with nothing but a word
 DROPPED = 0.12  # of the priors
-STRENGTH = 10.0  # of fitted queries and keys, which are normalised after: the greater, the more slowly they are forgotten
 
 
 class Lesson(NamedTuple):
@@ -112,78 +96,6 @@ def look_ahead(glyph_encoder: GlyphEncoder) -> None:
             biases[ahead + (buckets // 2 if ahead else 0), head] = -4.0 * abs(head + 1 - ahead)
 
 
-def but_for_letters(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of a DiT without those through which glyph embeddings enter."""
-    return {name: weight for name, weight in weights.items() if not name.startswith("glyph_projector.")}
-
-
-@torch.no_grad()
-def prepare_letters(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae) -> None:
-    """Weights of a DiT that paints shapes, with a head that looks at the letters; what finds them does not change any more.
-
-    Left to itself training turns that head away before it has learned to use what it sees.
-    """
-    model = dit.model
-    attention = model.transformer_blocks[LETTERS_BLOCK].attn1
-    width = attention.to_q.out_features // attention.heads
-    rows = slice(LETTERS_HEAD * width, (LETTERS_HEAD + 1) * width)
-    torch.nn.init.normal_(attention.to_v.weight[rows], std=attention.to_v.in_features**-0.5)
-    torch.nn.init.zeros_(attention.to_v.bias[rows])
-    torch.nn.init.normal_(attention.to_out[0].weight[:, rows], std=width**-0.5)
-    match_letters(dit, glyph_encoder, vae, LETTERS_BLOCK, LETTERS_HEAD)
-    inputs = model.image_projector, model.prior_token_embedding, model.prior_projector, model.glyph_projector
-    entrances = (*inputs, model.time_condition_embed)
-    before = model.transformer_blocks[: LETTERS_BLOCK + 1]
-    for module in (glyph_encoder.model, *entrances, *(block.norm1 for block in before), attention.to_q, attention.to_k):
-        module.requires_grad_(False)
-
-
-@torch.no_grad()
-def match_letters(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, block: int, head: int) -> float:
-    """Have a head look from where a letter is to stand at the letter's glyph embedding, which takes long to be found otherwise.
-
-    A letter's prior token says how many letters follow, and so does, by way of `look_ahead`, a byte's glyph embedding: queries
-    and keys are fitted by least squares, from what enters the block, to codes for that number. They lie where rotations are
-    slowest, since texts are not rotated. Returns the share of letters' queries nearest to their code, times that of keys.
-    """
-    attention = dit.model.transformer_blocks[block].attn1
-    width = attention.to_q.out_features // attention.heads
-    codes = torch.zeros(LONGEST_WORD + 3, width)  # the last ones: a query that is no letter's, keys of the picture, of the end
-    for index, code in enumerate(codes):
-        for axis in range(2):
-            pair = width // 4 * (axis + 1) - 1 - index  # pairs are (i, i + width / 2); each quarter turns with one axis
-            code[pair], code[pair + width // 2] = STRENGTH, -STRENGTH
-    elsewhere, picture, end = range(LONGEST_WORD, len(codes))
-
-    entering: list[torch.Tensor] = []
-    hook = attention.to_q.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0].float()))
-    states, queries, keys = [], [], []
-    rng, generator = random.Random("letters"), torch.Generator().manual_seed(0)
-    for letters in [*range(1, LONGEST_WORD + 1)] * 2:
-        lesson = _pictures(rng, 8, 8, letters)
-        lesson_loss(dit, glyph_encoder, vae, lesson, generator)
-        tokens = torch.stack([tokens_of(scene) for scene in lesson.scenes])
-        slots = torch.where(_are_letters(tokens), _patterns(tokens) - letter_slot(0), elsewhere)
-        of_image = prior_for_dit(slots).repeat_interleave(DRAWS, 0)
-        of_text = torch.tensor([*reversed(range(letters)), end]).expand(len(of_image), -1)
-        states.append(entering.pop().flatten(0, 1))
-        queries.append(torch.cat([torch.full_like(of_text, elsewhere), of_image], dim=1).flatten())
-        keys.append(torch.cat([of_text, torch.full_like(of_image, picture)], dim=1).flatten())
-    hook.remove()
-    x = torch.cat(states).cpu()
-    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
-    rows = slice(head * width, (head + 1) * width)
-    share = 1.0
-    for linear, wanted in ((attention.to_q, torch.cat(queries)), (attention.to_k, torch.cat(keys))):
-        count = torch.bincount(wanted, minlength=len(codes)).clamp(min=1)
-        weighted = x / count[wanted, None]
-        fit = torch.linalg.solve(weighted.T @ x + 1e-4 * torch.eye(x.shape[1]), weighted.T @ codes[wanted])
-        linear.weight[rows], linear.bias[rows] = fit[:-1].T.to(linear.weight), fit[-1].to(linear.bias)
-        of_letters = wanted < LONGEST_WORD
-        share *= ((x @ fit @ codes.T).argmax(1) == wanted)[of_letters].float().mean().item()
-    return share
-
-
 def random_lesson(rng: random.Random) -> Lesson:
     rows, columns = (8, 8) if rng.random() < 0.6 else (rng.choice(SIDES), rng.choice(SIDES))
     letters = rng.choice((0, 1, 2, 3, 4, 5, 6, min(LONGEST_WORD, columns)))
@@ -212,19 +124,6 @@ def _edits(rng: random.Random, rows: int, columns: int, kind: str, letters: int)
     return Lesson([edit.scene for edit in edits], texts, [edit.references for edit in edits])
 
 
-def random_strips(rng: random.Random) -> Lesson:
-    """Words alone: as many letters as in many whole pictures."""
-    letters = rng.randint(1, LONGEST_WORD)
-    columns = letters + rng.randint(0, 2)
-    words = [random_letters(rng, letters) for _ in range(STRIPS)]
-    scenes = []
-    for text in words:
-        ground = rng.choice(list(COLOURS))
-        word = Word(text, other_colour(rng, ground), rng.randrange(2), rng.randrange(columns - letters + 1))
-        scenes.append(Scene(2, columns, ground, word=word))
-    return Lesson(scenes, words, [()] * STRIPS)
-
-
 class _Written:
     """Takes keys and values where they are made, with their gradients."""
 
@@ -236,13 +135,6 @@ class _Written:
 
 def loss_of(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
     return lesson_loss(dit, glyph_encoder, vae, random_lesson(rng), generator)
-
-
-def loss_of_letters(
-    dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, rng: random.Random, generator: torch.Generator
-) -> torch.Tensor:
-    lesson = random_strips(rng) if rng.random() < 0.7 else random_lesson(rng)
-    return lesson_loss(dit, glyph_encoder, vae, lesson, generator)
 
 
 def lesson_loss(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson, generator: torch.Generator) -> torch.Tensor:
@@ -269,7 +161,7 @@ def lesson_loss(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson,
         time = model.time_states(u * 1000 - 1, *told, torch.float32)
         noised = sigma * noise + (1 - sigma) * latents
         velocity = model(noised, time, states, glyphs, rope(dit, width, height), caches)
-    weights = _weights(tokens).repeat_interleave(DRAWS, 0)
+    weights = _weights(lesson.scenes).repeat_interleave(DRAWS, 0).to(device)
     return (weights * (velocity.float() - (noise - latents)).square()).mean() / weights.mean()
 
 
@@ -298,16 +190,9 @@ def written_references(
     return [ReferenceLayer(layers) for layers in zip(*written, strict=True)] if written else None
 
 
-def _weights(tokens: torch.Tensor) -> torch.Tensor:
+def _weights(scenes: list[Scene]) -> torch.Tensor:
     """What each latent cell counts, [B, 1, h, w]: bare ground 1, shapes 2, letters 4."""
-    weights = torch.where(tokens < len(COLOURS), 1.0, torch.where(_are_letters(tokens), 4.0, 2.0))
+    bare = torch.stack([tokens_of(scene) for scene in scenes]) < len(COLOURS)
+    letters = torch.stack([letters_after(scene) for scene in scenes]) >= 0
+    weights = torch.where(bare, 1.0, torch.where(letters, 4.0, 2.0))
     return weights.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
-
-
-def _patterns(tokens: torch.Tensor) -> torch.Tensor:
-    """The pattern of each token that is not bare ground."""
-    return (tokens - len(COLOURS)) % PATTERNS
-
-
-def _are_letters(tokens: torch.Tensor) -> torch.Tensor:
-    return (tokens >= len(COLOURS)) & (_patterns(tokens) >= letter_slot(0))

@@ -4,13 +4,14 @@ vae       on drawn scenes
 vision    the AR model's vision half with the codebook
 ar        the AR model's language half, on the tokens of scenes
 dit       DiT and glyph encoder, on the VAE's latents of scenes
-letters   both again, now reading the letters
+glyphs    the glyph encoder and a head of the DiT, to find the letters
+letters   the DiT again, now reading the letters
 """
 
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,7 @@ from torch.nn import Module, ModuleDict
 from ..glmimage_core.checkpoint import ar_model, glyph_encoder, load_vae
 from ..glmimage_core.denoise import Dit
 from ..glmimage_core.description import model_class_of, scheduler_shift
-from ..glmimage_core.glyphs import GlyphEncoder
-from ..glmimage_core.vae import Vae
-from . import ar, dit, vae, vision
+from . import ar, dit, letters, vae, vision
 from .layout import write_nano_layout
 from .loop import Loss, Plan, averaged, train
 
@@ -30,12 +29,12 @@ STORED = torch.bfloat16
 
 
 class Part(NamedTuple):
-    """What is trained, and what writes it, trained, into the checkpoint folder. layers: what repeats in it."""
+    """What is trained, and what writes it, trained, into the checkpoint folder, if anything does. layers: what repeats in it."""
 
     modules: Module
     loss_of: Loss
     plan: Plan
-    write: Callable[[], None]
+    write: Callable[[], None] | None
     layers: Iterable[Module] = ()
 
 
@@ -61,7 +60,8 @@ def train_part(
         for layer in part.layers:
             layer.compile(dynamic=True)
     done = train(name, part.modules, part.loss_of, part.plan, folder, part.layers, seconds, say)
-    part.write()
+    if part.write is not None:
+        part.write()
     return done
 
 
@@ -111,57 +111,74 @@ def _write_ar(nano: Path) -> None:
     model.to(STORED).save_pretrained(nano / "vision_language_encoder")
 
 
+class _Painting:
+    """DiT, glyph encoder and VAE: what the parts dit, glyphs and letters train, with the weights of those before.
+
+    dit_settings: in which the DiT differs from nano's.
+    """
+
+    def __init__(self, nano: Path, device: torch.device, **dit_settings):
+        self.nano = nano
+        self.vae = load_vae(nano, "float32")
+        self.vae.model.requires_grad_(False).to(device)
+        self.dit = Dit(_built(nano, "transformer", **dit_settings).to(device), self.vae.space, scheduler_shift(nano))
+        self.encoder = glyph_encoder(_built(nano, "text_encoder").to(device), nano)
+        self.modules = ModuleDict({"dit": self.dit.model, "glyph": self.encoder.model})
+        dit.prepare(self.dit, self.encoder, self.vae)
+
+    def go_on_from(self, part: str, but_for: str | tuple[str, ...] = ()) -> None:
+        """Take the weights of a part trained before, but for those whose names begin so."""
+        trained = averaged(part, self.nano.parent)
+        if trained is None:
+            raise FileNotFoundError(f"{self.nano.parent / f'{part}.pt'} is missing; train {part} first")
+        own = self.modules.state_dict()
+        self.modules.load_state_dict(
+            {name: weight for name, weight in trained.items() if name in own and not name.startswith(but_for)}, strict=False
+        )
+
+    def loss(self, of: Callable) -> Loss:
+        return lambda rng, generator: of(self.dit, self.encoder, self.vae, rng, generator)
+
+    def write(self) -> None:
+        from diffusers import GlmImageTransformer2DModel
+
+        plain = GlmImageTransformer2DModel.from_config(self.dit.model.config)  # which is what a config is to name
+        plain.load_state_dict(self.dit.model.state_dict())
+        plain.to(STORED).save_pretrained(self.nano / "transformer")
+        self.encoder.model.to(STORED).save_pretrained(self.nano / "text_encoder")
+
+
 def _dit(nano: Path, device: torch.device) -> Part:
-    return _painting(nano, device, dit.PLAN, dit.loss_of, dit.prepare)
+    painting = _Painting(nano, device)
+    return Part(painting.modules, painting.loss(dit.loss_of), dit.PLAN, painting.write, painting.dit.model.transformer_blocks)
+
+
+def _glyphs(nano: Path, device: torch.device) -> Part:
+    painting = _Painting(nano, device, num_layers=1)  # all that letters are found in
+    painting.go_on_from("dit", but_for=("glyph.", "dit.glyph_projector."))
+    letters.keep_all_but_what_finds(painting.dit)
+    reader = letters.reader(painting.dit).to(device)
+    painting.modules["reader"] = reader
+    return Part(painting.modules, painting.loss(partial(letters.loss_of_glyphs, reader)), letters.GLYPHS_PLAN, None)
 
 
 def _letters(nano: Path, device: torch.device) -> Part:
-    trained = averaged("dit", nano.parent)
-    if trained is None:
-        raise FileNotFoundError(f"{nano.parent / 'dit.pt'} is missing; train dit first")
-
-    def prepare(painter: Dit, encoder: GlyphEncoder, vae_of_nano: Vae) -> None:
-        dit.prepare(painter, encoder, vae_of_nano)
-        weights = {name.removeprefix("dit."): weight for name, weight in trained.items() if name.startswith("dit.")}
-        painter.model.load_state_dict(dit.but_for_letters(weights), strict=False)
-        dit.prepare_letters(painter, encoder, vae_of_nano)
-
-    return _painting(nano, device, dit.LETTERS_PLAN, dit.loss_of_letters, prepare)
+    painting = _Painting(nano, device)
+    painting.go_on_from("dit")
+    painting.go_on_from("glyphs")
+    letters.keep_what_finds(painting.dit, painting.encoder)
+    return Part(
+        painting.modules, painting.loss(letters.loss_of), letters.PLAN, painting.write, painting.dit.model.transformer_blocks
+    )
 
 
-def _painting(
-    nano: Path, device: torch.device, plan: Plan, lesson_loss: Callable, prepare: Callable[[Dit, GlyphEncoder, Vae], None]
-) -> Part:
-    from diffusers import GlmImageTransformer2DModel
-
-    vae_of_nano = load_vae(nano, "float32")
-    vae_of_nano.model.requires_grad_(False).to(device)
-    model = _built(nano, "transformer").to(device)
-    painter = Dit(model, vae_of_nano.space, scheduler_shift(nano))
-    encoder = glyph_encoder(_built(nano, "text_encoder").to(device), nano)
-    prepare(painter, encoder, vae_of_nano)
-
-    def write() -> None:
-        plain = GlmImageTransformer2DModel.from_config(model.config)  # which is what a config is to name
-        plain.load_state_dict(model.state_dict())
-        plain.to(STORED).save_pretrained(nano / "transformer")
-        encoder.model.to(STORED).save_pretrained(nano / "text_encoder")
-
-    modules = ModuleDict({"dit": model, "glyph": encoder.model})
-
-    def loss_of(rng: random.Random, generator: torch.Generator) -> torch.Tensor:
-        return lesson_loss(painter, encoder, vae_of_nano, rng, generator)
-
-    return Part(modules, loss_of, plan, write, model.transformer_blocks)
-
-
-def _built(nano: Path, name: str) -> Module:
-    """A component with the library's own first weights, and without dropout."""
+def _built(nano: Path, name: str, **settings) -> Module:
+    """A component with the library's own first weights, and without dropout. settings: in which a diffusers config differs."""
     from transformers import GenerationConfig
 
     kind, folder = model_class_of(name), nano / name
     if hasattr(kind, "load_config"):  # diffusers
-        return kind.from_config(kind.load_config(folder)).eval()
+        return kind.from_config(kind.load_config(folder), **settings).eval()
     model = kind(kind.config_class.from_pretrained(folder)).eval()
     if (folder / "generation_config.json").is_file():  # what the reference samples by
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -177,6 +194,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 PARTS: dict[str, Callable[[Path, torch.device], Part]] = {
-    "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "letters": _letters
+    "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters
 }  # fmt: skip
-"""In the order in which they are to be made: dit needs the VAE, letters needs dit."""
+"""In the order in which they are to be made: dit needs the VAE, glyphs needs dit, letters needs glyphs."""

@@ -175,6 +175,14 @@ def tokens_of(scene: Scene) -> torch.Tensor:
     return tokens
 
 
+def letters_after(scene: Scene) -> torch.Tensor:
+    """How many letters follow the one that each cell shows, -1 where there is none: [rows, columns] int64."""
+    after = torch.full((scene.rows, scene.columns), -1)
+    if (word := scene.word) is not None:
+        after[word.row, word.column : word.column + word.width] = torch.arange(word.width).flip(0)
+    return after
+
+
 def random_word(rng: random.Random, longest: int) -> str:
     return random_letters(rng, rng.randint(1, longest))
 

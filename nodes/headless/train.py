@@ -16,7 +16,9 @@ def add_train(commands) -> None:
         description="Trains nano from scratch. Stopped and started again it goes on; DIR/nano is the checkpoint so far.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="is made, or goes on")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="vae, vision, ar, dit, letters; all, in this order, by default")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="vae, vision, ar, dit, glyphs, letters; all, in this order, by default"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="for each part at most")
     parser.add_argument("--device", help="cuda, mps or cpu; the best there is by default")
     parser.add_argument("--compile", action="store_true", help="AR model and DiT through torch.compile: a minute, then faster")
