@@ -38,10 +38,10 @@ class GLMImageSize:
                     "FLOAT",
                     {
                         "default": 1.0,
-                        "min": 0.25,
+                        "min": 0.06,
                         "max": 4.0,
                         "step": 0.25,
-                        "tooltip": "Area in units of 1024 x 1024 pixels. GLM-Image was trained for 1 to 4.",
+                        "tooltip": "Area in units of 1024 x 1024 pixels. GLM-Image was trained for 1 to 4, nano for 0.06.",
                     },
                 ),
             },

@@ -20,6 +20,8 @@ def test_usual_sizes():
     assert sizes["1:1"] == (1024, 1024)
     assert sizes["16:9"] == (1376, 768) and sizes["9:16"] == (768, 1376)
     assert GLMImageSize().size("1:1", 4.0) == (2048, 2048)
+    least = GLMImageSize.INPUT_TYPES()["required"]["megapixels"][1]["min"]
+    assert GLMImageSize().size("1:1", least) == (256, 256)  # nano's
 
 
 def test_portrait_is_landscape_turned_around():
