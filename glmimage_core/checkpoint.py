@@ -141,14 +141,15 @@ def _check_here(report: ComponentReport, quantization: str) -> None:
 
 
 def _load_transformers(model_class, folder: Path, dtype: str, report: ComponentReport):
-    return _load(model_class, folder, dtype=resolve_dtype(dtype, report))
+    return load_pretrained(model_class, folder, dtype=resolve_dtype(dtype, report))
 
 
 def _load_diffusers(model_class, folder: Path, dtype: str, report: ComponentReport):
-    return _load(model_class, folder, torch_dtype=resolve_dtype(dtype, report))
+    return load_pretrained(model_class, folder, torch_dtype=resolve_dtype(dtype, report))
 
 
-def _load(model_class, folder: Path, **precision):
+def load_pretrained(model_class, folder: Path, **precision):
+    """A model as its library loads it, on the CPU. Raises ValueError where a weight is missing."""
     model, loaded = model_class.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **precision
     )

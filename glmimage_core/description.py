@@ -162,7 +162,7 @@ def _describe_model(folder: Path, name: str, stamp: tuple) -> ComponentReport:
         config_file = folder / name / "config.json"
         check_class(read_json(config_file), report.class_name, config_file)
         method = foreign.quant_method(folder / name)
-        headers, marks = _read_headers(folder / name, report)
+        headers, marks = read_headers(folder / name, report)
         if method:
             _count_foreign(folder, name, method, headers, report)
             foreign.check_installed(method)
@@ -199,7 +199,7 @@ def check_model(folder: Path, name: str) -> ComponentReport:
     return report
 
 
-def _read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Header], dict[str, str]]:
+def read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Header], dict[str, str]]:
     """The headers of all stored tensors by name, and the quantization of each quantized layer by its name.
 
     Raises FileNotFoundError for a missing file, ValueError for a broken one.

@@ -5,10 +5,11 @@ The layout is diffusers': `model_index.json` names GlmImagePipeline, each compon
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 PIPELINE_CLASS = "GlmImagePipeline"
+PIPELINE_INDEX = "model_index.json"
 NANO = "nano (built in)"
 BUILT_IN = {NANO: Path(__file__).resolve().parents[1] / "nano"}
 """Checkpoints that come with the pack, by name."""
@@ -28,24 +29,30 @@ LAYOUT = "a checkpoint is a folder with model_index.json (of a GlmImagePipeline)
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder's model_index.json names the GLM-Image pipeline."""
     try:
-        return read_json(folder / "model_index.json").get("_class_name") == PIPELINE_CLASS
+        return read_json(folder / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS
     except (OSError, ValueError):
         return False
 
 
 def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
-    """Every checkpoint below the roots, by its path relative to its root with forward slashes, sorted by name.
+    """Every checkpoint below the roots, by name."""
+    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_checkpoint(folder))
 
-    The first root wins where two hold the same name. Linked folders are followed, unless they lead back up; a checkpoint is
-    not searched for others.
+
+def find_below(roots: Iterable[Path], wanted: Callable[[Path, list[str]], bool]) -> dict[str, Path]:
+    """The wanted folders below the roots, by their paths relative to their roots with forward slashes, sorted by name.
+
+    wanted is asked with a folder and the names of its files. The first root wins where two hold the same name. Linked folders
+    are followed, unless they lead back up; a wanted folder or a pipeline of diffusers is not searched for others.
     """
     found: dict[str, Path] = {}
     for root in roots:
         for folder, below, files in walk(root):
-            if "model_index.json" in files:
+            is_wanted = wanted(folder, files)
+            if is_wanted:
+                found.setdefault(folder.relative_to(root).as_posix(), folder)
+            if is_wanted or PIPELINE_INDEX in files:
                 below.clear()
-                if is_checkpoint(folder):
-                    found.setdefault(folder.relative_to(root).as_posix(), folder)
     return dict(sorted(found.items()))
 
 

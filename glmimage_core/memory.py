@@ -106,6 +106,20 @@ def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = Tru
     return round(max(reading, writing))
 
 
+def answer_bytes(config: Any, itemsize: int, prompt: int, answer: int, patches: int) -> int:
+    """A vision-language model's answer: its pictures' widest layer, the prompt's, or the cache of all tokens with the next one.
+
+    prompt, answer: tokens; patches: of all pictures.
+    """
+    text, vision = config.get_text_config(), config.vision_config
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_width * itemsize
+    decoding = (prompt + answer) * token_bytes + text.vocab_size * 4 * SAMPLING_COPIES
+    prefilling = prompt * (token_bytes + (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize)
+    seeing = patches * (6 * vision.hidden_size + 4 * vision.intermediate_size) * itemsize
+    return max(decoding, prefilling, seeing)
+
+
 class Setting(NamedTuple):
     """How to load a component on a card: its quantization, whether it comes block by block, and the peak in bytes."""
 

@@ -58,6 +58,19 @@ def instruction(prompt: str, kind: str = "general", language: str = "auto", refe
     return "\n".join(parts)
 
 
+def description_request(wanted: str = "", language: str = "auto", pictures: int = 1, clip: bool = False) -> str:
+    """What a model that sees is asked about pictures or a clip: what the user wants of it, or else a caption.
+
+    language auto is that of `wanted`, and English without any. Raises ValueError for an unknown one.
+    """
+    if language not in LANGUAGES:
+        raise ValueError(f"language is {language!r}; there are {', '.join(LANGUAGES)}")
+    said = _texts()[language_of(wanted) if language == "auto" else language]["describe"]
+    if not wanted.strip():
+        return said["clip" if clip else "picture" if pictures == 1 else "pictures"]
+    return wanted if language == "auto" else f"{wanted}\n{said['answer']}"
+
+
 def checked(answer: str, prompt: str, kind: str = "general") -> str:
     """A model's answer as a prompt: one paragraph without markup, every quoted text of `prompt` in it verbatim.
 

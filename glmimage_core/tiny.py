@@ -71,7 +71,7 @@ def fill(model: torch.nn.Module, key: str) -> None:
             parameter.copy_(noise)
         else:
             parameter.copy_(noise / parameter[0].numel() ** 0.5)
-        if name == "lm_head.weight":
+        if name == "lm_head.weight" and hasattr(model.config, "vq_config"):
             parameter[model.config.vq_config.num_embeddings :] = 0
 
 

@@ -1,7 +1,7 @@
 """The nodes, in the order in which a graph uses them. Ids are a file format: add at the end, never rename."""
 
-from .language import GLMImageEnhancePromptAPI
-from .loaders import GLMImageLoadAR, GLMImageLoadDiT, GLMImageLoadGlyphEncoder, GLMImageLoadVAE
+from .language import GLMImageDescribe, GLMImageEnhancePrompt, GLMImageEnhancePromptAPI
+from .loaders import GLMImageLoadAR, GLMImageLoadDiT, GLMImageLoadGlyphEncoder, GLMImageLoadVAE, GLMImageLoadVLM
 from .lora import GLMImageLoadLoRA
 from .prior import GLMImageApplyPrior, GLMImageGeneratePrior
 from .prompt import GLMImageEncodePrompt
@@ -29,6 +29,9 @@ NODE_CLASS_MAPPINGS = {
         GLMImageLoadLoRA,
         GLMImageSize,
         GLMImageEnhancePromptAPI,
+        GLMImageLoadVLM,
+        GLMImageEnhancePrompt,
+        GLMImageDescribe,
     )
 }
 

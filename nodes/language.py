@@ -1,11 +1,12 @@
-"""Prompts rewritten by language models into the long captions that GLM-Image was trained on."""
+"""Prompts rewritten by language models into the long captions that GLM-Image was trained on, and pictures described."""
 
 from ..glmimage_core import chat
 from ..glmimage_core.pixels import to_pictures
-from ..glmimage_core.rewriting import KINDS, LANGUAGES, checked, instruction
+from ..glmimage_core.rewriting import KINDS, LANGUAGES, checked, description_request, instruction, without_markup
+from ..glmimage_core.vlm import Clip, answer, ask
 from .host import host
 from .keys import key_for
-from .sockets import CATEGORY, SEED_MAX
+from .sockets import CATEGORY, SEED_MAX, VLM
 
 PROMPT = (
     "STRING",
@@ -48,6 +49,106 @@ IMAGES = (
     "IMAGE",
     {"tooltip": "Reference pictures of an edit, in order, for a model that sees: the first picture, the second and so on."},
 )
+VLM_INPUT = (VLM, {"tooltip": "From Load GLM-Image VLM."})
+
+
+def _unless_empty(prompt: str | None) -> str | bool:
+    """What to tell the user of a prompt that says nothing. One that comes over a link is None and not known yet."""
+    return True if prompt is None or prompt.strip() else "the prompt is empty; say what the picture shows"
+
+
+def _answer(wire, question, temperature, seed, max_tokens, label) -> str:
+    with host.placed(wire, question.bytes(host.component(wire), max_tokens), "vlm") as vlm:
+        return answer(vlm, question, temperature, seed, max_tokens, host.progress(label, "tokens"))
+
+
+class GLMImageEnhancePrompt:
+    TITLE = "GLM-Image Enhance Prompt"
+    DESCRIPTION = (
+        "Has a vision-language model rewrite a prompt as the long, precise caption that GLM-Image works best with. Texts in "
+        "quotation marks are kept letter by letter."
+    )
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm prompt enhancer", "prompt rewriting", "glmga", "llm")
+    FUNCTION = "enhance"
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("prompt",)
+    OUTPUT_TOOLTIPS = ("The rewritten prompt, for Encode Prompt and Generate Prior.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "vlm": VLM_INPUT,
+                "prompt": PROMPT,
+                "style": STYLE,
+                "language": LANGUAGE,
+                "seed": SEED,
+                "temperature": TEMPERATURE,
+                "max_tokens": MAX_TOKENS,
+            },
+            "optional": {"images": IMAGES},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompt):
+        return _unless_empty(prompt)
+
+    def enhance(self, vlm, prompt, style, language, seed, temperature, max_tokens, images=None):
+        pictures = [] if images is None else to_pictures(images)
+        question = ask(host.component(vlm), instruction(prompt, style, language, len(pictures)), prompt, pictures)
+        return (checked(_answer(vlm, question, temperature, seed, max_tokens, "Enhance Prompt"), prompt, style),)
+
+
+class GLMImageDescribe:
+    TITLE = "GLM-Image Describe"
+    DESCRIPTION = "Has a vision-language model describe pictures, or the frames of a clip, as a caption, or answer a question."
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm caption", "image to prompt", "describe image", "interrogate", "glmga")
+    FUNCTION = "describe"
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("description",)
+    OUTPUT_TOOLTIPS = ("What the model says, as one paragraph without markup.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "vlm": VLM_INPUT,
+                "images": ("IMAGE", {"tooltip": "One picture, several, or the frames of a clip."}),
+                "frame_rate": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 240.0,
+                        "step": 0.01,
+                        "tooltip": "Frames a second where the images are a clip, of which the model sees as many as it was made "
+                        "for. 0: they are separate pictures.",
+                    },
+                ),
+                "instruction": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "default": "",
+                        "tooltip": "What to say or to answer. Empty asks for a caption from which the picture could be painted.",
+                    },
+                ),
+                "language": LANGUAGE,
+                "seed": SEED,
+                "temperature": TEMPERATURE,
+                "max_tokens": MAX_TOKENS,
+            },
+        }
+
+    def describe(self, vlm, images, frame_rate, instruction, language, seed, temperature, max_tokens):
+        pictures, clip = to_pictures(images), None
+        if frame_rate:
+            pictures, clip = [], Clip(pictures, frame_rate)
+        request = description_request(instruction, language, len(images), frame_rate > 0)
+        question = ask(host.component(vlm), "", request, pictures, clip)
+        return (without_markup(_answer(vlm, question, temperature, seed, max_tokens, "Describe")),)
 
 
 class GLMImageEnhancePromptAPI:
@@ -104,8 +205,8 @@ class GLMImageEnhancePromptAPI:
     @classmethod
     def VALIDATE_INPUTS(cls, prompt, base_url, model, key_variable, timeout=120.0):
         """Also whether the key is there and may be sent to that address. What comes over a link is None, and checked later."""
-        if prompt is not None and not prompt.strip():
-            return "the prompt is empty; say what the picture shows"
+        if (problem := _unless_empty(prompt)) is not True:
+            return problem
         try:
             chat.Endpoint(base_url or "http://127.0.0.1", "any" if model is None else model, timeout=timeout or 1)
             if base_url and key_variable:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ..glmimage_core import checkpoint as checkpoints
-from ..glmimage_core import description, folders, single_file
+from ..glmimage_core import description, folders, single_file, vlm
 from ..glmimage_core.quantization import CHOICES
 from .host import host
-from .sockets import AR, CATEGORY, GLYPH_ENCODER
+from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM
 
 DTYPE = (
     ["auto", *description.DTYPES],
@@ -71,15 +71,17 @@ class _Loader:
         if checkpoint is None:
             return ""  # comes over a link and is checked when it is loaded
         try:
-            path = cls._path(checkpoint)
-            if path.is_file():
-                report = single_file.check_file(path, cls.COMPONENT, host.checkpoint_roots())
-            else:
-                report = description.check_model(path, cls.COMPONENT)
+            report = cls._report(cls._path(checkpoint))
             checkpoints.check_quantization(report, quantization or "none", host.device())
         except (FileNotFoundError, ValueError, ImportError) as error:
             return str(error)
         return ""
+
+    @classmethod
+    def _report(cls, path: Path) -> description.ComponentReport:
+        if path.is_file():
+            return single_file.check_file(path, cls.COMPONENT, host.checkpoint_roots())
+        return description.check_model(path, cls.COMPONENT)
 
     @classmethod
     def _path(cls, checkpoint: str) -> Path:
@@ -180,3 +182,32 @@ class GLMImageLoadVAE(_Loader):
         if path.is_file():
             return (host.wire(single_file.load_vae(path, dtype, host.checkpoint_roots())),)
         return (host.wire(checkpoints.load_vae(path, dtype)),)
+
+
+class GLMImageLoadVLM(_QuantizingLoader):
+    TITLE = "Load GLM-Image VLM"
+    DESCRIPTION = (
+        "Loads a vision-language model that rewrites prompts and describes pictures: Glmga, GLM-4.1V, GLM-4.6V or another that "
+        "transformers knows for image-text-to-text."
+    )
+    SEARCH_ALIASES = ("glm vision language model", "glmga", "glm-4.1v", "glm-4.6v", "llm loader")
+    RETURN_TYPES = (VLM,)
+    RETURN_NAMES = ("vlm",)
+    OUTPUT_TOOLTIPS = ("The vision-language model with its processor, for Enhance Prompt and Describe.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        tooltip = "Folder below models/LLM with config.json, safetensors and tokenizer, as downloaded from its page."
+        names = list(vlm.list_vlms(host.model_roots("LLM")))
+        return {"required": {"checkpoint": (names, {"tooltip": tooltip}), "dtype": DTYPE, "quantization": QUANTIZATION}}
+
+    @classmethod
+    def _report(cls, path):
+        return vlm.check_vlm(path)
+
+    @classmethod
+    def _path(cls, checkpoint):
+        return vlm.find_vlm(checkpoint, host.model_roots("LLM"))
+
+    def load(self, checkpoint, dtype, quantization):
+        return (host.wire(vlm.load_vlm(self._path(checkpoint), dtype, quantization)),)

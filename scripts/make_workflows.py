@@ -81,7 +81,15 @@ RESTYLE = "An oil painting of a small house on a lawn in the evening, thick brus
 COMBINE = "The mug from the second picture stands on the lawn in front of the house from the first picture, as tall as the door."
 
 SHORT_PROMPT = 'a cosy bookshop with a sign "THE LAST PAGE" and a sleeping cat'
-REWRITERS = {"GLMImageEnhancePromptAPI": {"model": "qwen3"}}
+VLM = "Glmga"
+REWRITING = {"typed": "prompt", "group": "Rewrite", "answer": "Rewritten prompt"}
+REWRITERS = {  # with the input that is typed, what its group and its answer are called, and values of other inputs
+    "GLMImageEnhancePromptAPI": REWRITING | {"model": "qwen3"},
+    "GLMImageEnhancePrompt": REWRITING,
+    "GLMImageDescribe": {"typed": "instruction", "group": "Describe", "answer": "Description"},
+}
+SEEING = ("GLMImageEnhancePrompt", "GLMImageDescribe")
+INSTRUCTION = "Describe this picture as the caption of a watercolour of the same scene, in one paragraph."
 NANO_PROMPT = "A large red star in the centre and two small yellow circles on a blue background."
 NANO_EDIT = "Change the red circle to blue."
 
@@ -201,11 +209,24 @@ def begin(graph: Graph, prompt: str, checkpoint: dict = CHECKPOINT, rewriter: st
     graph.group("Prompt", "#5b4a6b", WORDS, TOP, 380, 610)
     text = graph.add("PrimitiveStringMultiline", (WORDS, TOP), (380, 260), title="Prompt", value=prompt)
     if rewriter:
-        graph.group("Rewrite", "#6b4a55", WORDS, BELOW, 860, 400)
-        text = graph.add(rewriter, (WORDS, BELOW), (400, 400), prompt=(text, 0), **REWRITERS[rewriter])
-        graph.add("PreviewAny", (WORDS + 440, BELOW), (420, 400), title="Rewritten prompt", source=(text, 0))
+        text = rewritten(graph, rewriter, text)
     encoded = graph.add("GLMImageEncodePrompt", (WORDS, TOP + 310), (380, 300), glyph_encoder=(encoder, 0), prompt=(text, 0))
     return Loaded(ar, dit, vae, text, encoded)
+
+
+def rewritten(graph: Graph, rewriter: str, text: dict) -> dict:
+    """The node that writes the prompt, from the text that is typed, with what it needs and what shows its answer."""
+    inputs, left, top = dict(REWRITERS[rewriter]), WORDS, BELOW + 60
+    typed, group, answer = (inputs.pop(name) for name in ("typed", "group", "answer"))
+    if rewriter in SEEING:
+        vlm = graph.add("GLMImageLoadVLM", (WORDS, top), (380, 110), checkpoint=VLM)
+        inputs["vlm"], left = (vlm, 0), WORDS + 420
+    if rewriter == "GLMImageDescribe":
+        inputs["images"] = graph.add("LoadImage", (WORDS, top + 170), (380, 330), title="Picture", image=SCENE), 0
+    graph.group(group, "#6b4a55", WORDS, top, left - WORDS + 860, 500)
+    writer = graph.add(rewriter, (left, top), (400, 500), **{typed: (text, 0)}, **inputs)
+    graph.add("PreviewAny", (left + 440, top), (420, 500), title=answer, source=(writer, 0))
+    return writer
 
 
 def planned(graph: Graph, loaded: Loaded, references: dict, **settings) -> dict[str, tuple]:
@@ -396,6 +417,22 @@ def all_workflows() -> dict[str, dict]:
             "they are. A key goes into an environment variable, and **key_variable** says which.",
             SHORT_PROMPT,
             rewriter="GLMImageEnhancePromptAPI",
+        ),
+        "enhance_prompt": build(
+            "enhance_prompt",
+            "## Rewrite the prompt\nA vision-language model turns a few words into the long caption that GLM-Image works best "
+            "with. It lies below *models/LLM*: Glmga, GLM-4.1V, GLM-4.6V or another.\n\nTexts in quotation marks stay as they "
+            "are. **style** says what kind of picture it is.",
+            SHORT_PROMPT,
+            rewriter="GLMImageEnhancePrompt",
+        ),
+        "describe": build(
+            "describe",
+            "## Paint what is in a picture\nA vision-language model describes a picture, and GLM-Image paints from the "
+            "description. The text at the top says what to describe; empty asks for a plain caption.\n\nFor the frames of a "
+            "clip, give **frame_rate**.",
+            INSTRUCTION,
+            rewriter="GLMImageDescribe",
         ),
         "nano": build(
             "nano",

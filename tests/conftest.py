@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 pack = runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
 
+import transformers  # noqa: E402
 from glm_image_pack.glmimage_core import checkpoint as checkpoints  # noqa: E402
 from glm_image_pack.glmimage_core import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
+from glm_image_pack.glmimage_core.tiny_vlm import write_vlm  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
 
 from chat_server import Server  # noqa: E402
@@ -30,9 +32,11 @@ from chat_server import Server  # noqa: E402
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
-    """A models folder with the tiny checkpoint GLM-Image."""
+    """A models folder with the tiny checkpoint GLM-Image, and with the vision-language model Glmga where transformers has it."""
     folder = tmp_path_factory.mktemp("models")
     write_checkpoint(folder / "diffusers" / "GLM-Image")
+    if hasattr(transformers, "GlmgaConfig"):
+        write_vlm(folder / "LLM" / "Glmga")
     return folder
 
 

@@ -43,7 +43,8 @@ class Server:
         (base / "custom_nodes").mkdir(parents=True)
         (base / "custom_nodes" / "comfyui-glm-image").symlink_to(ROOT)
         (base / "models").mkdir()
-        (base / "models" / "diffusers").symlink_to(models / "diffusers")
+        for kind in ("diffusers", "LLM"):
+            (base / "models" / kind).symlink_to(models / kind)
         (base / "input").symlink_to(ROOT / "workflows" / "input")
         self.output = base / "output"
         self.previews: list[Image.Image] = []  # of the run that was watched last
@@ -126,7 +127,7 @@ class Server:
             if prompt_id in (history := self.get(f"/history/{prompt_id}")):
                 break
             time.sleep(0.1)
-        images = [image for output in history[prompt_id]["outputs"].values() for image in output["images"]]
+        images = [image for output in history[prompt_id]["outputs"].values() for image in output.get("images", ())]
         return [self.output / image["subfolder"] / image["filename"] for image in images], cached, messages
 
     def close(self) -> None:
@@ -273,13 +274,15 @@ def test_what_only_shows_while_running_names_the_node(server):
     assert last["data"]["node_type"] == "GLMImageGeneratePrior" and "prompt is empty" in last["data"]["exception_message"]
 
 
-@pytest.mark.parametrize("stage", ["GLMImageGeneratePrior", "GLMImageSampler"])
+@pytest.mark.parametrize("stage", ["GLMImageGeneratePrior", "GLMImageSampler", "GLMImageEnhancePrompt"])
 def test_an_interrupt_stops_within_moments_and_the_next_run_is_unaffected(server, stage):
     workflow = shipped("image_edit")
     expected, _, _ = server.run(workflow)
     long = with_values(shipped("image_edit"), "GLMImageGeneratePrior", width=2048, height=2048, seed=time.time_ns())
     if stage == "GLMImageSampler":
         long = with_values(shipped("image_edit"), "GLMImageSampler", steps=1000, seed=time.time_ns())
+    if stage == "GLMImageEnhancePrompt":
+        long = with_values(shipped("enhance_prompt"), stage, max_tokens=8192, seed=time.time_ns())
     done, total, asked = 0, 0, None
     (node_id,) = nodes_of(long, stage)
     for message in server.messages(server.queue(long)):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description
 from glm_image_pack.glmimage_core.folders import NANO as BUILT_IN
@@ -29,8 +30,14 @@ NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 NANO = ["nano", "nano_edit"]  # with the built-in model
 WITH_SERVER = ["enhance_prompt_api"]  # which run in tests/test_language.py
 COMFYUI_ONLY = ["custom_sampler", "stock_sampler"]
-HEADLESS = [name for name in NAMES if name not in [*COMFYUI_ONLY, *WITH_SERVER]]
-SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25}
+WITH_VLM = ["enhance_prompt", "describe"]
+needs_glmga = pytest.mark.skipif(not hasattr(transformers, "GlmgaConfig"), reason="this transformers has no Glmga")
+HEADLESS = [
+    pytest.param(name, marks=[needs_glmga] if name in WITH_VLM else [])
+    for name in NAMES
+    if name not in [*COMFYUI_ONLY, *WITH_SERVER]
+]
+SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25, "max_tokens": 64}
 SIZES = {"restyle": (576, 448), "stock_sampler": (672, 384), "custom_sampler": (448, 576)}  # of the others: 256 x 288
 
 
@@ -70,7 +77,7 @@ def ran(runner: Runner, workflow: Workflow) -> set[str]:
 def test_there_are_the_promised_workflows():
     text = ["text_to_image", "variations", "same_prior_new_seed", "lora"]
     edits = ["image_edit", "several_references", "restyle"]
-    assert sorted([*text, *edits, *NANO, *COMFYUI_ONLY, *WITH_SERVER]) == NAMES
+    assert sorted([*text, *edits, *NANO, *WITH_VLM, *COMFYUI_ONLY, *WITH_SERVER]) == NAMES
 
 
 @pytest.mark.parametrize("name", COMFYUI_ONLY)
@@ -105,9 +112,13 @@ def test_the_script_writes_the_shipped_files(tmp_path):
 @pytest.mark.parametrize("name", HEADLESS)
 def test_a_shipped_workflow_types_its_prompt_once_and_names_the_checkpoint(name):
     workflow = shipped(name)
-    texts = [node["inputs"]["prompt"] for node in workflow.prompt.values() if "prompt" in node["inputs"]]
+    reading = ("GLMImageEncodePrompt", "GLMImageGeneratePrior")
+    texts = [node["inputs"]["prompt"] for node in workflow.prompt.values() if node["class_type"] in reading]
     assert len(texts) == 2 and texts[0] == texts[1] and isinstance(texts[0], list)
-    checkpoints = {node["inputs"]["checkpoint"] for node in workflow.prompt.values() if "checkpoint" in node["inputs"]}
+    loaders = [node for node in workflow.prompt.values() if node["class_type"].startswith("GLMImageLoad")]
+    vlms = {node["inputs"]["checkpoint"] for node in loaders if node["class_type"] == "GLMImageLoadVLM"}
+    assert vlms == ({"Glmga"} if name in WITH_VLM else set())
+    checkpoints = {node["inputs"].get("checkpoint") for node in loaders if node["class_type"] != "GLMImageLoadVLM"} - {None}
     assert checkpoints == {BUILT_IN if name in NANO else "GLM-Image"}
 
 

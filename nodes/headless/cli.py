@@ -19,6 +19,7 @@ from ...glmimage_core.residency import HEADROOM, Residency
 from ...glmimage_core.single_file import describe_file
 from ...glmimage_core.sizes import SIZES
 from ...glmimage_core.tiny import write_checkpoint
+from ...glmimage_core.tiny_vlm import write_vlm
 from ..host import host
 from ..host.standalone import best_device, usable_device
 from . import ALL_NODES
@@ -250,19 +251,31 @@ def _quantize(options) -> int:
     return 0
 
 
+FAMILIES = {
+    "glm-image": lambda options: write_checkpoint(options.folder, options.size, options.seed),
+    "glmga": lambda options: write_vlm(options.folder, options.seed),
+}
+
+
 def _add_tiny(commands) -> None:
     parser = commands.add_parser(
         "tiny", help="write a random checkpoint", description="Writes a small random checkpoint in the released layout."
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="is made; must be empty")
     parser.add_argument(
-        "--size", choices=list(SIZES), default="tiny", help="tiny: a few MB; small, 60 MB, and medium, 1.6 GB: for benchmarks"
+        "--size",
+        choices=list(SIZES),
+        default="tiny",
+        help="of glm-image; tiny: a few MB; small, 60 MB, and medium, 1.6 GB: for benchmarks",
+    )
+    parser.add_argument(
+        "--family", choices=list(FAMILIES), default="glm-image", help="glmga is a vision-language model that rewrites prompts"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.set_defaults(run=_tiny)
 
 
 def _tiny(options) -> int:
-    write_checkpoint(options.folder, options.size, options.seed)
+    FAMILIES[options.family](options)
     print(options.folder)
     return 0

@@ -30,7 +30,7 @@ from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import Vae
 from . import Painting
 from .dit_model import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
-from .patchers import Patched, is_dynamic, load, patched, streamed_bytes
+from .patchers import READ_BY_EACH_TOKEN, Patched, is_dynamic, load, patched, streamed_bytes
 from .vae_model import GlmImageVae
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ class ComfyHost:
     """The running ComfyUI."""
 
     samplers = comfy.samplers.KSampler.SAMPLERS
+
+    def __init__(self):
+        folder_paths.add_model_folder_path("LLM", str(Path(folder_paths.models_dir) / "LLM"))  # ComfyUI has none for these
 
     def checkpoint_roots(self) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
@@ -104,10 +107,10 @@ class ComfyHost:
         patcher = wire.patchers[part] if isinstance(wire, Patched) else wire.patcher
         load(patcher, working_bytes)
         streamed = streamed_bytes(patcher, working_bytes)
-        if streamed and part == "language":
+        if streamed and part in READ_BY_EACH_TOKEN:
             self.warn(
-                f"{streamed / 1e9:.1f} GB of the AR model do not fit on {patcher.load_device} and are brought there "
-                "again for every token, which is slow: choose a quantization in Load GLM-Image AR Model"
+                f"{streamed / 1e9:.1f} GB of {READ_BY_EACH_TOKEN[part]} do not fit on {patcher.load_device} and are brought "
+                "there again for every token, which is slow: choose a quantization where it is loaded"
             )
         yield replace(wire.component, settled=not streamed and not is_dynamic(patcher))
 

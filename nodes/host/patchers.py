@@ -63,7 +63,17 @@ class GlmImageGlyphEncoder(Holder):
     """Named so in ComfyUI's log."""
 
 
-HOLDERS = {"model": GlmImageGlyphEncoder, "language": GlmImageArLanguage, "vision": GlmImageArVision}
+class VisionLanguageModel(Holder):
+    """Named so in ComfyUI's log."""
+
+
+HOLDERS = {
+    "model": GlmImageGlyphEncoder,
+    "language": GlmImageArLanguage,
+    "vision": GlmImageArVision,
+    "vlm": VisionLanguageModel,
+}
+READ_BY_EACH_TOKEN = {"language": "the AR model", "vlm": "the vision-language model"}
 
 
 class Patched:
@@ -93,7 +103,7 @@ def patched(component: Component, offload_device: torch.device) -> Patched:
     patchers = {}
     for part, model in component.parts.items():
         # Every token reads every weight, so they are brought to the device once and stay, where a step can be recorded.
-        kind = comfy.model_patcher.ModelPatcher if part == "language" else Patcher
+        kind = comfy.model_patcher.ModelPatcher if part in READ_BY_EACH_TOKEN else Patcher
         patchers[part] = kind(HOLDERS[part](model), device, offload_device)
     return Patched(component, patchers)
 

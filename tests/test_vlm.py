@@ -1,0 +1,204 @@
+"""Vision-language models: what they are shown, what they say, and the nodes that ask them. With a random Glmga."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core import vlm as vlms
+from glm_image_pack.glmimage_core.memory import answer_bytes
+from glm_image_pack.glmimage_core.pixels import to_pictures
+from glm_image_pack.glmimage_core.quantization import quantization_of
+from glm_image_pack.glmimage_core.rewriting import description_request
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from PIL import Image
+from transformers.utils import is_torchvision_available
+
+pytest.importorskip("transformers.models.glmga", reason="this transformers has no Glmga")
+RED, BLUE = (Image.new("RGB", (100, 80), colour) for colour in ("red", "blue"))
+needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="transformers' video processors need torchvision")
+
+
+@pytest.fixture(scope="module")
+def folder(models):
+    return models / "LLM" / "Glmga"
+
+
+@pytest.fixture(scope="module")
+def vlm(folder):
+    return vlms.load_vlm(folder)
+
+
+@pytest.fixture
+def wire():
+    return NODES["GLMImageLoadVLM"]().load("Glmga", "auto", "none")[0]
+
+
+def say(vlm, request="what is it?", pictures=(), seed=0, **settings) -> str:
+    return vlms.answer(vlm, vlms.ask(vlm, "Be brief.", request, pictures), seed=seed, max_tokens=12, **settings)
+
+
+def test_the_model_is_told_shown_and_asked_in_this_order(vlm):
+    question = vlms.ask(vlm, "Be brief.", "what?", [RED, BLUE])
+    text = vlm.processor.decode(question.inputs["input_ids"][0])
+    seen = text.replace("<|image|>", "")
+    picture = "<|begin_of_image|><|end_of_image|>"
+    assert seen == f"[gMASK]<sop><|system|>Be brief.<|user|>{picture}{picture}what?<|assistant|><think></think>"
+    patches = question.inputs["image_grid_thw"].prod(1).tolist()
+    assert question.patches == sum(patches)
+    assert question.inputs["input_ids"].eq(vlm.model.config.image_token_id).sum() == sum(patches) // 4
+
+
+def test_it_says_what_transformers_says(vlm):
+    question = vlms.ask(vlm, "Be brief.", "what?", [RED])
+    with torch.inference_mode():
+        ids = vlm.model.generate(**question.inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=12)
+    theirs = vlm.processor.decode(ids[0, question.tokens :], skip_special_tokens=True)
+    assert vlms.answer(vlm, question, temperature=0, max_tokens=12) == theirs
+
+
+def test_pictures_and_their_order_count(vlm):
+    answers = {say(vlm, pictures=pictures, temperature=0) for pictures in ((), (RED,), (RED, BLUE), (BLUE, RED))}
+    assert len(answers) == 4
+
+
+def test_a_seed_says_the_same_and_leaves_the_global_one_alone(vlm):
+    before = torch.get_rng_state()
+    assert say(vlm, seed=1, temperature=1.5) == say(vlm, seed=1, temperature=1.5)
+    assert len({say(vlm, seed=seed, temperature=1.5) for seed in range(4)}) > 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_progress_tells_each_token_and_stops_the_model(vlm):
+    seen = []
+    say(vlm, temperature=0, progress=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (0, 12) and [done for done, _ in seen] == list(range(len(seen))) and len(seen) > 3
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total):
+        if done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        say(vlm, temperature=0, progress=stop)
+
+
+@needs_torchvision
+def test_a_clip_is_sampled_as_its_processor_has_it(vlm):
+    frames = [Image.new("RGB", (64, 64), (10 * index, 0, 0)) for index in range(20)]
+    question = vlms.ask(vlm, "", "what happens?", clip=vlms.Clip(frames, rate=4.0))
+    sampled = question.inputs["video_grid_thw"][0, 0].item() * 2
+    assert sampled == 8  # two a second of five, of which the checkpoint allows eight
+    text = vlm.processor.decode(question.inputs["input_ids"][0])
+    assert text.count(" seconds") == sampled // 2 and "4" in text.split(" seconds")[-2]
+    assert vlms.answer(vlm, question, temperature=0, max_tokens=3)
+
+
+@pytest.mark.parametrize(("frames", "rate"), [(1, 4.0), (3, 0.0)])
+def test_what_is_no_clip_is_named(vlm, frames, rate):
+    with pytest.raises(ValueError, match="a clip has two frames or more and some a second"):
+        vlms.ask(vlm, "", "what?", clip=vlms.Clip([RED] * frames, rate))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8", "nf4"])
+def test_its_language_half_can_be_quantized(folder, vlm, quantization):
+    pytest.importorskip("comfy_kitchen")
+    small = vlms.load_vlm(folder, quantization=quantization)
+    assert quantization_of(small.model.model.language_model) == quantization
+    assert quantization_of(small.model.model.visual) == "none"
+    question = vlms.ask(vlm, "", "what?", [RED])
+    with torch.inference_mode():
+        exact, rounded = (model(**question.inputs).logits[0, -1] for model in (vlm.model, small.model))
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > (0.95 if quantization == "nf4" else 0.99)
+
+
+def broken(folder, tmp_path, change):
+    copy = tmp_path / "LLM" / "broken"
+    shutil.copytree(folder, copy)
+    change(copy)
+    return copy
+
+
+def other_kind(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "glm_next_year"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_kind, "'glm_next_year', which this transformers has no model for"),
+        (lambda copy: (copy / "model.safetensors").unlink(), "is missing its weights"),
+        (lambda copy: (copy / "model.safetensors").write_bytes(b"no"), "truncated or corrupt"),
+        (lambda copy: (copy / "tokenizer_config.json").unlink(), "tokenizer_config.json is missing"),
+        (lambda copy: (copy / "preprocessor_config.json").unlink(), "preprocessor_config.json is missing"),
+        (lambda copy: (copy / "chat_template.jinja").unlink(), "has no chat template"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        vlms.load_vlm(broken(folder, tmp_path, change))
+
+
+def test_the_loader_lists_models_that_see_and_says_what_is_wrong_before_a_graph_runs(folder, quiet_host, tmp_path):
+    loader, quiet_host.models = NODES["GLMImageLoadVLM"], tmp_path
+    assert loader.INPUT_TYPES()["required"]["checkpoint"][0] == []
+    assert "no vision-language model 'Glmga'" in loader.VALIDATE_INPUTS("Glmga")
+    shutil.copytree(folder, tmp_path / "LLM" / "zai" / "Glmga")
+    shutil.copytree(folder, tmp_path / "LLM" / "pipeline" / "text_encoder")
+    (tmp_path / "LLM" / "pipeline" / "model_index.json").write_text("{}")
+    assert loader.INPUT_TYPES()["required"]["checkpoint"][0] == ["zai/Glmga"]
+    assert loader.VALIDATE_INPUTS("zai/Glmga") is True
+    (tmp_path / "LLM" / "zai" / "Glmga" / "model.safetensors").unlink()
+    assert "is missing its weights" in loader.VALIDATE_INPUTS("zai/Glmga")
+
+
+def test_a_rewritten_prompt_keeps_its_texts(wire):
+    images = torch.rand(2, 64, 64, 3)
+    enhance = NODES["GLMImageEnhancePrompt"]().enhance
+    for seed in range(3):
+        (prompt,) = enhance(wire, 'a sign with "OPEN 24h"', "general", "auto", seed, 1.0, 40, images)
+        assert '"OPEN 24h"' in prompt and prompt != 'a sign with "OPEN 24h"'
+
+
+def test_an_empty_prompt_is_refused_before_the_graph_runs():
+    check = NODES["GLMImageEnhancePrompt"].VALIDATE_INPUTS
+    assert "empty" in check(" ") and check("a cat") is True and check(None) is True
+
+
+def test_describing_goes_by_instruction_and_pictures(wire):
+    describe = NODES["GLMImageDescribe"]().describe
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    said = {
+        describe(wire, pictures, 0.0, instruction, "auto", 0, 0.0, 16)[0]
+        for pictures in (images, images[:1])
+        for instruction in ("", "Which colours?")
+    }
+    assert len(said) == 4
+
+
+@needs_torchvision
+def test_frames_of_a_clip_are_described_as_one(wire):
+    (said,) = NODES["GLMImageDescribe"]().describe(wire, torch.rand(4, 64, 64, 3), 2.0, "", "zh", 0, 0.0, 8)
+    assert isinstance(said, str)
+
+
+def test_requests_are_of_the_language_asked_for():
+    assert "clip" in description_request(clip=True) and "视频" in description_request("", "zh", clip=True)
+    assert "caption" in description_request() and "pictures" in description_request(pictures=2)
+    assert description_request("什么颜色") == "什么颜色"
+    assert description_request("什么颜色", "en").splitlines() == ["什么颜色", "Answer in English."]
+    with pytest.raises(ValueError, match="language is 'fr'"):
+        description_request(language="fr")
+
+
+def test_memory_grows_with_pictures_prompt_and_answer(vlm):
+    config = vlm.model.config
+    least = answer_bytes(config, 2, 100, 100, 0)
+    assert answer_bytes(config, 2, 100, 100_000, 0) > 10 * least
+    assert answer_bytes(config, 2, 100, 100, 100_000) > 10 * least
+    (red,) = to_pictures(torch.zeros(1, 80, 100, 3))
+    question = vlms.ask(vlm, "", "what?", [red])
+    assert question.bytes(vlm, 10) == answer_bytes(config, 4, question.tokens, 10, question.patches)
