@@ -23,6 +23,7 @@ from .quantization import quantize
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
+WHOLE_PATCH = 3 * 14 * 14  # numbers in a patch of a picture that comes whole
 LAYOUT = (
     "a vision-language model is a folder with config.json, safetensors, a tokenizer with a chat template and an image processor"
 )
@@ -57,8 +58,9 @@ class Question(NamedTuple):
 
     @property
     def patches(self) -> int:
-        """Of all pictures and frames, as far as they come as patches."""
-        return sum(len(self.inputs[name]) for name in ("pixel_values", "pixel_values_videos") if name in self.inputs)
+        """Of all pictures and frames, whether they come as patches or whole."""
+        shown = (self.inputs[name] for name in ("pixel_values", "pixel_values_videos") if name in self.inputs)
+        return sum(len(pixels) if pixels.ndim == 2 else pixels.numel() // WHOLE_PATCH for pixels in shown)
 
     def bytes(self, vlm: Vlm, max_tokens: int) -> int:
         """What answering it needs on the device beside the weights."""
