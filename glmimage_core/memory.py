@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .denoise import TOGETHER_TOKENS
-from .geometry import dit_token_count, preview_grid, prior_grid
+from .geometry import LATENT_PX, dit_token_count, preview_grid, prior_grid
 from .prior import READ_EVERY
 from .quantization import product_bytes, sizes_when
 
@@ -120,6 +120,23 @@ def answer_bytes(config: Any, itemsize: int, prompt: int, answer: int, patches: 
     width = getattr(vision, "hidden_size", text.hidden_size)
     seeing = patches * (7 * width + 3 * getattr(vision, "out_hidden_size", 4 * width)) * itemsize
     return round(max(decoding, prefilling, seeing))
+
+
+def cogview3_bytes(config: Any, itemsize: int, job: Job) -> int:
+    """The passes of CogView3-Plus: a feed-forward, 13.4 tensors of the stream's width. job.glyph_tokens: of the prompt."""
+    side = job.batch * (dit_token_count(job.width, job.height) + job.glyph_tokens)
+    together = job.guided and 2 * side <= TOGETHER_TOKENS
+    width = config.num_attention_heads * config.attention_head_dim
+    latents = job.batch * config.in_channels * (job.width // LATENT_PX) * (job.height // LATENT_PX) * 4
+    half = HALF["dit"] if itemsize < 4 else 1
+    return round(13.4 * half * side * (2 if together else 1) * width * itemsize + latents * (1 if job.guided else 0))
+
+
+def t5_bytes(config: Any, itemsize: int, tokens: int) -> int:
+    """T5's widest layer: the feed-forward of all tokens, or the scores of its heads with their position bias."""
+    feeding = tokens * (3 * config.d_ff + 4 * config.d_model) * itemsize
+    attending = config.num_heads * tokens**2 * 3 * itemsize + tokens * 6 * config.d_model * itemsize
+    return max(feeding, attending)
 
 
 class Setting(NamedTuple):

@@ -1,5 +1,6 @@
 """The nodes, in the order in which a graph uses them. Ids are a file format: add at the end, never rename."""
 
+from .cogview3 import GLMImageCogView3Encode, GLMImageCogView3Sampler, GLMImageLoadCogView3
 from .language import GLMImageDescribe, GLMImageEnhancePrompt, GLMImageEnhancePromptAPI
 from .loaders import GLMImageLoadAR, GLMImageLoadDiT, GLMImageLoadGlyphEncoder, GLMImageLoadVAE, GLMImageLoadVLM
 from .lora import GLMImageLoadLoRA
@@ -32,6 +33,9 @@ NODE_CLASS_MAPPINGS = {
         GLMImageLoadVLM,
         GLMImageEnhancePrompt,
         GLMImageDescribe,
+        GLMImageLoadCogView3,
+        GLMImageCogView3Encode,
+        GLMImageCogView3Sampler,
     )
 }
 

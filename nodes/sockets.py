@@ -1,5 +1,6 @@
 """What travels on the wires: names of sockets and of entries in a conditioning, and the checks at a node's door."""
 
+from ..glmimage_core.cogview3 import CogView3
 from ..glmimage_core.denoise import Dit
 from ..glmimage_core.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX
 from ..glmimage_core.prior import ArModel
@@ -13,6 +14,7 @@ GLYPH_ENCODER = "GLM_IMAGE_GLYPH_ENCODER"
 REFERENCES = "GLM_IMAGE_REFERENCES"
 PRIOR = "GLM_IMAGE_PRIOR"
 VLM = "GLM_IMAGE_VLM"
+COGVIEW3_TEXT = "COGVIEW3_TEXT_ENCODER"
 
 SEED_MAX = 2**64 - 1
 
@@ -55,6 +57,14 @@ def glm_dit(model) -> Dit:
     dit = _component(model, "model")
     if not isinstance(dit, Dit):
         raise ValueError("model is not a GLM-Image DiT; connect Load GLM-Image DiT")
+    return dit
+
+
+def cogview3_dit(model) -> CogView3:
+    """The CogView3-Plus on a MODEL wire. Raises ValueError for a model of another family."""
+    dit = host.component(model)
+    if not isinstance(dit, CogView3):
+        raise ValueError("model is not CogView3-Plus; connect Load CogView3-Plus")
     return dit
 
 

@@ -89,6 +89,10 @@ REWRITERS = {  # with the input that is typed, what its group and its answer are
     "GLMImageDescribe": {"typed": "instruction", "group": "Describe", "answer": "Description"},
 }
 SEEING = ("GLMImageEnhancePrompt", "GLMImageDescribe")
+COGVIEW3_PROMPT = (
+    "A lighthouse on a rocky coast at dusk, its warm light falling on wet stones and low waves, a few gulls above, in the "
+    "distance a dark blue sea under a sky of orange and violet clouds; a photograph taken from a low angle."
+)
 INSTRUCTION = "Describe this picture as the caption of a watercolour of the same scene, in one paragraph."
 NANO_PROMPT = "A large red star in the centre and two small yellow circles on a blue background."
 NANO_EDIT = "Change the red circle to blue."
@@ -308,6 +312,27 @@ def restyle(name: str, note: str) -> dict:
     return graph.ui()
 
 
+def cogview3_plus(name: str, note: str) -> dict:
+    """Text to image without a plan, and a place for what writes the caption, bypassed."""
+    graph = Graph(name, note)
+    graph.group("Models", "#3f5159", MODELS, TOP, 380, 610)
+    loaded = graph.add("GLMImageLoadCogView3", (MODELS, TOP), (380, 120), checkpoint="CogView3-Plus-3B")
+    vlm = graph.add("GLMImageLoadVLM", (MODELS, TOP + 200), (380, 110), checkpoint=VLM, bypassed=True)
+    graph.group("Prompt", "#5b4a6b", WORDS, TOP, 860, 610)
+    text = graph.add("PrimitiveStringMultiline", (WORDS, TOP), (400, 260), title="Prompt", value=COGVIEW3_PROMPT)
+    written = graph.add(
+        "GLMImageEnhancePrompt", (WORDS, TOP + 310), (400, 300), bypassed=True, vlm=(vlm, 0), prompt=(text, 0), language="en"
+    )
+    encoded = graph.add("GLMImageCogView3Encode", (WORDS + 440, TOP), (420, 400), text_encoder=(loaded, 1), prompt=(written, 0))
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 610)
+    sides = {"positive": (encoded, 0), "negative": (encoded, 1)}
+    sampler = graph.add("GLMImageCogView3Sampler", (PAINT, TOP), (340, 330), model=(loaded, 0), **sides)
+    decoded = graph.add("GLMImageVAEDecode", (PAINT + 380, TOP), (420, 110), vae=(loaded, 2), samples=(sampler, 0))
+    save = {"images": (decoded, 0), "filename_prefix": f"glm-image/{name}"}
+    graph.add("SaveImage", (PAINT + 380, TOP + 160), (420, 440), **save)
+    return graph.ui()
+
+
 def planned_by_size(graph: Graph, aspect: str) -> tuple[Loaded, dict[str, tuple], dict[str, tuple]]:
     """Loaders, prompt, and a plan whose size one node sets. Returns that size and both conditionings as inputs, too."""
     loaded = begin(graph, PROMPT)
@@ -433,6 +458,12 @@ def all_workflows() -> dict[str, dict]:
             "clip, give **frame_rate**.",
             INSTRUCTION,
             rewriter="GLMImageDescribe",
+        ),
+        "cogview3_plus": cogview3_plus(
+            "cogview3_plus",
+            "## CogView3-Plus\nGLM-Image's predecessor of 3B paints from the prompt without a plan: 512 to 2048 pixels, long "
+            "English captions.\n\n**GLM-Image Enhance Prompt** writes such a caption from a few words: switch it and its "
+            "loader on (Ctrl+B).",
         ),
         "nano": build(
             "nano",

@@ -24,6 +24,7 @@ import transformers  # noqa: E402
 from glm_image_pack.glmimage_core import checkpoint as checkpoints  # noqa: E402
 from glm_image_pack.glmimage_core import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
+from glm_image_pack.glmimage_core.tiny_cogview3 import write_cogview3  # noqa: E402
 from glm_image_pack.glmimage_core.tiny_vlm import write_vlm  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
 
@@ -32,9 +33,10 @@ from chat_server import Server  # noqa: E402
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
-    """A models folder with the tiny checkpoint GLM-Image, and with the vision-language model Glmga where transformers has it."""
+    """Tiny checkpoints: GLM-Image, CogView3-Plus-3B, and where transformers has it, the vision-language model Glmga."""
     folder = tmp_path_factory.mktemp("models")
     write_checkpoint(folder / "diffusers" / "GLM-Image")
+    write_cogview3(folder / "diffusers" / "CogView3-Plus-3B")
     if hasattr(transformers, "GlmgaConfig"):
         write_vlm(folder / "LLM" / "Glmga")
     return folder

@@ -19,6 +19,7 @@ from ...glmimage_core.residency import HEADROOM, Residency
 from ...glmimage_core.single_file import describe_file
 from ...glmimage_core.sizes import SIZES
 from ...glmimage_core.tiny import write_checkpoint
+from ...glmimage_core.tiny_cogview3 import write_cogview3
 from ...glmimage_core.tiny_vlm import write_vlm
 from ..host import host
 from ..host.standalone import best_device, usable_device
@@ -254,6 +255,7 @@ def _quantize(options) -> int:
 FAMILIES = {
     "glm-image": lambda options: write_checkpoint(options.folder, options.size, options.seed),
     "glmga": lambda options: write_vlm(options.folder, options.seed),
+    "cogview3-plus": lambda options: write_cogview3(options.folder, options.seed),
 }
 
 
@@ -269,7 +271,7 @@ def _add_tiny(commands) -> None:
         help="of glm-image; tiny: a few MB; small, 60 MB, and medium, 1.6 GB: for benchmarks",
     )
     parser.add_argument(
-        "--family", choices=list(FAMILIES), default="glm-image", help="glmga is a vision-language model that rewrites prompts"
+        "--family", choices=list(FAMILIES), default="glm-image", help="glmga is a vision-language model; glm-image by default"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.set_defaults(run=_tiny)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from ...glmimage_core.cogview3 import Framing
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Shortcuts
 from ...glmimage_core.prior import Prior, Progress
@@ -17,6 +18,8 @@ from ...glmimage_core.references import Reference
 PRIOR_KEY = "glm_image_prior"
 REFERENCES_KEY = "glm_image_references"
 DROP_KEY = "glm_image_drop_prior"  # true where the prior only gives the size
+# And CogView3-Plus Encode Prompt
+FRAMING_KEY = "cogview3_framing"
 
 
 class Painting(NamedTuple):
@@ -39,6 +42,27 @@ class Painting(NamedTuple):
     mask: torch.Tensor | None
     sampler_name: str
     shortcuts: Shortcuts
+
+
+class CogView3Painting(NamedTuple):
+    """What CogView3-Plus Sampler is asked to paint: conditionings of one entry, and what `cogview3.sample` takes."""
+
+    positive: list
+    negative: list
+    width: int
+    height: int
+    seed: int
+    batch: int
+    steps: int
+    cfg: float
+    denoise: float
+    latents: torch.Tensor | None
+
+
+def framing_of(options: dict, width: int, height: int) -> Framing:
+    """What a conditioning says of its picture of so many pixels; sides of 0 are the picture's own."""
+    original, cropped, target = options.get(FRAMING_KEY, ((0, 0), (0, 0), (0, 0)))
+    return Framing((original[0] or height, original[1] or width), cropped, (target[0] or height, target[1] or width))
 
 
 def applied_prior(options: dict, side: str) -> Prior:
@@ -105,6 +129,9 @@ class Host(Protocol):
 
     def paint(self, model: Any, painting: Painting) -> torch.Tensor:
         """Latents [B, 16, height / 8, width / 8] in the VAE's space, on the CPU."""
+
+    def paint_cogview3(self, model: Any, painting: CogView3Painting) -> torch.Tensor:
+        """The same by CogView3-Plus."""
 
 
 def _find_host() -> Host:

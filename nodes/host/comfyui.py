@@ -20,6 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
+from ...glmimage_core.cogview3 import CogView3
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, Shortcuts, initial_noise
 from ...glmimage_core.geometry import latent_grid
@@ -28,7 +29,8 @@ from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.schedule import partial_schedule, progress_of, whole_steps
 from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import Vae
-from . import Painting
+from . import CogView3Painting, Painting
+from .cogview3_model import CogView3Model, cogview3_patcher
 from .dit_model import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
 from .patchers import READ_BY_EACH_TOKEN, Patched, is_dynamic, load, patched, streamed_bytes
 from .vae_model import GlmImageVae
@@ -93,12 +95,14 @@ class ComfyHost:
     def wire(self, component: Component) -> Any:
         if isinstance(component, Dit):
             return dit_patcher(component)
+        if isinstance(component, CogView3):
+            return cogview3_patcher(component)
         if isinstance(component, Vae):
             return GlmImageVae(component)
         return patched(component, model_management.text_encoder_offload_device())
 
     def component(self, wire: Any) -> Any:
-        if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel):
+        if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel | CogView3Model):
             return wire.model.dit
         return wire.component if isinstance(wire, Patched | GlmImageVae) else wire
 
@@ -180,6 +184,30 @@ class ComfyHost:
         if shortcuts.step_cache:
             log.info(str(step_cache))
             _write_on_node(str(step_cache))
+        return samples.float().cpu()
+
+    def paint_cogview3(self, model: ModelPatcher, painting: CogView3Painting) -> torch.Tensor:
+        if painting.denoise == 0:
+            return painting.latents.expand(painting.batch, -1, -1, -1).clone()
+        dit = self.component(model)
+        noise = initial_noise(
+            image_seeds(painting.seed, painting.batch), len(dit.space.mean), latent_grid(painting.width, painting.height)
+        )
+        start = torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise)
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", whole_steps(painting.steps, painting.denoise))
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(painting.positive, painting.negative)
+        guider.set_cfg(painting.cfg)
+        samples = guider.sample(
+            noise,
+            start,
+            comfy.samplers.sampler_object("euler"),  # which is DDIM here
+            sigmas[-painting.steps - 1 :],
+            callback=latent_preview.prepare_callback(model, painting.steps),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=painting.seed,
+        )
         return samples.float().cpu()
 
 

@@ -107,7 +107,7 @@ def model_sampling(dit: Dit, width: int, height: int) -> ModelSampling:
     return sampling
 
 
-class _Config(comfy.supported_models_base.BASE):
+class ModelConfig(comfy.supported_models_base.BASE):
     unet_config = {"disable_unet_model_creation": True}
     unet_extra_config = {}
 
@@ -140,7 +140,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
     """The DiT behind ComfyUI's samplers. Its conditioning comes from GLM-Image Apply Prior."""
 
     def __init__(self, dit: Dit, device: torch.device, offload_device: torch.device):
-        config = _Config(_Config.unet_config)
+        config = ModelConfig(ModelConfig.unet_config)
         config.latent_format = LatentFormat(dit)
         config.manual_cast_dtype = streamable(dit.model, device)
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=offload_device)

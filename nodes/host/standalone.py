@@ -10,13 +10,15 @@ from uuid import uuid4
 import torch
 
 from ...glmimage_core import memory
+from ...glmimage_core.cogview3 import CogView3
+from ...glmimage_core.cogview3 import sample as sample_cogview3
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, sample
 from ...glmimage_core.lora import LayeredLora, laid_over
 from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.references import sizes_of
 from ...glmimage_core.residency import Residency, free_device_bytes
-from . import Painting
+from . import CogView3Painting, Painting, framing_of
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +137,27 @@ class StandaloneHost:
                 self.progress("Sampler"),
                 painting.shortcuts,
                 caches_on_device=whole,
+            )
+
+    def paint_cogview3(self, model: CogView3, painting: CogView3Painting) -> torch.Tensor:
+        (positive, options), (negative, _) = painting.positive[0], painting.negative[0]
+        job = memory.Job(
+            *(painting.width, painting.height, painting.batch), glyph_tokens=positive.shape[1], guided=painting.cfg != 1
+        )
+        with self.placed(model, memory.cogview3_bytes(model.model.config, model.dtype.itemsize, job)) as dit:
+            return sample_cogview3(
+                dit,
+                positive,
+                negative,
+                painting.width,
+                painting.height,
+                image_seeds(painting.seed, painting.batch),
+                painting.steps,
+                painting.cfg,
+                painting.denoise,
+                painting.latents,
+                framing_of(options, painting.width, painting.height),
+                self.progress("Sampler"),
             )
 
     def _placing(self) -> Residency:

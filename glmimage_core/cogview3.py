@@ -1,0 +1,279 @@
+"""CogView3-Plus: a 3B DiT that paints from T5's embeddings of a prompt, without a plan. GLM-Image's predecessor.
+
+    load      the parts of a folder in diffusers' layout
+    encode    a prompt as 224 embeddings, and what of it did not fit
+    sample    DDIM on a schedule without signal at its start, velocities predicted, guided
+    decode    by vae.py: the VAE differs from GLM-Image's in its weights and the space of its latents only
+
+Source: Zheng et al. 2024, arXiv 2403.05121, and CogView3PlusPipeline of diffusers, whose pictures these are.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from .checkpoint import load_pretrained
+from .component import Component
+from .denoise import TOGETHER_TOKENS, initial_noise
+from .description import ComponentReport, check_class, check_libraries, read_headers, resolve_dtype
+from .folders import PIPELINE_INDEX, find_below, read_json
+from .geometry import dit_token_count, latent_grid
+from .prior import Progress, no_progress
+from .schedule import whole_steps
+from .vae import LatentSpace, Vae, check_channels
+
+if TYPE_CHECKING:
+    from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
+    from transformers import T5EncoderModel
+
+log = logging.getLogger(__name__)
+
+PIPELINE_CLASS = "CogView3PlusPipeline"
+TOKENS = 224  # of a prompt, the end mark included
+MIN_SIDE, MAX_SIDE, SIDE_STEP = 512, 2048, 32  # pixels
+MAX_PIXELS = 2**21
+MAX_BATCH = 4
+LAYOUT = (
+    f"CogView3-Plus is a folder whose {PIPELINE_INDEX} names {PIPELINE_CLASS}, with the folders text_encoder, tokenizer, "
+    "transformer, vae and scheduler"
+)
+MODEL_CLASSES = {
+    "text_encoder": "T5EncoderModel",
+    "transformer": "CogView3PlusTransformer2DModel",
+    "vae": "AutoencoderKL",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder(Component):
+    """T5 with its tokenizer."""
+
+    model: "T5EncoderModel"
+    tokenizer: Any
+
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        return self.model.encoder.block
+
+
+@dataclass(frozen=True, eq=False)
+class CogView3(Component):
+    """The DiT, the schedule it was trained on, and the space of its latents."""
+
+    model: "CogView3PlusTransformer2DModel"
+    scheduler: "CogVideoXDDIMScheduler"
+    space: LatentSpace
+    checkpoint: Path
+
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        return self.model.transformer_blocks
+
+
+class Framing(NamedTuple):
+    """What the DiT is told of the picture that is pretended to be one of its training set: (height, width), pixels.
+
+    original: of the whole; cropped: how much was cut off at top and left; target: of what came out.
+    """
+
+    original: tuple[int, int]
+    cropped: tuple[int, int]
+    target: tuple[int, int]
+
+
+class Encoded(NamedTuple):
+    """embeddings: [1, 224, D]; left_out: the end of a prompt that was too long, as text."""
+
+    embeddings: torch.Tensor
+    left_out: str
+
+
+def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
+    """The folders of CogView3-Plus below the roots, by name."""
+    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and _is_cogview3(folder))
+
+
+def find_folder(name: str, roots: Sequence[Path]) -> Path:
+    """The folder of that name. Raises FileNotFoundError that says where it looked."""
+    found = list_folders(roots)
+    if name not in found:
+        there = f"; found there: {', '.join(found)}" if found else ""
+        raise FileNotFoundError(f"no CogView3-Plus {name!r} in {', '.join(map(str, roots))}{there}; {LAYOUT}")
+    return found[name]
+
+
+def _is_cogview3(folder: Path) -> bool:
+    try:
+        return read_json(folder / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS
+    except ValueError:
+        return False
+
+
+def check_part(folder: Path, name: str) -> ComponentReport:
+    """What is stored of one part. Raises FileNotFoundError, ValueError or ImportError where it is not sound; reads no weights."""
+    check_libraries()
+    report = ComponentReport(name, MODEL_CLASSES[name])
+    config = folder / name / "config.json"
+    check_class(read_json(config), report.class_name, config)
+    report.count(*read_headers(folder / name, report))
+    return report
+
+
+def load_text_encoder(folder: Path, dtype: str = "auto") -> TextEncoder:
+    """Load T5 and its tokenizer, on the CPU."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    report = check_part(folder, "text_encoder")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    return TextEncoder(load_pretrained(T5EncoderModel, folder / "text_encoder", dtype=resolve_dtype(dtype, report)), tokenizer)
+
+
+def load_dit(folder: Path, dtype: str = "auto") -> CogView3:
+    """Load the DiT, on the CPU, with the schedule and the latent space of the folder's scheduler and VAE."""
+    from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
+
+    report = check_part(folder, "transformer")
+    model = load_pretrained(CogView3PlusTransformer2DModel, folder / "transformer", torch_dtype=resolve_dtype(dtype, report))
+    scheduler = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    if scheduler.config.prediction_type != "v_prediction":
+        raise ValueError(f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type}; CogView3-Plus predicts velocities")
+    return CogView3(model, scheduler, _space(folder), folder)
+
+
+def load_vae(folder: Path, dtype: str = "auto") -> Vae:
+    """Load the VAE, on the CPU."""
+    from diffusers import AutoencoderKL
+
+    report = check_part(folder, "vae")
+    return Vae(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=resolve_dtype(dtype, report)), _space(folder))
+
+
+def _space(folder: Path) -> LatentSpace:
+    """Its latents are scaled as a whole."""
+    config = read_json(folder / "vae" / "config.json")
+    channels, scale = config["latent_channels"], config.get("scaling_factor", 0.18215)  # the library's own default
+    return LatentSpace((0.0,) * channels, (1 / scale,) * channels)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ValueError, with what would do, for a size that CogView3-Plus was not made for."""
+    for name, side in (("width", width), ("height", height)):
+        if not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_STEP:
+            raise ValueError(f"{name} is {side}; CogView3-Plus paints {MIN_SIDE} to {MAX_SIDE} pixels in steps of {SIDE_STEP}")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} is more than {MAX_PIXELS} pixels; 2048x1024 and 1440x1440 are not")
+
+
+@torch.inference_mode()
+def encode(encoder: TextEncoder, prompt: str) -> Encoded:
+    """A prompt's embeddings, padded to 224. An empty one is all zeros, which is what guidance steers away from."""
+    if not prompt.strip():
+        return Encoded(torch.zeros(1, TOKENS, encoder.model.config.d_model, dtype=encoder.dtype), "")
+    whole = encoder.tokenizer(prompt).input_ids
+    ids = encoder.tokenizer(prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+    left_out = encoder.tokenizer.decode(whole[TOKENS - 1 : -1]) if len(whole) > TOKENS else ""
+    return Encoded(encoder.model(ids.to(encoder.device)).last_hidden_state.cpu(), left_out)
+
+
+@torch.inference_mode()
+def sample(
+    dit: CogView3,
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    width: int,
+    height: int,
+    seeds: Sequence[int],
+    steps: int = 50,
+    cfg: float = 5.0,
+    denoise: float = 1.0,
+    latents: torch.Tensor | None = None,
+    framing: Framing | None = None,
+    progress: Progress = no_progress,
+) -> torch.Tensor:
+    """Paint one picture for each seed.
+
+    positive, negative: embeddings [1, 224, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a denoise
+    below 1 starts from. framing: by default the whole picture. Image i starts from the first noise of a generator seeded with
+    seeds[i]. Returns [B, 16, height / 8, width / 8] float32 in the VAE's space, on the CPU.
+
+    Raises ValueError, before the model runs, for a size, a batch, a latent or settings that mean nothing.
+    """
+    check_size(width, height)
+    check_run(dit, width, height, len(seeds), steps, cfg, denoise, latents)
+    if denoise == 0:
+        return latents.expand(len(seeds), -1, -1, -1).clone()
+    scheduler = type(dit.scheduler).from_config(dit.scheduler.config)  # it keeps the steps of one run
+    scheduler.set_timesteps(whole_steps(steps, denoise))
+    x = initial_noise(seeds, len(dit.space.mean), latent_grid(width, height))
+    if denoise < 1:
+        start = dit.space.normalise(latents.float()).expand_as(x)
+        x = scheduler.add_noise(start, x, scheduler.timesteps[-steps])
+    x = x.to(dit.device)
+    guide = guide_of(dit, positive, negative, framing or Framing((height, width), (0, 0), (height, width)), len(seeds))
+    for done, timestep in enumerate(scheduler.timesteps[-steps:].tolist()):
+        progress(done, steps)
+        x = scheduler.step(guided_velocity(dit, guide, x, timestep, cfg), timestep, x, return_dict=False)[0]
+    progress(steps, steps)
+    return dit.space.denormalise(x).float().cpu()
+
+
+def check_run(
+    dit: CogView3, width: int, height: int, batch: int, steps: int, cfg: float, denoise: float, latents: torch.Tensor | None
+) -> None:
+    """Raise ValueError for settings of `sample` that mean nothing."""
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"{batch} pictures at once; CogView3-Plus paints 1 to {MAX_BATCH}")
+    if steps < 1 or not 0 <= denoise <= 1 or cfg < 0:
+        raise ValueError(f"steps {steps}, denoise {denoise} or cfg {cfg} is out of range")
+    if denoise < 1 and latents is None:
+        raise ValueError(f"denoise is {denoise}, and there is no latent to start from; connect one or set denoise to 1")
+    if latents is not None:
+        check_channels(dit.space, latents)
+        grid = latent_grid(width, height)
+        if latents.shape[2:] != tuple(grid) or latents.shape[0] not in (1, batch):
+            raise ValueError(f"the latent is {list(latents.shape)}, for {batch} pictures of {width}x{height} pixels")
+
+
+class Guide(NamedTuple):
+    """Both sides of the guidance on the DiT's device: embeddings [B, 224, D], and sizes [B, 2] as Framing has them."""
+
+    positive: torch.Tensor
+    negative: torch.Tensor
+    sizes: dict[str, torch.Tensor]
+
+
+def guide_of(dit: CogView3, positive: torch.Tensor, negative: torch.Tensor, framing: Framing, batch: int) -> Guide:
+    sides = (side.to(dit.device, dit.dtype).expand(batch, -1, -1) for side in (positive, negative))
+    names = ("original_size", "crop_coords", "target_size")
+    sizes = {
+        name: torch.tensor([size], dtype=torch.float32, device=dit.device).expand(batch, -1)
+        for name, size in zip(names, framing, strict=True)
+    }
+    return Guide(*sides, sizes)
+
+
+def guided_velocity(dit: CogView3, guide: Guide, x: torch.Tensor, timestep: int, cfg: float) -> torch.Tensor:
+    """negative + cfg (positive - negative), [B, 16, h, w] float32. Both in one pass where they are small; one where cfg is 1."""
+    if cfg == 1:
+        return velocity(dit, x, timestep, guide.positive, guide.sizes)
+    height, width = (side * 8 for side in x.shape[2:])
+    if 2 * len(x) * (dit_token_count(width, height) + guide.positive.shape[1]) <= TOGETHER_TOKENS:
+        both = torch.cat([guide.positive, guide.negative])
+        sizes = {name: torch.cat([size, size]) for name, size in guide.sizes.items()}
+        positive, negative = velocity(dit, torch.cat([x, x]), timestep, both, sizes).chunk(2)
+    else:
+        positive, negative = (velocity(dit, x, timestep, side, guide.sizes) for side in (guide.positive, guide.negative))
+    return negative + cfg * (positive - negative)
+
+
+def velocity(
+    dit: CogView3, x: torch.Tensor, timestep: int | torch.Tensor, text: torch.Tensor, sizes: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """One forward. x: [B, 16, h, w] noised latents, text: [B, 224, D]. Returns [B, 16, h, w] float32."""
+    time = torch.as_tensor(timestep, device=x.device).expand(len(x))
+    out = dit.model(x.to(dit.dtype), text, time, **sizes, return_dict=False)[0]
+    return out.float()

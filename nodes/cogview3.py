@@ -1,0 +1,190 @@
+"""CogView3-Plus, GLM-Image's smaller predecessor: no plan, and every word of the prompt reaches the DiT."""
+
+from ..glmimage_core import cogview3, memory
+from ..glmimage_core.cogview3 import Framing, check_part, check_run, check_size
+from .host import FRAMING_KEY, CogView3Painting, host
+from .loaders import DTYPE
+from .sampling import STEPS
+from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input
+
+FOLDER = f"Folder below models/diffusers whose model_index.json names {cogview3.PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
+OWN = "0: as the picture is."
+
+
+def _side(name: str) -> tuple:
+    options = {"default": 1024, "min": cogview3.MIN_SIDE, "max": cogview3.MAX_SIDE, "step": cogview3.SIDE_STEP}
+    tooltip = f"{name} of the picture in pixels, a multiple of {cogview3.SIDE_STEP}; 2 megapixels at most in all."
+    return ("INT", options | {"tooltip": tooltip})
+
+
+def _told(tooltip: str) -> tuple:
+    return ("INT", {"default": 0, "min": 0, "max": 8192, "tooltip": tooltip})
+
+
+class GLMImageLoadCogView3:
+    TITLE = "Load CogView3-Plus"
+    DESCRIPTION = "Loads CogView3-Plus: a 3B diffusion transformer, the T5 that reads its prompts, and its VAE."
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("cogview3", "cogview loader", "cogview3 plus 3b")
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", COGVIEW3_TEXT, "VAE")
+    RETURN_NAMES = ("model", "text_encoder", "vae")
+    OUTPUT_TOOLTIPS = (
+        "The diffusion transformer, for CogView3-Plus Sampler or KSampler.",
+        "T5 with its tokenizer, for CogView3-Plus Encode Prompt.",
+        "The VAE, for GLM-Image VAE Decode or VAE Decode.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = list(cogview3.list_folders(host.checkpoint_roots()))
+        return {"required": {"checkpoint": (names, {"tooltip": FOLDER}), "dtype": DTYPE}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, checkpoint):
+        """Look at configs and file headers before a graph runs. A name that comes over a link is None and not known yet."""
+        try:
+            if checkpoint is not None:
+                folder = cogview3.find_folder(checkpoint, host.checkpoint_roots())
+                for part in cogview3.MODEL_CLASSES:
+                    check_part(folder, part)
+        except (FileNotFoundError, ValueError, ImportError) as error:
+            return str(error)
+        return True
+
+    def load(self, checkpoint, dtype):
+        folder = cogview3.find_folder(checkpoint, host.checkpoint_roots())
+        loaded = (part(folder, dtype) for part in (cogview3.load_dit, cogview3.load_text_encoder, cogview3.load_vae))
+        return tuple(map(host.wire, loaded))
+
+
+class GLMImageCogView3Encode:
+    TITLE = "CogView3-Plus Encode Prompt"
+    DESCRIPTION = "Encodes a prompt for CogView3-Plus, of which 224 tokens are read: long, precise captions work best."
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("cogview3 text encode", "cogview clip text encode", "t5 text encoder")
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "STRING")
+    RETURN_NAMES = ("positive", "negative", "left_out")
+    OUTPUT_TOOLTIPS = (
+        "The prompt's embeddings, for CogView3-Plus Sampler or KSampler.",
+        "The negative prompt's embeddings: zeros where it is empty.",
+        "The end of the prompt, where it is longer than what is read.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "text_encoder": (COGVIEW3_TEXT, {"tooltip": "From Load CogView3-Plus."}),
+                "prompt": (
+                    "STRING",
+                    {"multiline": True, "dynamicPrompts": True, "tooltip": "What the picture shows, in English."},
+                ),
+                "negative_prompt": (
+                    "STRING",
+                    {"default": "", "multiline": True, "tooltip": "What to steer away from. Usually empty."},
+                ),
+            },
+            "optional": {
+                "original_width": _told(f"Width that the picture is said to have had; less looks blurred. {OWN}"),
+                "original_height": _told(f"Height that the picture is said to have had. {OWN}"),
+                "crop_left": _told("Pixels said to have been cut off on the left. 0 is centred."),
+                "crop_top": _told("Pixels said to have been cut off at the top. 0 is centred."),
+                "target_width": _told(f"Width that the picture is said to be of now. {OWN}"),
+                "target_height": _told(f"Height that the picture is said to be of now. {OWN}"),
+            },
+        }
+
+    def encode(
+        self,
+        text_encoder,
+        prompt,
+        negative_prompt="",
+        original_width=0,
+        original_height=0,
+        crop_left=0,
+        crop_top=0,
+        target_width=0,
+        target_height=0,
+    ):
+        config = host.component(text_encoder).model.config
+        itemsize = host.component(text_encoder).dtype.itemsize
+        with host.placed(text_encoder, memory.t5_bytes(config, itemsize, cogview3.TOKENS)) as encoder:
+            positive, negative = (cogview3.encode(encoder, text) for text in (prompt, negative_prompt))
+        if positive.left_out:
+            host.warn(f"the prompt is longer than {cogview3.TOKENS} tokens; left out: {positive.left_out}")
+        framing = Framing((original_height, original_width), (crop_top, crop_left), (target_height, target_width))
+        options = {FRAMING_KEY: framing}
+        return ([[positive.embeddings, options]], [[negative.embeddings, options]], positive.left_out)
+
+
+class GLMImageCogView3Sampler:
+    TITLE = "CogView3-Plus Sampler"
+    DESCRIPTION = "Paints the latents of a picture with CogView3-Plus, with the reference implementation's schedule and guidance."
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("cogview3 ksampler", "cogview denoise")
+    FUNCTION = "sample"
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("Latents of the picture or pictures, for GLM-Image VAE Decode.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "From Load CogView3-Plus."}),
+                "positive": ("CONDITIONING", {"tooltip": "From CogView3-Plus Encode Prompt."}),
+                "negative": ("CONDITIONING", {"tooltip": "From CogView3-Plus Encode Prompt. Not used when cfg is 1."}),
+                "width": _side("Width"),
+                "height": _side("Height"),
+                "batch_size": (
+                    "INT",
+                    {"default": 1, "min": 1, "max": cogview3.MAX_BATCH, "tooltip": "How many pictures to paint together."},
+                ),
+                "seed": seed_input("the noise"),
+                "steps": STEPS,
+                "cfg": (
+                    "FLOAT",
+                    {
+                        "default": 5.0,
+                        "min": 0.0,
+                        "max": 20.0,
+                        "step": 0.1,
+                        "tooltip": "Guidance: how far to steer from the negative to the positive. 1 is off and twice as fast.",
+                    },
+                ),
+                "denoise": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it.",
+                    },
+                ),
+            },
+            "optional": {
+                "latent_image": ("LATENT", {"tooltip": "Where a denoise below 1 starts from, of the picture's size."}),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, width, height):
+        # What comes over a link is not known yet and is None; it is checked when the node runs.
+        try:
+            check_size(width or cogview3.MIN_SIDE, height or cogview3.MIN_SIDE)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg, denoise, latent_image=None):
+        dit = cogview3_dit(model)
+        check_size(width, height)
+        latents = None if latent_image is None else latent_image["samples"]
+        check_run(dit, width, height, batch_size, steps, cfg, denoise, latents)
+        for name, side in (("positive", positive), ("negative", negative)):
+            one_conditioning(side, name)
+        painting = CogView3Painting(positive, negative, width, height, seed, batch_size, steps, cfg, denoise, latents)
+        return ({"samples": host.paint_cogview3(model, painting)},)

@@ -1,0 +1,84 @@
+"""CogView3-Plus as a MODEL: what ComfyUI's samplers and schedulers expect of one."""
+
+from dataclasses import replace
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as model_management
+import comfy.model_sampling
+import torch
+
+from ...glmimage_core import memory
+from ...glmimage_core.cogview3 import TOKENS, CogView3, velocity
+from ...glmimage_core.geometry import LATENT_PX
+from ...glmimage_core.vae import LatentSpace, check_channels
+from . import framing_of
+from .dit_model import ModelConfig
+from .patchers import Patcher, streamable
+
+NO_SIGNAL = 4.8973451890853435e-08  # what ComfyUI has for none, at the start of a schedule: its sigmas are finite
+
+
+class LatentFormat(comfy.latent_formats.LatentFormat):
+    """Latents travel in the VAE's space; samplers work on them scaled."""
+
+    def __init__(self, space: LatentSpace):
+        self.latent_channels = len(space.mean)
+        self._space = space
+
+    def process_in(self, latent: torch.Tensor) -> torch.Tensor:
+        check_channels(self._space, latent)
+        return self._space.normalise(latent)
+
+    def process_out(self, latent: torch.Tensor) -> torch.Tensor:
+        return self._space.denormalise(latent)
+
+
+class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+    """The trained schedule, of which ComfyUI's scheduler `simple` takes the steps that the reference takes."""
+
+    def __init__(self, signal: torch.Tensor):
+        """signal: its power at each timestep, [1000]."""
+        super().__init__()
+        signal = signal.double().clone()
+        signal[-1] = min(NO_SIGNAL, signal[-2].item() / 2)
+        self.set_sigmas(((1 - signal) / signal).sqrt().float())
+
+
+class CogView3Model(comfy.model_base.BaseModel):
+    """The DiT behind ComfyUI's samplers. Its conditioning comes from CogView3-Plus Encode Prompt."""
+
+    def __init__(self, dit: CogView3, device: torch.device, offload_device: torch.device):
+        config = ModelConfig(ModelConfig.unet_config)
+        config.latent_format = LatentFormat(dit.space)
+        config.manual_cast_dtype = streamable(dit.model, device)
+        super().__init__(config, comfy.model_base.ModelType.V_PREDICTION, device=offload_device)
+        self.diffusion_model = dit.model.requires_grad_(False)
+        self.dit = dit.on(device, config.manual_cast_dtype)
+        self.model_sampling = ModelSampling(dit.scheduler.alphas_cumprod)
+
+    def extra_conds(self, *, noise, cross_attn, **options) -> dict[str, comfy.conds.CONDRegular]:
+        height, width = (side * LATENT_PX for side in noise.shape[2:])
+        sizes = zip(("original_size", "crop_coords", "target_size"), framing_of(options, width, height), strict=True)
+        conds = {name: comfy.conds.CONDRegular(torch.tensor([size], dtype=torch.float32)) for name, size in sizes}
+        return conds | {"c_crossattn": comfy.conds.CONDRegular(cross_attn)}
+
+    def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006, ComfyUI's signature
+        """Bytes of one pass of input_shape [B, 16, height / 8, width / 8]."""
+        batch, *_, height, width = input_shape
+        job = memory.Job(width * LATENT_PX, height * LATENT_PX, batch, glyph_tokens=TOKENS, guided=False)
+        return memory.cogview3_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **sizes):  # noqa: B006
+        """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
+        dit = replace(self.dit, model=self.diffusion_model, compute_dtype=self.manual_cast_dtype, device=x.device)
+        scaled = self.model_sampling.calculate_input(t, x)
+        v = velocity(dit, scaled, self.model_sampling.timestep(t).float(), c_crossattn.to(x.device, dit.dtype), sizes)
+        return self.model_sampling.calculate_denoised(t, v, x)
+
+
+def cogview3_patcher(dit: CogView3) -> comfy.model_patcher.ModelPatcher:
+    """CogView3-Plus as what travels on a MODEL wire."""
+    device, offload_device = model_management.get_torch_device(), model_management.unet_offload_device()
+    return Patcher(CogView3Model(dit, device, offload_device), load_device=device, offload_device=offload_device)

@@ -1,0 +1,243 @@
+"""CogView3-Plus against diffusers' pipeline, and its nodes. With a random one in the released layout."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import CogView3PlusPipeline
+from glm_image_pack.glmimage_core import cogview3, memory
+from glm_image_pack.glmimage_core.cogview3 import Framing
+from glm_image_pack.glmimage_core.denoise import initial_noise
+from glm_image_pack.glmimage_core.geometry import latent_grid
+from glm_image_pack.glmimage_core.vae import decode, encode
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes.headless.bench.measure import allocator_peak
+
+NAME = "CogView3-Plus-3B"
+PROMPT = "a red cat on a mat, seen from above"
+LONG = "many words " * 40
+
+
+@pytest.fixture(scope="module")
+def folder(models):
+    return models / "diffusers" / NAME
+
+
+@pytest.fixture(scope="module")
+def dit(folder):
+    return cogview3.load_dit(folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return cogview3.load_text_encoder(folder)
+
+
+@pytest.fixture(scope="module")
+def vae(folder):
+    return cogview3.load_vae(folder)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder):
+    pipeline = CogView3PlusPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def wires():
+    return NODES["GLMImageLoadCogView3"]().load(NAME, "auto")
+
+
+def of_pipeline(pipeline, width, height, seeds, steps, cfg, **options) -> torch.Tensor:
+    noise = initial_noise(seeds, 16, latent_grid(width, height))
+    return torch.tensor(
+        pipeline(
+            options.pop("prompt", PROMPT),
+            width=width,
+            height=height,
+            num_images_per_prompt=len(seeds),
+            latents=noise,
+            num_inference_steps=steps,
+            guidance_scale=cfg,
+            output_type="np",
+            **options,
+        ).images
+    )
+
+
+def paint(dit, encoder, vae, width, height, seeds, negative="", prompt=PROMPT, **settings) -> torch.Tensor:
+    sides = (cogview3.encode(encoder, text).embeddings for text in (prompt, negative))
+    return decode(vae, cogview3.sample(dit, *sides, width, height, seeds, **settings))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "seeds", "steps", "cfg", "options"),
+    [
+        (512, 512, [0], 5, 5.0, {}),
+        (544, 512, [3, 4], 3, 7.0, {}),
+        (512, 768, [1], 3, 1.0, {}),
+        (512, 512, [0], 7, 3.0, {"negative_prompt": "blurred"}),  # 7 does not divide 1000
+        (512, 512, [0], 3, 5.0, {"original_size": (2048, 1024), "crops_coords_top_left": (64, 32)}),
+        (512, 512, [0], 3, 5.0, {"prompt": LONG}),
+    ],
+)
+def test_a_picture_is_the_pipelines(dit, encoder, vae, pipeline, width, height, seeds, steps, cfg, options):
+    theirs = of_pipeline(pipeline, width, height, seeds, steps, cfg, **options)
+    framing = None
+    if "original_size" in options:
+        framing = Framing(options["original_size"], options["crops_coords_top_left"], (height, width))
+    ours = paint(
+        *(dit, encoder, vae, width, height, seeds, options.get("negative_prompt", ""), options.get("prompt", PROMPT)),
+        **{"steps": steps, "cfg": cfg, "framing": framing},
+    )
+    assert (ours - theirs).abs().max() <= 1 / 255
+    assert ours.std() > 0.05
+
+
+def test_each_condition_shows_in_the_picture(dit, encoder, vae):
+    settings = {"steps": 2, "width": 512, "height": 512, "seeds": [0]}
+    framings = [None, *(Framing((512, 512), (0, 0), (512, 512))._replace(**{name: (999, 333)}) for name in Framing._fields)]
+    pictures = [paint(dit, encoder, vae, framing=framing, **settings) for framing in framings]
+    pictures.append(paint(dit, encoder, vae, negative="blurred", **settings))
+    pictures.append(paint(dit, encoder, vae, prompt="a blue dog", **settings))
+    for index, picture in enumerate(pictures):
+        assert all((picture - other).abs().max() > 1 / 255 for other in pictures[:index])
+
+
+def test_image_i_of_a_batch_can_be_made_again_alone(dit, encoder, vae):
+    both = paint(dit, encoder, vae, 512, 512, [5, 6], steps=2)
+    assert (paint(dit, encoder, vae, 512, 512, [6], steps=2) - both[1:]).abs().max() < 1 / 255
+
+
+def test_less_denoise_keeps_more_of_a_latent(dit, encoder, vae):
+    latents = encode(vae, torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0)))
+    sides = [cogview3.encode(encoder, text).embeddings for text in (PROMPT, "")]
+    far = [
+        (cogview3.sample(dit, *sides, 512, 512, [0], 3, 1.0, denoise, latents) - latents).abs().mean().item()
+        for denoise in (0.0, 0.1, 0.3, 1.0)
+    ]
+    assert far[0] == 0 and far[0] < far[1] < far[2] < far[3]
+
+
+def test_what_did_not_fit_is_told(encoder):
+    encoded = cogview3.encode(encoder, LONG)
+    kept = LONG.replace(" ", "")[: -len(encoded.left_out.replace(" ", ""))]
+    assert encoded.embeddings.shape[1] == 224 and encoded.left_out.endswith("words")
+    assert len(encoder.tokenizer(kept).input_ids) <= 224
+    assert cogview3.encode(encoder, PROMPT).left_out == ""
+
+
+def test_an_empty_prompt_is_zeros(encoder, pipeline):
+    _, theirs = pipeline.encode_prompt(PROMPT)
+    assert torch.equal(cogview3.encode(encoder, " ").embeddings, theirs)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [(496, 512, "width is 496"), (512, 2080, "height is 2080"), (528, 512, "steps of 32"), (2048, 1056, "more than 2097152")],
+)
+def test_sizes_it_was_not_made_for_are_refused(width, height, message):
+    with pytest.raises(ValueError, match=message):
+        cogview3.check_size(width, height)
+    assert message in NODES["GLMImageCogView3Sampler"].VALIDATE_INPUTS(width, height)
+
+
+def test_the_largest_sizes_and_those_over_links_are_taken():
+    for width, height in ((2048, 1024), (1440, 1440), (512, 512), (None, None)):
+        assert NODES["GLMImageCogView3Sampler"].VALIDATE_INPUTS(width, height) is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": [0] * 5}, "5 pictures at once"),
+        ({"steps": 0}, "out of range"),
+        ({"denoise": 0.5}, "no latent to start from"),
+        ({"latents": torch.zeros(1, 4, 64, 64)}, r"not \[1, 4, 64, 64\]"),
+        ({"latents": torch.zeros(1, 16, 32, 64)}, r"the latent is \[1, 16, 32, 64\]"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_before_the_model_runs(dit, settings, message):
+    side = torch.zeros(1, 224, 32)
+    with pytest.raises(ValueError, match=message):
+        cogview3.sample(dit, side, side, 512, 512, **{"seeds": [0]} | settings)
+
+
+@pytest.mark.parametrize(("width", "height", "pictures", "cfg"), [(512, 512, 1, 5.0), (512, 512, 2, 1.0), (1024, 512, 4, 5.0)])
+def test_memory_is_predicted_within_10_percent(dit, width, height, pictures, cfg):
+    side = torch.zeros(1, 224, 32)
+    measured = allocator_peak(lambda: cogview3.sample(dit, side, side, width, height, [0] * pictures, 1, cfg))
+    job = memory.Job(width, height, pictures, glyph_tokens=224, guided=cfg != 1)
+    assert memory.cogview3_bytes(dit.model.config, 4, job) == pytest.approx(measured, rel=0.1)
+
+
+def test_the_text_encoders_memory_is_predicted_within_10_percent(encoder):
+    measured = allocator_peak(lambda: cogview3.encode(encoder, PROMPT))
+    assert memory.t5_bytes(encoder.model.config, 4, 224) == pytest.approx(measured, rel=0.1)
+
+
+def other_class(copy):
+    config = copy / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "SD3Transformer2DModel"}))
+
+
+def other_prediction(copy):
+    config = copy / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_class, "is of a SD3Transformer2DModel"),
+        (lambda copy: (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink(), "is missing its weights"),
+        (lambda copy: (copy / "text_encoder" / "config.json").unlink(), "config.json is missing"),
+        (lambda copy: (copy / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"no"), "truncated or corrupt"),
+    ],
+)
+def test_what_is_wrong_is_named_before_a_graph_runs(folder, tmp_path, quiet_host, change, message):
+    shutil.copytree(folder, tmp_path / "diffusers" / NAME)
+    change(tmp_path / "diffusers" / NAME)
+    quiet_host.models = tmp_path
+    assert message in NODES["GLMImageLoadCogView3"].VALIDATE_INPUTS(NAME)
+
+
+def test_a_schedule_of_another_kind_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / NAME)
+    other_prediction(tmp_path / NAME)
+    with pytest.raises(ValueError, match="predicts epsilon"):
+        cogview3.load_dit(tmp_path / NAME)
+
+
+def test_the_loader_lists_its_own_kind(folder, quiet_host, tmp_path):
+    loader = NODES["GLMImageLoadCogView3"]
+    assert loader.INPUT_TYPES()["required"]["checkpoint"][0] == [NAME] and loader.VALIDATE_INPUTS(NAME) is True
+    assert NAME not in NODES["GLMImageLoadDiT"].INPUT_TYPES()["required"]["checkpoint"][0]
+    quiet_host.models = tmp_path
+    assert f"no CogView3-Plus '{NAME}'" in loader.VALIDATE_INPUTS(NAME)
+
+
+def test_the_nodes_paint_the_pipelines_picture(wires, pipeline):
+    model, text_encoder, vae = wires
+    positive, negative, left_out = NODES["GLMImageCogView3Encode"]().encode(text_encoder, PROMPT, original_width=1024)
+    (latent,) = NODES["GLMImageCogView3Sampler"]().sample(model, positive, negative, 512, 544, 1, 9, 3, 5.0, 1.0)
+    (picture,) = NODES["GLMImageVAEDecode"]().decode(vae, latent)
+    theirs = of_pipeline(pipeline, 512, 544, [9], 3, 5.0, original_size=(544, 1024))
+    assert (picture - theirs).abs().max() <= 1 / 255 and left_out == ""
+
+
+def test_a_prompt_that_is_too_long_is_warned_of(wires, caplog):
+    _, _, left_out = NODES["GLMImageCogView3Encode"]().encode(wires[1], LONG)
+    assert left_out and f"left out: {left_out}" in caplog.text
+
+
+def test_models_of_the_two_families_are_not_taken_for_each_other(wires, vae):
+    positive, negative, _ = NODES["GLMImageCogView3Encode"]().encode(wires[1], PROMPT)
+    (dit,) = NODES["GLMImageLoadDiT"]().load("GLM-Image", "auto", "none")
+    with pytest.raises(ValueError, match="model is not CogView3-Plus"):
+        NODES["GLMImageCogView3Sampler"]().sample(dit, positive, negative, 512, 512, 1, 0, 1, 5.0, 1.0)
+    with pytest.raises(ValueError, match="model is not a GLM-Image DiT"):
+        NODES["GLMImageSampler"]().sample(wires[0], positive, negative, 0, 1, 1.5)
