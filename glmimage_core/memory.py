@@ -133,9 +133,12 @@ def cogview3_bytes(config: Any, itemsize: int, job: Job) -> int:
 
 
 def t5_bytes(config: Any, itemsize: int, tokens: int) -> int:
-    """T5's widest layer: the feed-forward of all tokens, or the scores of its heads with their position bias."""
+    """T5's widest layer: the feed-forward of all tokens, or the scores of its heads with their position bias.
+
+    Of the scores there are three in memory in transformers 5.23 and four in 5.1.
+    """
     feeding = tokens * (3 * config.d_ff + 4 * config.d_model) * itemsize
-    attending = config.num_heads * tokens**2 * 3 * itemsize + tokens * 6 * config.d_model * itemsize
+    attending = config.num_heads * tokens**2 * 4 * itemsize + tokens * 6 * config.d_model * itemsize
     return max(feeding, attending)
 
 

@@ -174,9 +174,9 @@ def test_memory_is_predicted_within_10_percent(dit, width, height, pictures, cfg
     assert memory.cogview3_bytes(dit.model.config, 4, job) == pytest.approx(measured, rel=0.1)
 
 
-def test_the_text_encoders_memory_is_predicted_within_10_percent(encoder):
+def test_the_text_encoder_takes_no_more_memory_than_predicted(encoder):
     measured = allocator_peak(lambda: cogview3.encode(encoder, PROMPT))
-    assert memory.t5_bytes(encoder.model.config, 4, 224) == pytest.approx(measured, rel=0.1)
+    assert 0.7 < measured / memory.t5_bytes(encoder.model.config, 4, 224) < 1.02
 
 
 def other_class(copy):
