@@ -7,6 +7,7 @@ from .lora import GLMImageLoadLoRA
 from .prior import GLMImageApplyPrior, GLMImageGeneratePrior
 from .prompt import GLMImageEncodePrompt
 from .references import GLMImageEncodeReference
+from .remote import GLMImageRemote
 from .sampling import GLMImageModelSampling, GLMImageSampler, GLMImageScheduler
 from .size import GLMImageSize
 from .vae import GLMImageVAEDecode, GLMImageVAEEncode
@@ -36,6 +37,7 @@ NODE_CLASS_MAPPINGS = {
         GLMImageLoadCogView3,
         GLMImageCogView3Encode,
         GLMImageCogView3Sampler,
+        GLMImageRemote,
     )
 }
 

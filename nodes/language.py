@@ -208,7 +208,7 @@ class GLMImageEnhancePromptAPI:
         if (problem := _unless_empty(prompt)) is not True:
             return problem
         try:
-            chat.Endpoint(base_url or "http://127.0.0.1", "any" if model is None else model, timeout=timeout or 1)
+            chat.chat_endpoint(base_url or "http://127.0.0.1", "any" if model is None else model, timeout=timeout or 1)
             if base_url and key_variable:
                 key_for(key_variable, base_url)
         except ValueError as error:
@@ -218,7 +218,7 @@ class GLMImageEnhancePromptAPI:
     def enhance(
         self, prompt, base_url, model, key_variable, style, language, seed, temperature, max_tokens, timeout, retries, images=None
     ):
-        endpoint = chat.Endpoint(base_url, model, key_for(key_variable, base_url), timeout, retries)
+        endpoint = chat.chat_endpoint(base_url, model, key_for(key_variable, base_url), timeout, retries)
         pictures = [] if images is None else to_pictures(images)
         told = instruction(prompt, style, language, len(pictures))
         progress = host.progress("Enhance Prompt", "pieces")

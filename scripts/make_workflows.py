@@ -333,6 +333,18 @@ def cogview3_plus(name: str, note: str) -> dict:
     return graph.ui()
 
 
+def remote(name: str, note: str) -> dict:
+    """The whole of it elsewhere."""
+    graph = Graph(name, note)
+    graph.group("Prompt", "#5b4a6b", MODELS, TOP, 380, 610)
+    text = graph.add("PrimitiveStringMultiline", (MODELS, TOP), (380, 260), title="Prompt", value=PROMPT)
+    graph.group("Paint", "#3d5a44", WORDS, TOP, 860, 610)
+    painted = graph.add("GLMImageRemote", (WORDS, TOP), (400, 480), prompt=(text, 0))
+    save = {"images": (painted, 0), "filename_prefix": f"glm-image/{name}"}
+    graph.add("SaveImage", (WORDS + 440, TOP), (420, 610), **save)
+    return graph.ui()
+
+
 def planned_by_size(graph: Graph, aspect: str) -> tuple[Loaded, dict[str, tuple], dict[str, tuple]]:
     """Loaders, prompt, and a plan whose size one node sets. Returns that size and both conditionings as inputs, too."""
     loaded = begin(graph, PROMPT)
@@ -464,6 +476,11 @@ def all_workflows() -> dict[str, dict]:
             "## CogView3-Plus\nGLM-Image's predecessor of 3B paints from the prompt without a plan: 512 to 2048 pixels, long "
             "English captions.\n\n**GLM-Image Enhance Prompt** writes such a caption from a few words: switch it and its "
             "loader on (Ctrl+B).",
+        ),
+        "remote": remote(
+            "remote",
+            "## On another machine\n**base_url** is the address of an SGLang or a vLLM-Omni that serves GLM-Image. For an edit, "
+            "connect the pictures to **images**.\n\nA request that may have arrived is never sent twice.",
         ),
         "nano": build(
             "nano",

@@ -21,14 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 pack = runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
 
 import transformers  # noqa: E402
+from endpoint_server import Server  # noqa: E402
 from glm_image_pack.glmimage_core import checkpoint as checkpoints  # noqa: E402
 from glm_image_pack.glmimage_core import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
 from glm_image_pack.glmimage_core.tiny_cogview3 import write_cogview3  # noqa: E402
 from glm_image_pack.glmimage_core.tiny_vlm import write_vlm  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
-
-from chat_server import Server  # noqa: E402
 
 
 @pytest.fixture(scope="session")

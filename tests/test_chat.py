@@ -8,18 +8,17 @@ import time
 import tracemalloc
 
 import pytest
-from glm_image_pack.glmimage_core import chat
-from glm_image_pack.glmimage_core.chat import Endpoint, EndpointError, complete
+from endpoint_server import KEY, words
+from glm_image_pack.glmimage_core.chat import chat_endpoint, complete
+from glm_image_pack.glmimage_core.endpoint import QUOTED_ERROR, EndpointError
 from PIL import Image
-
-from chat_server import KEY, words
 
 pytest.importorskip("openai", reason="needs the package openai")
 BOMB = gzip.compress(b"data: " + b"\0" * 50_000_000)
 
 
 def ask(chat_server, progress=lambda done, total: None, pictures=(), **settings) -> str:
-    endpoint = Endpoint(chat_server.url, "glm", **{"key": KEY, "timeout": 20, "retries": 0} | settings)
+    endpoint = chat_endpoint(chat_server.url, "glm", **{"key": KEY, "timeout": 20, "retries": 0} | settings)
     return complete(endpoint, "Rewrite.", "a bakery", pictures, seed=7, progress=progress)
 
 
@@ -90,7 +89,7 @@ def errors_for_ever(handler):
         (huge, "sent more than 4194304 bytes"),
         (errors_for_ever, "sent more than 4194304 bytes"),
         (bomb, "answered with the encoding 'gzip'"),
-        (lambda handler: handler.begin(kind="text/html"), "answered with text/html, not with an event stream"),
+        (lambda handler: handler.begin(kind="text/html"), "answered with text/html, not with text/event-stream"),
         (lambda handler: handler.begin(302, Location="file:///etc/passwd"), "sends elsewhere, to file:///etc/passwd"),
         (lambda handler: handler.begin(307, Location="http://127.0.0.1:1/v1/chat/completions"), "sends elsewhere"),
         (echo, r"answered 401: .*no such key: \*\*\*"),
@@ -111,7 +110,7 @@ def test_a_bad_answer_is_one_clear_line_in_little_memory(chat_server, behave, me
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 40e6 and "\n" not in str(caught.value) and len(str(caught.value)) <= chat.QUOTED_ERROR
+    assert peak < 40e6 and "\n" not in str(caught.value) and len(str(caught.value)) <= QUOTED_ERROR
     assert KEY not in str(caught.value) and KEY not in caplog.text
 
 
@@ -149,7 +148,7 @@ def test_it_is_interrupted_while_nothing_comes(chat_server):
 
 def test_nobody_there_is_said():
     with pytest.raises(EndpointError, match="http://127.0.0.1:9/v1"):
-        complete(Endpoint("http://127.0.0.1:9/v1", "glm", retries=0, timeout=5), "Rewrite.", "a bakery")
+        complete(chat_endpoint("http://127.0.0.1:9/v1", "glm", retries=0, timeout=5), "Rewrite.", "a bakery")
 
 
 @pytest.mark.parametrize(
@@ -165,9 +164,9 @@ def test_nobody_there_is_said():
 )
 def test_a_wrong_setting_is_refused(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
-        Endpoint(**{"base_url": "http://host/v1", "model": "glm"} | settings)
+        chat_endpoint(**{"base_url": "http://host/v1", "model": "glm"} | settings)
     assert "secret" not in str(caught.value)
 
 
 def test_the_key_is_not_shown():
-    assert KEY not in repr(Endpoint("http://host/v1", "glm", KEY))
+    assert KEY not in repr(chat_endpoint("http://host/v1", "glm", KEY))

@@ -18,6 +18,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from endpoint_server import painted
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.runner import Runner
@@ -183,14 +184,19 @@ def test_help_pages_and_translations_are_served(server):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, chat_server, name, tmp_path):
     def answered(workflow: Workflow) -> Workflow:
+        with_values(workflow, "GLMImageRemote", base_url=chat_server.url)
         return with_values(workflow, "GLMImageEnhancePromptAPI", base_url=chat_server.url)
+
+    if name == "remote":
+        chat_server.behave = painted
 
     pictures, _, messages = server.run(answered(for_comfyui(name)))
     size = SIZES.get(name, (256, 288))
     assert [Image.open(path).size for path in pictures] == [size] * len(pictures) and pictures
     progress = [message["data"] for message in messages if message["type"] == "progress"]
-    assert {step["value"] for step in progress if step["max"] == 2} == {1, 2}  # the sampler
-    if name not in COGVIEW3:
+    if name != "remote":
+        assert {step["value"] for step in progress if step["max"] == 2} == {1, 2}  # the sampler
+    if name not in [*COGVIEW3, "remote"]:
         assert any(step["value"] == step["max"] > 60 for step in progress)  # the AR stage
     if name in COMFYUI_ONLY:
         return

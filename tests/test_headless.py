@@ -28,7 +28,7 @@ from pictures import pattern
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 NANO = ["nano", "nano_edit"]  # with the built-in model
-WITH_SERVER = ["enhance_prompt_api"]  # which run in tests/test_language.py
+WITH_SERVER = ["enhance_prompt_api", "remote"]  # which run in tests/test_language.py and tests/test_remote.py
 COMFYUI_ONLY = ["custom_sampler", "stock_sampler"]
 WITH_VLM = ["enhance_prompt", "describe"]
 COGVIEW3 = ["cogview3_plus"]

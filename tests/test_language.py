@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from endpoint_server import KEY
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.nodes.headless.workflow import read_workflow
 from glm_image_pack.nodes.keys import key_for
 from PIL import Image
-
-from chat_server import KEY
 
 ROOT = Path(__file__).resolve().parents[1]
 NODE = NODES["GLMImageEnhancePromptAPI"]

@@ -1,0 +1,281 @@
+"""GLM-Image behind an engine, against a real HTTP server on the loopback: kind, slow, broken, huge and malicious ones."""
+
+import gzip
+import io
+import json
+import logging
+import threading
+import time
+import tracemalloc
+
+import pytest
+import torch
+from endpoint_server import KEY, painted, picture, send
+from glm_image_pack.glmimage_core import remote
+from glm_image_pack.glmimage_core.endpoint import Endpoint, EndpointError
+from glm_image_pack.glmimage_core.remote import Order
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes.headless import ALL_NODES
+from glm_image_pack.nodes.headless.runner import Runner
+from glm_image_pack.nodes.headless.stock import Folders
+from PIL import Image
+from test_headless import shipped
+
+pytest.importorskip("openai", reason="needs the package openai")
+SIDE = 256
+BOMB = gzip.compress(b" " * 50_000_000)
+
+
+@pytest.fixture(autouse=True)
+def at_work(chat_server, monkeypatch):
+    """The server paints, and a second try comes at once."""
+    chat_server.behave = painted
+    monkeypatch.setattr(remote, "WAIT", 0.01)
+
+
+def order(engine="sglang", **settings) -> Order:
+    return Order(engine, "a bakery", SIDE, SIDE, **settings)
+
+
+def paint(chat_server, asked: Order | None = None, progress=lambda done, total: None, **settings) -> list[Image.Image]:
+    endpoint = Endpoint(chat_server.url, "", **{"key": KEY, "timeout": 20, "retries": 0} | settings)
+    return remote.paint(endpoint, asked or order(), progress)
+
+
+def levels(pictures) -> list[int]:
+    return [picture.getpixel((0, 0))[0] for picture in pictures]
+
+
+def test_a_request_is_as_the_engines_publish_it(chat_server):
+    assert levels(paint(chat_server, order(seed=7, steps=20, cfg=2.5))) == [7]
+    (asked,) = chat_server.asked
+    assert asked["path"] == "/v1/images/generations" and asked["headers"]["Authorization"] == f"Bearer {KEY}"
+    assert asked["body"] == {
+        "prompt": "a bakery",
+        "size": "256x256",
+        "n": 1,
+        "response_format": "b64_json",
+        "output_format": "png",
+        "seed": 7,
+        "num_inference_steps": 20,
+        "guidance_scale": 2.5,
+    }
+
+
+@pytest.mark.parametrize("engine", remote.ENGINES)
+def test_picture_i_has_the_seed_of_its_number(chat_server, engine):
+    seen = []
+    pictures = paint(chat_server, order(engine, count=3, seed=5), lambda done, total: seen.append((done, total)))
+    assert levels(pictures) == [5, 6, 7] and seen[0] == (0, 3) and seen[-1] == (3, 3)
+    assert len(chat_server.asked) == (1 if engine == "sglang" else 3)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_references_go_along_in_order(chat_server, count):
+    references = tuple(Image.new("RGB", (64, 96), colour) for colour in ("red", "blue")[:count])
+    paint(chat_server, order(references=references, seed=3))
+    (asked,) = chat_server.asked
+    assert asked["path"] == "/v1/images/edits"
+    files = asked["body"]["image" if count == 1 else "image[]"]
+    colours = [Image.open(io.BytesIO(file)).getpixel((0, 0)) for file in files]
+    assert colours == [(255, 0, 0), (0, 0, 255)][:count]
+    assert {name: asked["body"][name] for name in ("prompt", "size", "seed", "n")} == {
+        "prompt": "a bakery",
+        "size": "256x256",
+        "seed": "3",
+        "n": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "triton"}, "engine 'triton'"),
+        ({"engine": "vllm-omni", "references": (Image.new("RGB", (8, 8)),) * 2}, "takes one reference, not 2"),
+        ({"engine": "vllm-omni", "steps": 300}, "up to 200 steps"),
+        ({"count": 11}, "11 pictures at once"),
+    ],
+)
+def test_what_an_engine_would_refuse_is_refused_here(settings, message):
+    with pytest.raises(ValueError, match=message):
+        order(**settings)
+
+
+def failing(status, **headers):
+    def behave(handler):
+        handler.begin(status, "application/json", **headers)
+        handler.wfile.write(b'{"error": {"message": "no"}}')
+
+    return behave
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_engine_that_has_not_begun_is_asked_again(chat_server, status):
+    chat_server.behave = lambda handler: (failing(status) if len(chat_server.asked) < 3 else painted)(handler)
+    assert len(paint(chat_server, retries=2)) == 1 and len(chat_server.asked) == 3
+
+
+def vanish(handler):
+    """Takes the request, and is gone."""
+    handler.connection.close()
+
+
+def cut(handler):
+    handler.begin(kind="application/json", Content_Length="1000")
+    handler.wfile.write(b'{"data": [')
+    handler.connection.close()
+
+
+def sleep(handler):
+    time.sleep(3)
+
+
+@pytest.mark.parametrize(
+    ("behave", "message"),
+    [
+        (failing(408), "answered 408: it may still be painting"),
+        (failing(502), "answered 502: it may still be painting"),
+        (failing(504), "answered 504: it may still be painting"),
+        (failing(500), "answered 500"),
+        (failing(400), "answered 400"),
+        (vanish, "may still be painting"),
+        (cut, "may still be painting"),
+        (sleep, "no whole answer within 1 s|may still be painting"),
+    ],
+)
+def test_what_may_have_been_begun_is_never_asked_twice(chat_server, behave, message):
+    chat_server.behave = behave
+    with pytest.raises(EndpointError, match=message):
+        paint(chat_server, retries=5, timeout=1 if behave is sleep else 20)
+    time.sleep(0.2)
+    assert len(chat_server.asked) == 1
+
+
+def test_an_engine_that_is_not_there_is_named_after_all_tries(monkeypatch):
+    waits = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    with pytest.raises(EndpointError, match="http://127.0.0.1:9/v1"):
+        remote.paint(Endpoint("http://127.0.0.1:9/v1", "", retries=3, timeout=20), order())
+    assert waits == [remote.WAIT * 2**tried for tried in range(3)]
+
+
+def huge(handler):
+    handler.begin(kind="application/json")
+    for _ in range(10_000):
+        handler.wfile.write(b" " * 1_000_000)
+
+
+def bomb(handler):
+    handler.begin(kind="application/json", Content_Encoding="gzip")
+    handler.wfile.write(BOMB)
+
+
+def elsewhere(handler):
+    handler.begin(302, "text/plain", Location="file:///etc/passwd")
+
+
+def address(handler):
+    handler.begin(kind="application/json")
+    handler.wfile.write(json.dumps({"created": 1, "data": [{"url": "file:///etc/passwd"}]}).encode())
+
+
+def page(handler):
+    handler.begin(kind="text/html")
+    handler.wfile.write(b"<html>")
+
+
+def echo(handler):
+    handler.begin(401, "application/json")
+    handler.wfile.write(json.dumps({"error": {"message": f"no such key: {KEY}"}}).encode())
+
+
+def bomb_of_a_picture(handler):
+    send(handler, [picture(12_000, 12_000, 0)])
+
+
+@pytest.mark.parametrize(
+    ("behave", "message"),
+    [
+        (huge, "sent more than"),
+        (bomb, "answered with the encoding 'gzip'"),
+        (elsewhere, "sends elsewhere, to file:///etc/passwd"),
+        (address, "sent 0 pictures, not 1"),
+        (page, "answered with text/html"),
+        (echo, r"no such key: \*\*\*"),
+        (bomb_of_a_picture, "sent a picture of 12000x12000, not of 256x256"),
+        (lambda handler: send(handler, [picture(64, 64, 0)]), "sent a picture of 64x64"),
+        (lambda handler: send(handler, [picture(SIDE, SIDE, 0)] * 2), "sent 2 pictures, not 1"),
+        (lambda handler: send(handler, [b"GIF89a" + b"\0" * 100]), "sent what is no picture"),
+        (lambda handler: send(handler, [picture(SIDE, SIDE, 0)[:60]]), "sent what is no picture"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # raised before anything is unpacked
+def test_an_answer_that_cannot_be_trusted_ends_in_one_line_and_bounded_memory(chat_server, caplog, behave, message):
+    chat_server.behave = behave
+    caplog.set_level(logging.DEBUG)
+    tracemalloc.start()
+    try:
+        with pytest.raises(EndpointError, match=message) as caught:
+            paint(chat_server)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    if behave is not bomb_of_a_picture:  # made by the server, in this process
+        assert peak < 40e6
+    assert "\n" not in str(caught.value) and KEY not in str(caught.value) and KEY not in caplog.text
+
+
+def test_waiting_can_be_stopped(chat_server):
+    waiting = threading.Event()
+    chat_server.behave = lambda handler: waiting.wait(10)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total):
+        if chat_server.asked:
+            raise Stopped
+
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        paint(chat_server, progress=stop)
+    waiting.set()
+    assert time.monotonic() - began < 3
+
+
+def test_the_node_paints_a_batch(chat_server):
+    (images,) = NODES["GLMImageRemote"]().paint(
+        *("a bakery", "sglang", chat_server.url, "", "", 288, 256, 2, 10, 20, 1.5, 20.0, 0), images=torch.ones(1, 64, 64, 3)
+    )
+    assert images.shape == (2, 256, 288, 3)
+    assert (images[:, 0, 0, 0] * 255).round().tolist() == [10, 11]
+    assert chat_server.asked[0]["path"] == "/v1/images/edits"
+
+
+@pytest.mark.parametrize("kind", ["api", "ui"])
+def test_the_workflow_paints(chat_server, tmp_path, kind):
+    workflow, folders = shipped("remote", kind), Folders(tmp_path, tmp_path, [])
+    for node in workflow.prompt.values():
+        if node["class_type"] == "GLMImageRemote":
+            node["inputs"] |= {"base_url": chat_server.url, "seed": 9}
+    Runner(ALL_NODES, folders).run(workflow)
+    assert levels([Image.open(path) for path in folders.written]) == [9]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompt": " "}, "prompt is empty"),
+        ({"base_url": "ftp://host"}, "is no address"),
+        ({"width": 1000}, "992 or 1024"),
+        ({"key_variable": "OPENAI_API_KEY"}, "may not be sent to host"),
+        ({"engine": "vllm-omni", "steps": 500}, "up to 200 steps"),
+        ({}, True),
+        ({"prompt": None, "base_url": None, "width": None}, True),
+    ],
+)
+def test_bad_values_are_named_before_a_graph_runs(monkeypatch, values, message):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    usual = {"prompt": "a", "engine": "sglang", "base_url": "http://host/v1", "key_variable": "", "width": 256, "height": 256}
+    problem = NODES["GLMImageRemote"].VALIDATE_INPUTS(**usual | values)
+    assert problem is True if message is True else message in problem
