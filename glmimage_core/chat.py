@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -10,7 +10,7 @@ from PIL import Image
 from .endpoint import Endpoint, Refused, client_of, watched
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import AsyncOpenAI
 
 MAX_BYTES = 4 * 1024 * 1024  # of an answer as it comes over the wire
 MAX_SIDE = 1024  # pixels of a picture that is sent
@@ -41,7 +41,7 @@ def complete(
     client = client_of(endpoint, "text/event-stream", MAX_BYTES, endpoint.retries)
     pieces: list[str] = []
 
-    def fetch() -> Iterator[str]:
+    def fetch() -> AsyncIterator[str]:
         return _pieces(client, endpoint.model, instruction, request, pictures, temperature, seed, max_tokens)
 
     for piece in watched(fetch, client, endpoint, lambda: progress(min(len(pieces), max_tokens), max_tokens)):
@@ -49,10 +49,12 @@ def complete(
     return "".join(pieces)
 
 
-def _pieces(client: "OpenAI", model, instruction, request, pictures, temperature, seed, max_tokens) -> Iterator[str]:
+async def _pieces(
+    client: "AsyncOpenAI", model, instruction, request, pictures, temperature, seed, max_tokens
+) -> AsyncIterator[str]:
     shown = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
     content = [*shown, {"type": "text", "text": request}] if shown else request
-    stream = client.chat.completions.create(
+    stream = await client.chat.completions.create(
         model=model,
         messages=[{"role": "system", "content": instruction}, {"role": "user", "content": content}],
         temperature=temperature,
@@ -61,7 +63,7 @@ def _pieces(client: "OpenAI", model, instruction, request, pictures, temperature
         stream=True,
     )
     ended = False
-    for event in stream:
+    async for event in stream:
         for choice in event.choices[:1]:
             ended = ended or choice.finish_reason is not None
             if choice.delta.content:

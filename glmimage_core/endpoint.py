@@ -4,21 +4,25 @@ The package `openai` speaks the protocol. What an endpoint sends is not trusted:
 that was asked for, comes uncompressed, and is not fetched from elsewhere.
 """
 
+import asyncio
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import AsyncOpenAI
 
 Piece = TypeVar("Piece")
 POLL = 0.1  # seconds between two looks at whether to stop
 QUOTED_ERROR = 300  # characters of what an endpoint said
+SENT_HEADERS = {"host", "accept", "connection", "content-type", "content-length", "transfer-encoding", "user-agent"}
+"""All that is sent beside the key. The package openai has more in mind, such as what OPENAI_CUSTOM_HEADERS holds."""
 
 
 class EndpointError(RuntimeError):
@@ -52,7 +56,7 @@ class Endpoint:
             raise ValueError(f"timeout is {self.timeout}; it must be above 0")
 
 
-def client_of(endpoint: Endpoint, kind: str, max_bytes: int, retries: int) -> "OpenAI":
+def client_of(endpoint: Endpoint, kind: str, max_bytes: int, retries: int) -> "AsyncOpenAI":
     """A client that reads answers of one content type and of so many bytes at most, and asks again so often by itself.
 
     Raises ImportError that says what to install.
@@ -61,14 +65,24 @@ def client_of(endpoint: Endpoint, kind: str, max_bytes: int, retries: int) -> "O
         import openai
     except ImportError:
         raise ImportError("an endpoint needs the package openai: pip install openai") from None
-    hooks = {"response": [lambda response: _bound(response, kind, max_bytes)]}
-    return openai.OpenAI(
+
+    async def send_no_more_than_needed(request) -> None:
+        for name in set(request.headers) - SENT_HEADERS:
+            del request.headers[name]
+        request.headers["Accept-Encoding"] = "identity"
+        if endpoint.key:
+            request.headers["Authorization"] = f"Bearer {endpoint.key}"
+
+    async def bound(response) -> None:
+        _bound(response, kind, max_bytes)
+
+    hooks = {"request": [send_no_more_than_needed], "response": [bound]}
+    return openai.AsyncOpenAI(
         base_url=endpoint.base_url,
-        api_key=endpoint.key or "none",  # which local servers do not look at
+        api_key="none",  # the hook has it
         timeout=endpoint.timeout,
         max_retries=retries,
-        default_headers={"Accept-Encoding": "identity"},
-        http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks),
+        http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks=hooks),
     )
 
 
@@ -81,48 +95,62 @@ def _bound(response, kind: str, max_bytes: int) -> None:
         raise Refused(f"answered with {given[:80]}, not with {kind}; is this the right address?")
     http = sys.modules[type(response).__module__.split(".")[0]]  # httpx or its successor, as openai has it
 
-    class Bounded(http.SyncByteStream):
+    class Bounded(http.AsyncByteStream):
         def __init__(self, stream):
             self.stream = stream
 
-        def __iter__(self) -> Iterator[bytes]:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
             left = max_bytes
-            for chunk in self.stream:
+            async for chunk in self.stream:
                 left -= len(chunk)
                 if left < 0:
                     raise Refused(f"sent more than {max_bytes} bytes")
                 yield chunk
 
-        def close(self) -> None:
-            self.stream.close()
+        async def aclose(self) -> None:
+            await self.stream.aclose()
 
     response.stream = Bounded(response.stream)
 
 
 def watched(
-    fetch: Callable[[], Iterator[Piece]], client: "OpenAI", endpoint: Endpoint, waiting: Callable[[], None]
+    fetch: Callable[[], AsyncIterator[Piece]],
+    client: "AsyncOpenAI",
+    endpoint: Endpoint,
+    waiting: Callable[[], None],
+    too_late: str = "gave no whole answer",
 ) -> Iterator[Piece]:
-    """What `fetch` yields in a thread of its own. waiting() is called several times a second; what it raises ends it.
+    """What `fetch` yields with the client, in a thread of its own.
 
-    Closes the client at the end. Raises EndpointError.
+    waiting() is called several times a second; what it raises ends it and closes the connection. Raises EndpointError, also when
+    the endpoint's time is over, with `too_late` as what happened.
     """
     arrived: queue.SimpleQueue[tuple[Piece | None, Exception | None, bool]] = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
 
-    def run() -> None:
+    async def run() -> None:
         try:
-            for piece in fetch():
-                arrived.put((piece, None, False))
+            async with client:
+                async for piece in fetch():
+                    arrived.put((piece, None, False))
             arrived.put((None, None, True))
         except Exception as error:  # carried to the caller's thread
             arrived.put((None, error, True))
 
-    threading.Thread(target=run, daemon=True).start()
+    task = loop.create_task(run())
+
+    def work() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.close()
+
+    threading.Thread(target=work, daemon=True).start()
     end = time.monotonic() + endpoint.timeout
     try:
         while True:
             waiting()
             if time.monotonic() > end:
-                raise EndpointError(f"{endpoint.base_url} gave no whole answer within {endpoint.timeout:g} s")
+                raise EndpointError(f"{endpoint.base_url} {too_late} within {endpoint.timeout:g} s")
             try:
                 piece, error, ended = arrived.get(timeout=POLL)
             except queue.Empty:
@@ -133,7 +161,8 @@ def watched(
                 return
             yield piece
     finally:
-        client.close()
+        with suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(task.cancel)
 
 
 def causes_of(error: Exception) -> list[BaseException]:

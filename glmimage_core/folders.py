@@ -5,7 +5,7 @@ The layout is diffusers': `model_index.json` names GlmImagePipeline, each compon
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 PIPELINE_CLASS = "GlmImagePipeline"
@@ -28,8 +28,13 @@ LAYOUT = "a checkpoint is a folder with model_index.json (of a GlmImagePipeline)
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder's model_index.json names the GLM-Image pipeline."""
+    return is_pipeline(folder, PIPELINE_CLASS)
+
+
+def is_pipeline(folder: Path, class_name: str) -> bool:
+    """Whether the folder's model_index.json names that pipeline of diffusers. One that cannot be read names none."""
     try:
-        return read_json(folder / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS
+        return read_json(folder / PIPELINE_INDEX).get("_class_name") == class_name
     except (OSError, ValueError):
         return False
 
@@ -37,6 +42,15 @@ def is_checkpoint(folder: Path) -> bool:
 def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
     """Every checkpoint below the roots, by name."""
     return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_checkpoint(folder))
+
+
+def find_named(name: str, found: Mapping[str, Path], roots: Iterable[Path], what: str) -> Path:
+    """The folder of that name among those found below the roots. Raises FileNotFoundError that says where was looked."""
+    if name in found:
+        return found[name]
+    looked = ", ".join(map(str, roots)) or "no folder at all"
+    there = f"; found there: {', '.join(found)}" if found else ""
+    raise FileNotFoundError(f"no {what} {name!r} in {looked}{there}")
 
 
 def find_below(roots: Iterable[Path], wanted: Callable[[Path, list[str]], bool]) -> dict[str, Path]:
@@ -78,13 +92,14 @@ def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
     found = list_checkpoints(roots)
     if folder := found.get(name) or BUILT_IN.get(name):
         return folder
-    looked = ", ".join(map(str, roots)) or "no folder at all"
-    there = f"; found there: {', '.join(found)}" if found else ""
     for root in roots:
-        if (Path(root) / name / "model_index.json").is_file():
-            raise FileNotFoundError(f"{Path(root) / name / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
-    built_in = ", ".join(map(repr, BUILT_IN))
-    raise FileNotFoundError(f"no GLM-Image checkpoint {name!r} in {looked}{there}; {LAYOUT}; {built_in} needs no download")
+        if (Path(root) / name / PIPELINE_INDEX).is_file():
+            raise FileNotFoundError(f"{Path(root) / name / PIPELINE_INDEX} does not name a {PIPELINE_CLASS}; {LAYOUT}")
+    try:
+        return find_named(name, found, roots, "GLM-Image checkpoint")
+    except FileNotFoundError as error:
+        built_in = ", ".join(map(repr, BUILT_IN))
+        raise FileNotFoundError(f"{error}; {LAYOUT}; {built_in} needs no download") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -101,7 +116,7 @@ def weight_files(folder: Path) -> list[Path]:
 def read_json(file: Path) -> dict:
     """The object in a JSON file. Raises FileNotFoundError or ValueError that names the file."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; {LAYOUT}")
+        raise FileNotFoundError(f"{file} is missing")
     try:
         content = json.loads(file.read_text("utf-8"))
     except ValueError as error:

@@ -8,12 +8,13 @@ picture that it is painting, nor takes an id by which it would know a request ag
 second time.
 """
 
+import asyncio
 import base64
 import binascii
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -23,13 +24,14 @@ from .endpoint import Endpoint, Refused, causes_of, client_of, watched
 from .geometry import check_size
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import AsyncOpenAI
 
 ENGINES = ("sglang", "vllm-omni")
 MAX_PICTURES = 10  # that an engine paints for one request
 NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # of httpx and of its successor
 BEFORE_ANY_WORK = (429, 503)  # what the engines answer so, they have not begun
 MAYBE_AT_WORK = (408, 502, 504)  # what something between here and the engine says
+VLLM_PIXELS = 2048 * 2048  # more prior tokens than it lets the AR stage write
 FORMATS = ("PNG", "JPEG", "WEBP")
 WAIT = 1.0  # seconds before the second try, twice as long before each further one
 
@@ -56,9 +58,13 @@ class Order:
         check_size(self.width, self.height)
         if not 1 <= self.count <= MAX_PICTURES:
             raise ValueError(f"{self.count} pictures at once; an engine paints 1 to {MAX_PICTURES}")
+        if self.steps < 1 or not self.cfg >= 0:
+            raise ValueError(f"steps is {self.steps} and cfg {self.cfg}; at least 1 and 0 are needed")
         if self.engine == "vllm-omni":
             if len(self.references) > 1:
                 raise ValueError(f"vLLM-Omni takes one reference, not {len(self.references)}; SGLang takes several")
+            if self.width * self.height > VLLM_PIXELS:
+                raise ValueError(f"vLLM-Omni plans up to 2048x2048 pixels, not {self.width}x{self.height}")
             if self.steps > 200 or self.cfg > 20:
                 raise ValueError(f"vLLM-Omni takes up to 200 steps and a cfg up to 20, not {self.steps} and {self.cfg}")
 
@@ -82,18 +88,20 @@ def paint(endpoint: Endpoint, order: Order, progress: Callable[[int, int], None]
     client = client_of(endpoint, "application/json", order.count * (pixels * 3 * 3 // 2 + 2**20), retries=0)
     painted: list[Image.Image] = []
 
-    def fetch() -> Iterator[Image.Image]:
+    async def fetch() -> AsyncIterator[Image.Image]:
         for seed, count in order.requests:
-            answer = _asked(lambda seed=seed, count=count: _request(client, endpoint, order, seed, count), endpoint.retries)
-            yield from _pictures(answer, order, count)
+            request = partial(_request, client, endpoint, order, seed, count)
+            for picture in _pictures(await _asked(request, endpoint.retries), order, count):
+                yield picture
 
-    for picture in watched(fetch, client, endpoint, lambda: progress(len(painted), order.count)):
+    too_late = "gave no picture, and may still be painting,"
+    for picture in watched(fetch, client, endpoint, lambda: progress(len(painted), order.count), too_late):
         painted.append(picture)
     progress(len(painted), order.count)
     return painted
 
 
-def _request(client: "OpenAI", endpoint: Endpoint, order: Order, seed: int, count: int):
+async def _request(client: "AsyncOpenAI", endpoint: Endpoint, order: Order, seed: int, count: int):
     common = {
         "prompt": order.prompt,
         "size": f"{order.width}x{order.height}",
@@ -105,23 +113,23 @@ def _request(client: "OpenAI", endpoint: Endpoint, order: Order, seed: int, coun
     if endpoint.model.strip():
         common["model"] = endpoint.model
     if not order.references:
-        return client.images.generate(**common)
+        return await client.images.generate(**common)
     files = [(f"{number}.png", png(picture.convert("RGB")), "image/png") for number, picture in enumerate(order.references, 1)]
-    return client.images.edit(image=files[0] if len(files) == 1 else files, **common)
+    return await client.images.edit(image=files[0] if len(files) == 1 else files, **common)
 
 
-def _asked(request: Callable, retries: int):
+async def _asked(request: Callable[[], Awaitable], retries: int):
     """What a request gives, asked again only where it did not arrive or was not begun."""
     import openai
 
     tried = 0
     while True:
         try:
-            return request()
+            return await request()
         except openai.APIError as error:
             if not _is_not_begun(error) or tried == retries:
                 raise
-        time.sleep(WAIT * 2**tried)
+        await asyncio.sleep(WAIT * 2**tried)
         tried += 1
 
 
@@ -133,6 +141,12 @@ def _is_not_begun(error: Exception) -> bool:
     if isinstance(error, openai.APIStatusError):
         if error.status_code in MAYBE_AT_WORK:
             raise Refused(f"answered {error.status_code}: it may still be painting, and is not asked again by itself") from error
+        # An engine says it in JSON. A gateway that lost the connection says 503 too, in words of its own.
+        own = error.response.headers.get("content-type", "").startswith("application/json")
+        if error.status_code == 503 and not own:
+            raise Refused(
+                "answered 503, not in the engine's own words: it may still be painting, and is not asked again"
+            ) from error
         return error.status_code in BEFORE_ANY_WORK
     if NOT_SENT & {type(cause).__name__ for cause in causes}:
         return True

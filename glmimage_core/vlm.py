@@ -4,7 +4,8 @@ Whatever transformers' Auto classes open for image-text-to-text works: one folde
 chat template, and an image processor. How many tokens a picture takes and which frames of a clip are seen, its processors say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,15 +16,17 @@ from PIL import Image
 from .checkpoint import check_quantization, load_pretrained
 from .component import Component
 from .description import ComponentReport, check_libraries, read_headers, resolve_dtype
-from .folders import find_below, read_json
+from .folders import find_below, find_named, read_json
 from .memory import answer_bytes
 from .prior import Progress, no_progress
-from .quantization import quantize
+from .quantization import quantizable, quantize
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
 WHOLE_PATCH = 3 * 14 * 14  # numbers in a patch of a picture that comes whole
+THOUGHT = "<think>"
+LEAST_SHARE = 0.5  # of the language half that a quantization must reach
 LAYOUT = (
     "a vision-language model is a folder with config.json, safetensors, a tokenizer with a chat template and an image processor"
 )
@@ -48,9 +51,13 @@ class Clip(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What a model is given, on the CPU: ids, and pictures as patches."""
+    """What a model is given, on the CPU: ids, and pictures as patches.
+
+    begins_in_thought: whether the conversation ends where the model is to think aloud.
+    """
 
     inputs: "BatchFeature"
+    begins_in_thought: bool = False
 
     @property
     def tokens(self) -> int:
@@ -74,17 +81,13 @@ def list_vlms(roots: Sequence[Path]) -> dict[str, Path]:
 
 def find_vlm(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
-    found = list_vlms(roots)
-    if name not in found:
-        there = f"; found there: {', '.join(found)}" if found else ""
-        raise FileNotFoundError(f"no vision-language model {name!r} in {', '.join(map(str, roots))}{there}; {LAYOUT}")
-    return found[name]
+    return find_named(name, list_vlms(roots), roots, "vision-language model")
 
 
 def _config_of(folder: Path) -> dict:
     try:
         return read_json(folder / "config.json")
-    except ValueError:
+    except (OSError, ValueError):
         return {}  # which is no config of a model
 
 
@@ -116,8 +119,22 @@ def load_vlm(folder: Path, dtype: str = "auto", quantization: str = "none") -> V
     processor = load_processor(folder)
     if not processor.chat_template:
         raise ValueError(f"{folder} has no chat template (chat_template.jinja), without which nothing can be asked; {LAYOUT}")
-    model = load_pretrained(AutoModelForImageTextToText, folder, dtype=resolve_dtype(dtype, report))
-    return Vlm(model if quantization == "none" else quantize(model, quantization), processor)
+    as_stored = dtype == "auto" and "quantization_config" in _config_of(folder)  # of which its own library knows the dtype
+    model = load_pretrained(AutoModelForImageTextToText, folder, dtype="auto" if as_stored else resolve_dtype(dtype, report))
+    if quantization == "none":
+        return Vlm(model, processor)
+    if (share := _quantizable_share(model)) < LEAST_SHARE:
+        raise ValueError(
+            f"quantization would reach {share:.0%} of the language half's weights in {folder.name}, whose layers are built "
+            "otherwise; choose none"
+        )
+    return Vlm(quantize(model, quantization), processor)
+
+
+def _quantizable_share(model: torch.nn.Module) -> float:
+    """Of the parameters of the language half, how many are in layers that are quantized."""
+    reached = sum(layer.weight.numel() for layer in quantizable(model).values())
+    return reached / sum(parameter.numel() for parameter in model.get_decoder().parameters())
 
 
 def load_processor(folder: Path):
@@ -150,7 +167,7 @@ def load_processor(folder: Path):
 _PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
-def ask(vlm: Vlm, instruction: str, request: str, pictures: Sequence[Image.Image] = (), clip: Clip | None = None) -> Question:
+def prepare(vlm: Vlm, instruction: str, request: str, pictures: Sequence[Image.Image] = (), clip: Clip | None = None) -> Question:
     """What the model is told, shown and asked, in this order; the clip after the pictures.
 
     Models that can be told not to think aloud are. Raises ValueError for a clip that has less than two frames or no rate, and
@@ -166,7 +183,8 @@ def ask(vlm: Vlm, instruction: str, request: str, pictures: Sequence[Image.Image
     conversation = [*told, {"role": "user", "content": content}]
     text = vlm.processor.apply_chat_template(conversation, add_generation_prompt=True, enable_thinking=False)
     # A template writes all of a conversation, the first token included.
-    return Question(vlm.processor(text=[text], add_special_tokens=False, return_tensors="pt", **media))
+    inputs = vlm.processor(text=[text], add_special_tokens=False, return_tensors="pt", **media)
+    return Question(inputs, text.rstrip().endswith(THOUGHT))
 
 
 def _video(vlm: Vlm, clip: Clip) -> dict[str, Any]:
@@ -208,14 +226,37 @@ def answer(
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     progress(0, max_tokens)
-    inputs = question.inputs.to(vlm.device, dtype=vlm.model.dtype)  # of floating numbers
+    inputs = {
+        name: tensor.to(vlm.device, vlm.model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in question.inputs.items()
+    }
     drawn = {"do_sample": True, "temperature": temperature} if temperature else _LIKELIEST
-    with torch.random.fork_rng(devices=[vlm.device] if vlm.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with _seeded(vlm.device, seed):
         ids = vlm.model.generate(
             **inputs, **drawn, max_new_tokens=max_tokens, stopping_criteria=StoppingCriteriaList([Watched()])
         )
-    return vlm.processor.decode(ids[0, question.tokens :].cpu(), skip_special_tokens=True)
+    said = vlm.processor.decode(ids[0, question.tokens :].cpu(), skip_special_tokens=True)
+    return f"{THOUGHT}{said}" if question.begins_in_thought else said
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """transformers draws from the global generator of a device, which is left as it was. seed: 0..2^64 - 1."""
+    generator = _global_generator(device)
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
+def _global_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
+    return torch.default_generator
 
 
 _LIKELIEST = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}

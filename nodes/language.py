@@ -3,7 +3,7 @@
 from ..glmimage_core import chat
 from ..glmimage_core.pixels import to_pictures
 from ..glmimage_core.rewriting import KINDS, LANGUAGES, checked, description_request, instruction, without_markup
-from ..glmimage_core.vlm import Clip, answer, ask
+from ..glmimage_core.vlm import Clip, answer, prepare
 from .host import host
 from .keys import key_for
 from .sockets import CATEGORY, SEED_MAX, VLM
@@ -96,8 +96,11 @@ class GLMImageEnhancePrompt:
 
     def enhance(self, vlm, prompt, style, language, seed, temperature, max_tokens, images=None):
         pictures = [] if images is None else to_pictures(images)
-        question = ask(host.component(vlm), instruction(prompt, style, language, len(pictures)), prompt, pictures)
-        return (checked(_answer(vlm, question, temperature, seed, max_tokens, "Enhance Prompt"), prompt, style),)
+        question = prepare(host.component(vlm), instruction(prompt, style, language, len(pictures)), prompt, pictures)
+        said = _answer(vlm, question, temperature, seed, max_tokens, "Enhance Prompt")
+        if not without_markup(said):
+            host.warn(f"the model said nothing within {max_tokens} tokens, or only thought: the prompt is as it was")
+        return (checked(said, prompt, style),)
 
 
 class GLMImageDescribe:
@@ -147,8 +150,11 @@ class GLMImageDescribe:
         if frame_rate:
             pictures, clip = [], Clip(pictures, frame_rate)
         request = description_request(instruction, language, len(images), frame_rate > 0)
-        question = ask(host.component(vlm), "", request, pictures, clip)
-        return (without_markup(_answer(vlm, question, temperature, seed, max_tokens, "Describe")),)
+        question = prepare(host.component(vlm), "", request, pictures, clip)
+        description = without_markup(_answer(vlm, question, temperature, seed, max_tokens, "Describe"))
+        if not description:
+            raise ValueError(f"the model said nothing within {max_tokens} tokens, or only thought; raise max_tokens")
+        return (description,)
 
 
 class GLMImageEnhancePromptAPI:

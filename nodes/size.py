@@ -40,7 +40,7 @@ class GLMImageSize:
                         "default": 1.0,
                         "min": 0.06,
                         "max": 4.0,
-                        "step": 0.25,
+                        "step": 0.05,  # of which the front end takes two decimals
                         "tooltip": "Area in units of 1024 x 1024 pixels. GLM-Image was trained for 1 to 4, nano for 0.06.",
                     },
                 ),

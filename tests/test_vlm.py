@@ -34,11 +34,11 @@ def wire():
 
 
 def say(vlm, request="what is it?", pictures=(), seed=0, **settings) -> str:
-    return vlms.answer(vlm, vlms.ask(vlm, "Be brief.", request, pictures), seed=seed, max_tokens=12, **settings)
+    return vlms.answer(vlm, vlms.prepare(vlm, "Be brief.", request, pictures), seed=seed, max_tokens=12, **settings)
 
 
 def test_the_model_is_told_shown_and_asked_in_this_order(vlm):
-    question = vlms.ask(vlm, "Be brief.", "what?", [RED, BLUE])
+    question = vlms.prepare(vlm, "Be brief.", "what?", [RED, BLUE])
     text = vlm.processor.decode(question.inputs["input_ids"][0])
     seen = text.replace("<|image|>", "")
     picture = "<|begin_of_image|><|end_of_image|>"
@@ -49,7 +49,7 @@ def test_the_model_is_told_shown_and_asked_in_this_order(vlm):
 
 
 def test_it_says_what_transformers_says(vlm):
-    question = vlms.ask(vlm, "Be brief.", "what?", [RED])
+    question = vlms.prepare(vlm, "Be brief.", "what?", [RED])
     with torch.inference_mode():
         ids = vlm.model.generate(**question.inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=12)
     theirs = vlm.processor.decode(ids[0, question.tokens :], skip_special_tokens=True)
@@ -87,7 +87,7 @@ def test_progress_tells_each_token_and_stops_the_model(vlm):
 @needs_torchvision
 def test_a_clip_is_sampled_as_its_processor_has_it(vlm):
     frames = [Image.new("RGB", (64, 64), (10 * index, 0, 0)) for index in range(20)]
-    question = vlms.ask(vlm, "", "what happens?", clip=vlms.Clip(frames, rate=4.0))
+    question = vlms.prepare(vlm, "", "what happens?", clip=vlms.Clip(frames, rate=4.0))
     sampled = question.inputs["video_grid_thw"][0, 0].item() * 2
     assert sampled == 8  # two a second of five, of which the checkpoint allows eight
     text = vlm.processor.decode(question.inputs["input_ids"][0])
@@ -98,7 +98,7 @@ def test_a_clip_is_sampled_as_its_processor_has_it(vlm):
 @pytest.mark.parametrize(("frames", "rate"), [(1, 4.0), (3, 0.0)])
 def test_what_is_no_clip_is_named(vlm, frames, rate):
     with pytest.raises(ValueError, match="a clip has two frames or more and some a second"):
-        vlms.ask(vlm, "", "what?", clip=vlms.Clip([RED] * frames, rate))
+        vlms.prepare(vlm, "", "what?", clip=vlms.Clip([RED] * frames, rate))
 
 
 @pytest.mark.parametrize("quantization", ["int8", "fp8", "nf4"])
@@ -107,7 +107,7 @@ def test_its_language_half_can_be_quantized(folder, vlm, quantization):
     small = vlms.load_vlm(folder, quantization=quantization)
     assert quantization_of(small.model.model.language_model) == quantization
     assert quantization_of(small.model.model.visual) == "none"
-    question = vlms.ask(vlm, "", "what?", [RED])
+    question = vlms.prepare(vlm, "", "what?", [RED])
     with torch.inference_mode():
         exact, rounded = (model(**question.inputs).logits[0, -1] for model in (vlm.model, small.model))
     assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > (0.95 if quantization == "nf4" else 0.99)
@@ -162,6 +162,38 @@ def test_a_rewritten_prompt_keeps_its_texts(wire):
         assert '"OPEN 24h"' in prompt and prompt != 'a sign with "OPEN 24h"'
 
 
+def thinking(wire, monkeypatch):
+    """As of a model whose template begins its answer with a thought, and that never ends it."""
+    template = wire.processor.chat_template.replace("<think></think>", "<think>")
+    monkeypatch.setattr(wire.processor, "chat_template", template)
+
+
+def test_a_model_that_only_thinks_changes_no_prompt(wire, monkeypatch, caplog):
+    thinking(wire, monkeypatch)
+    assert NODES["GLMImageEnhancePrompt"]().enhance(wire, "a cat", "general", "auto", 0, 0.0, 16) == ("a cat",)
+    assert "said nothing within 16 tokens, or only thought" in caplog.text
+
+
+def test_a_model_that_only_thinks_describes_nothing(wire, monkeypatch):
+    thinking(wire, monkeypatch)
+    with pytest.raises(ValueError, match="said nothing within 16 tokens, or only thought"):
+        NODES["GLMImageDescribe"]().describe(wire, torch.rand(1, 64, 64, 3), 0.0, "", "auto", 0, 0.0, 16)
+
+
+def test_layers_that_cannot_be_quantized_are_not_taken_for_it(folder, monkeypatch):
+    pytest.importorskip("comfy_kitchen")
+    monkeypatch.setattr(vlms, "quantizable", lambda model: {})
+    with pytest.raises(ValueError, match="would reach 0% of the language half's weights in Glmga"):
+        vlms.load_vlm(folder, quantization="int8")
+
+
+def test_a_config_that_cannot_be_read_is_no_model(quiet_host, tmp_path):
+    (tmp_path / "LLM" / "gone").mkdir(parents=True)
+    (tmp_path / "LLM" / "gone" / "config.json").symlink_to(tmp_path / "nowhere")
+    quiet_host.models = tmp_path
+    assert NODES["GLMImageLoadVLM"].INPUT_TYPES()["required"]["checkpoint"][0] == []
+
+
 def test_an_empty_prompt_is_refused_before_the_graph_runs():
     check = NODES["GLMImageEnhancePrompt"].VALIDATE_INPUTS
     assert "empty" in check(" ") and check("a cat") is True and check(None) is True
@@ -180,8 +212,9 @@ def test_describing_goes_by_instruction_and_pictures(wire):
 
 @needs_torchvision
 def test_frames_of_a_clip_are_described_as_one(wire):
-    (said,) = NODES["GLMImageDescribe"]().describe(wire, torch.rand(4, 64, 64, 3), 2.0, "", "zh", 0, 0.0, 8)
-    assert isinstance(said, str)
+    frames = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    said = {NODES["GLMImageDescribe"]().describe(wire, frames, rate, "What is it?", "en", 0, 0.0, 16) for rate in (0.0, 1.0, 2.0)}
+    assert len(said) == 3  # pictures, a clip, and one half as long
 
 
 def test_requests_are_of_the_language_asked_for():
@@ -197,6 +230,6 @@ def test_requests_are_of_the_language_asked_for():
 def test_memory_is_predicted_within_10_percent(folder, pictures, letters, answered):
     vlm = vlms.load_vlm(folder)
     vlm.model.generation_config.eos_token_id = None  # says as much as it may
-    question = vlms.ask(vlm, "", "x" * letters, [RED.resize((640, 480))] * pictures)
+    question = vlms.prepare(vlm, "", "x" * letters, [RED.resize((640, 480))] * pictures)
     measured = allocator_peak(lambda: vlms.answer(vlm, question, temperature=0, max_tokens=answered))
     assert question.bytes(vlm, answered) == pytest.approx(measured, rel=0.1)
