@@ -32,7 +32,7 @@ lint: .venv/ready
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet $(TORCH)
-	.venv/bin/python -m pip install --quiet --upgrade -r requirements.txt comfy-kitchen scipy openai hypothesis pytest ruff
+	.venv/bin/python -m pip install --quiet --upgrade -r requirements.txt comfy-kitchen scipy openai hypothesis sentencepiece protobuf pytest ruff
 	touch $@
 
 .venv-oldest/ready: requirements.txt Makefile

@@ -11,6 +11,7 @@ Source: Zheng et al. 2024, arXiv 2403.05121, and CogView3PlusPipeline of diffuse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +21,8 @@ from .checkpoint import load_pretrained
 from .component import Component
 from .denoise import TOGETHER_TOKENS, initial_noise
 from .description import ComponentReport, check_class, check_libraries, read_headers, resolve_dtype
-from .folders import PIPELINE_INDEX, find_below, read_json
-from .geometry import dit_token_count, latent_grid
+from .folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
+from .geometry import LATENT_PX, dit_token_count, latent_grid
 from .prior import Progress, no_progress
 from .schedule import whole_steps
 from .vae import LatentSpace, Vae, check_channels
@@ -56,6 +57,10 @@ class TextEncoder(Component):
     tokenizer: Any
 
     @property
+    def parts(self) -> dict[str, torch.nn.Module]:
+        return {"t5": self.model}
+
+    @property
     def blocks(self) -> Sequence[torch.nn.Module]:
         return self.model.encoder.block
 
@@ -74,7 +79,7 @@ class CogView3(Component):
         return self.model.transformer_blocks
 
 
-class Framing(NamedTuple):
+class MicroConditions(NamedTuple):
     """What the DiT is told of the picture that is pretended to be one of its training set: (height, width), pixels.
 
     original: of the whole; cropped: how much was cut off at top and left; target: of what came out.
@@ -86,31 +91,20 @@ class Framing(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """embeddings: [1, 224, D]; left_out: the end of a prompt that was too long, as text."""
+    """embeddings: [1, 224, D]; truncated: the end of a prompt that was too long, as text."""
 
     embeddings: torch.Tensor
-    left_out: str
+    truncated: str
 
 
 def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
     """The folders of CogView3-Plus below the roots, by name."""
-    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and _is_cogview3(folder))
+    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_pipeline(folder, PIPELINE_CLASS))
 
 
 def find_folder(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
-    found = list_folders(roots)
-    if name not in found:
-        there = f"; found there: {', '.join(found)}" if found else ""
-        raise FileNotFoundError(f"no CogView3-Plus {name!r} in {', '.join(map(str, roots))}{there}; {LAYOUT}")
-    return found[name]
-
-
-def _is_cogview3(folder: Path) -> bool:
-    try:
-        return read_json(folder / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS
-    except ValueError:
-        return False
+    return find_named(name, list_folders(roots), roots, "CogView3-Plus")
 
 
 def check_part(folder: Path, name: str) -> ComponentReport:
@@ -123,11 +117,26 @@ def check_part(folder: Path, name: str) -> ComponentReport:
     return report
 
 
+def check_side_folders(folder: Path) -> None:
+    """Raise FileNotFoundError or ImportError where tokenizer or scheduler cannot be loaded."""
+    for file in (folder / "scheduler" / "scheduler_config.json", folder / "tokenizer" / "tokenizer_config.json"):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; {LAYOUT}")
+    if not (folder / "tokenizer" / "tokenizer.json").is_file():  # as released: SentencePiece's file, which transformers converts
+        missing = [package for package, module in _CONVERTERS.items() if find_spec(module) is None]
+        if missing:
+            raise ImportError(f"the tokenizer of CogView3-Plus needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
+_CONVERTERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+
+
 def load_text_encoder(folder: Path, dtype: str = "auto") -> TextEncoder:
     """Load T5 and its tokenizer, on the CPU."""
     from transformers import AutoTokenizer, T5EncoderModel
 
     report = check_part(folder, "text_encoder")
+    check_side_folders(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     return TextEncoder(load_pretrained(T5EncoderModel, folder / "text_encoder", dtype=resolve_dtype(dtype, report)), tokenizer)
 
@@ -175,8 +184,8 @@ def encode(encoder: TextEncoder, prompt: str) -> Encoded:
         return Encoded(torch.zeros(1, TOKENS, encoder.model.config.d_model, dtype=encoder.dtype), "")
     whole = encoder.tokenizer(prompt).input_ids
     ids = encoder.tokenizer(prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
-    left_out = encoder.tokenizer.decode(whole[TOKENS - 1 : -1]) if len(whole) > TOKENS else ""
-    return Encoded(encoder.model(ids.to(encoder.device)).last_hidden_state.cpu(), left_out)
+    truncated = encoder.tokenizer.decode(whole[TOKENS - 1 : -1]) if len(whole) > TOKENS else ""
+    return Encoded(encoder.model(ids.to(encoder.device)).last_hidden_state.cpu(), truncated)
 
 
 @torch.inference_mode()
@@ -191,38 +200,79 @@ def sample(
     cfg: float = 5.0,
     denoise: float = 1.0,
     latents: torch.Tensor | None = None,
-    framing: Framing | None = None,
+    mask: torch.Tensor | None = None,
+    micro: MicroConditions | None = None,
     progress: Progress = no_progress,
 ) -> torch.Tensor:
     """Paint one picture for each seed.
 
     positive, negative: embeddings [1, 224, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a denoise
-    below 1 starts from. framing: by default the whole picture. Image i starts from the first noise of a generator seeded with
+    below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where `latents` must come
+    out again. micro: by default the whole picture. Image i starts from the first noise of a generator seeded with
     seeds[i]. Returns [B, 16, height / 8, width / 8] float32 in the VAE's space, on the CPU.
 
     Raises ValueError, before the model runs, for a size, a batch, a latent or settings that mean nothing.
     """
     check_size(width, height)
-    check_run(dit, width, height, len(seeds), steps, cfg, denoise, latents)
+    check_run(dit, width, height, len(seeds), steps, cfg, denoise, latents, mask)
+    check_text(dit, positive, negative)
     if denoise == 0:
         return latents.expand(len(seeds), -1, -1, -1).clone()
     scheduler = type(dit.scheduler).from_config(dit.scheduler.config)  # it keeps the steps of one run
-    scheduler.set_timesteps(whole_steps(steps, denoise))
-    x = initial_noise(seeds, len(dit.space.mean), latent_grid(width, height))
-    if denoise < 1:
-        start = dit.space.normalise(latents.float()).expand_as(x)
-        x = scheduler.add_noise(start, x, scheduler.timesteps[-steps])
-    x = x.to(dit.device)
-    guide = guide_of(dit, positive, negative, framing or Framing((height, width), (0, 0), (height, width)), len(seeds))
-    for done, timestep in enumerate(scheduler.timesteps[-steps:].tolist()):
-        progress(done, steps)
-        x = scheduler.step(guided_velocity(dit, guide, x, timestep, cfg), timestep, x, return_dict=False)[0]
-    progress(steps, steps)
+    timesteps = timesteps_of(scheduler, steps, denoise)
+    noise = initial_noise(seeds, len(dit.space.mean), latent_grid(width, height)).to(dit.device)
+    start = None if latents is None else dit.space.normalise(latents.to(dit.device).float()).expand_as(noise)
+    mask = None if mask is None else mask.to(dit.device, torch.float32)
+    x = noise if denoise == 1 else scheduler.add_noise(start, noise, torch.tensor(timesteps[0]))
+    guide = guide_of(dit, positive, negative, micro or MicroConditions((height, width), (0, 0), (height, width)), len(seeds))
+    for done, timestep in enumerate(timesteps):
+        progress(done, len(timesteps))
+        signal, rest = _shares(scheduler, timestep)
+        seen = x if mask is None else torch.lerp(signal * start + rest * noise, x, mask)
+        v = guided_velocity(dit, guide, seen, timestep, cfg)
+        if mask is not None:  # what is masked out is known, before and after
+            v = (signal * x - torch.lerp(start, signal * seen - rest * v, mask)) / rest
+        x = scheduler.step(v, timestep, x, return_dict=False)[0]
+    progress(len(timesteps), len(timesteps))
     return dit.space.denormalise(x).float().cpu()
 
 
+def timesteps_of(scheduler: "CogVideoXDDIMScheduler", steps: int, denoise: float = 1.0) -> list[int]:
+    """The timesteps of a run, falling: the last `steps` of as many as a whole run has that begins at 1 / denoise of them.
+
+    Sets the scheduler's own. For some numbers diffusers counts one more, below zero, which is none.
+    """
+    scheduler.set_timesteps(min(whole_steps(steps, denoise), scheduler.config.num_train_timesteps))
+    return [timestep for timestep in scheduler.timesteps.tolist() if timestep >= 0][-steps:]
+
+
+def _shares(scheduler: "CogVideoXDDIMScheduler", timestep: int) -> tuple[float, float]:
+    """How much of a noised latent is the latent, and how much noise: their squares add up to 1."""
+    power = float(scheduler.alphas_cumprod[timestep])
+    return power**0.5, (1 - power) ** 0.5
+
+
+def check_text(dit: CogView3, *embeddings: torch.Tensor) -> None:
+    """Raise ValueError for embeddings that are not of CogView3-Plus."""
+    width = dit.model.config.text_embed_dim
+    for side in embeddings:
+        if side.shape[-1] != width or side.shape[1] != TOKENS:
+            raise ValueError(
+                f"the conditioning is {list(side.shape)}, and CogView3-Plus reads [batch, {TOKENS}, {width}]; connect "
+                "CogView3-Plus Encode Prompt"
+            )
+
+
 def check_run(
-    dit: CogView3, width: int, height: int, batch: int, steps: int, cfg: float, denoise: float, latents: torch.Tensor | None
+    dit: CogView3,
+    width: int,
+    height: int,
+    batch: int,
+    steps: int,
+    cfg: float,
+    denoise: float,
+    latents: torch.Tensor | None,
+    mask: torch.Tensor | None = None,
 ) -> None:
     """Raise ValueError for settings of `sample` that mean nothing."""
     if not 1 <= batch <= MAX_BATCH:
@@ -236,22 +286,24 @@ def check_run(
         grid = latent_grid(width, height)
         if latents.shape[2:] != tuple(grid) or latents.shape[0] not in (1, batch):
             raise ValueError(f"the latent is {list(latents.shape)}, for {batch} pictures of {width}x{height} pixels")
+    if mask is not None and latents is None:
+        raise ValueError("there is a mask, and no latent that it masks")
 
 
 class Guide(NamedTuple):
-    """Both sides of the guidance on the DiT's device: embeddings [B, 224, D], and sizes [B, 2] as Framing has them."""
+    """Both sides of the guidance on the DiT's device: embeddings [B, 224, D], and sizes [B, 2] as MicroConditions has them."""
 
     positive: torch.Tensor
     negative: torch.Tensor
     sizes: dict[str, torch.Tensor]
 
 
-def guide_of(dit: CogView3, positive: torch.Tensor, negative: torch.Tensor, framing: Framing, batch: int) -> Guide:
+def guide_of(dit: CogView3, positive: torch.Tensor, negative: torch.Tensor, micro: MicroConditions, batch: int) -> Guide:
     sides = (side.to(dit.device, dit.dtype).expand(batch, -1, -1) for side in (positive, negative))
     names = ("original_size", "crop_coords", "target_size")
     sizes = {
         name: torch.tensor([size], dtype=torch.float32, device=dit.device).expand(batch, -1)
-        for name, size in zip(names, framing, strict=True)
+        for name, size in zip(names, micro, strict=True)
     }
     return Guide(*sides, sizes)
 
@@ -260,7 +312,7 @@ def guided_velocity(dit: CogView3, guide: Guide, x: torch.Tensor, timestep: int,
     """negative + cfg (positive - negative), [B, 16, h, w] float32. Both in one pass where they are small; one where cfg is 1."""
     if cfg == 1:
         return velocity(dit, x, timestep, guide.positive, guide.sizes)
-    height, width = (side * 8 for side in x.shape[2:])
+    height, width = (side * LATENT_PX for side in x.shape[2:])
     if 2 * len(x) * (dit_token_count(width, height) + guide.positive.shape[1]) <= TOGETHER_TOKENS:
         both = torch.cat([guide.positive, guide.negative])
         sizes = {name: torch.cat([size, size]) for name, size in guide.sizes.items()}

@@ -82,5 +82,5 @@ def _tokenizer():
     """T5's own kind, with a piece for each byte that a prompt in plain letters has."""
     from transformers import T5Tokenizer
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((chr(code), -3.0) for code in range(33, 127))]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((chr(code), -3.0) for code in range(33, 127))]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TOKENS)

@@ -1,10 +1,10 @@
 """CogView3-Plus, GLM-Image's smaller predecessor: no plan, and every word of the prompt reaches the DiT."""
 
 from ..glmimage_core import cogview3, memory
-from ..glmimage_core.cogview3 import Framing, check_part, check_run, check_size
-from .host import FRAMING_KEY, CogView3Painting, host
+from ..glmimage_core.cogview3 import MicroConditions, check_part, check_run, check_side_folders, check_size, check_text
+from .host import MICRO_CONDITIONS_KEY, CogView3Painting, host
 from .loaders import DTYPE
-from .sampling import STEPS
+from .sampling import STEPS, noise_mask
 from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input
 
 FOLDER = f"Folder below models/diffusers whose model_index.json names {cogview3.PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
@@ -48,6 +48,7 @@ class GLMImageLoadCogView3:
                 folder = cogview3.find_folder(checkpoint, host.checkpoint_roots())
                 for part in cogview3.MODEL_CLASSES:
                     check_part(folder, part)
+                check_side_folders(folder)
         except (FileNotFoundError, ValueError, ImportError) as error:
             return str(error)
         return True
@@ -65,7 +66,7 @@ class GLMImageCogView3Encode:
     SEARCH_ALIASES = ("cogview3 text encode", "cogview clip text encode", "t5 text encoder")
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "STRING")
-    RETURN_NAMES = ("positive", "negative", "left_out")
+    RETURN_NAMES = ("positive", "negative", "truncated")
     OUTPUT_TOOLTIPS = (
         "The prompt's embeddings, for CogView3-Plus Sampler or KSampler.",
         "The negative prompt's embeddings: zeros where it is empty.",
@@ -110,13 +111,13 @@ class GLMImageCogView3Encode:
     ):
         config = host.component(text_encoder).model.config
         itemsize = host.component(text_encoder).dtype.itemsize
-        with host.placed(text_encoder, memory.t5_bytes(config, itemsize, cogview3.TOKENS)) as encoder:
+        with host.placed(text_encoder, memory.t5_bytes(config, itemsize, cogview3.TOKENS), "t5") as encoder:
             positive, negative = (cogview3.encode(encoder, text) for text in (prompt, negative_prompt))
-        if positive.left_out:
-            host.warn(f"the prompt is longer than {cogview3.TOKENS} tokens; left out: {positive.left_out}")
-        framing = Framing((original_height, original_width), (crop_top, crop_left), (target_height, target_width))
-        options = {FRAMING_KEY: framing}
-        return ([[positive.embeddings, options]], [[negative.embeddings, options]], positive.left_out)
+        if positive.truncated:
+            host.warn(f"the prompt is longer than {cogview3.TOKENS} tokens; left out: {positive.truncated}")
+        micro = MicroConditions((original_height, original_width), (crop_top, crop_left), (target_height, target_width))
+        options = {MICRO_CONDITIONS_KEY: micro}
+        return ([[positive.embeddings, options]], [[negative.embeddings, options]], positive.truncated)
 
 
 class GLMImageCogView3Sampler:
@@ -166,7 +167,10 @@ class GLMImageCogView3Sampler:
                 ),
             },
             "optional": {
-                "latent_image": ("LATENT", {"tooltip": "Where a denoise below 1 starts from, of the picture's size."}),
+                "latent_image": (
+                    "LATENT",
+                    {"tooltip": "Where a denoise below 1 starts from, of the picture's size. A noise mask on it is honoured."},
+                ),
             },
         }
 
@@ -182,9 +186,10 @@ class GLMImageCogView3Sampler:
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg, denoise, latent_image=None):
         dit = cogview3_dit(model)
         check_size(width, height)
-        latents = None if latent_image is None else latent_image["samples"]
-        check_run(dit, width, height, batch_size, steps, cfg, denoise, latents)
-        for name, side in (("positive", positive), ("negative", negative)):
-            one_conditioning(side, name)
-        painting = CogView3Painting(positive, negative, width, height, seed, batch_size, steps, cfg, denoise, latents)
+        start = latent_image or {}
+        latents, mask = start.get("samples"), noise_mask(start)
+        check_run(dit, width, height, batch_size, steps, cfg, denoise, latents, mask)
+        sides = (one_conditioning(side, name, self.TITLE) for name, side in (("positive", positive), ("negative", negative)))
+        check_text(dit, *(embeddings for embeddings, _ in sides))
+        painting = CogView3Painting(positive, negative, width, height, seed, batch_size, steps, cfg, denoise, latents, mask)
         return ({"samples": host.paint_cogview3(model, painting)},)

@@ -120,7 +120,7 @@ class GLMImageSampler:
         references = options.get(REFERENCES_KEY, ())
         check_references(references, space=dit.space)
         start = latent_image or {}
-        latents, mask = start.get("samples"), _noise_mask(start)
+        latents, mask = start.get("samples"), noise_mask(start)
         batch = max(prior.batch, 0 if latents is None else len(latents))
         check_sample(dit, prior, (glyphs, unwanted), batch, denoise, latents, mask)
         painting = Painting(
@@ -191,7 +191,7 @@ class GLMImageScheduler:
         return (partial_schedule(steps, denoise, shift.of_size(width, height)).sigmas,)
 
 
-def _noise_mask(latent: dict) -> torch.Tensor | None:
+def noise_mask(latent: dict) -> torch.Tensor | None:
     """ComfyUI's noise mask, [B, H, W] or [B, 1, H, W] of any size, at the size of its latents: [B, 1, h, w]."""
     if "noise_mask" not in latent:
         return None

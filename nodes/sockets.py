@@ -82,10 +82,10 @@ def glm_vae(vae) -> Vae:
     return component
 
 
-def one_conditioning(conditioning: list, name: str) -> tuple:
+def one_conditioning(conditioning: list, name: str, sampler: str = "GLM-Image Sampler") -> tuple:
     """The embeddings and options of a conditioning with one entry. Raises ValueError for combined ones."""
     if len(conditioning) != 1:
         raise ValueError(
-            f"{name} holds {len(conditioning)} combined conditionings, and GLM-Image Sampler takes one; KSampler takes several"
+            f"{name} holds {len(conditioning)} combined conditionings, and {sampler} takes one; KSampler takes several"
         )
     return conditioning[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import CogView3PlusPipeline
 from glm_image_pack.glmimage_core import cogview3, memory
-from glm_image_pack.glmimage_core.cogview3 import Framing
+from glm_image_pack.glmimage_core.cogview3 import MicroConditions
 from glm_image_pack.glmimage_core.denoise import initial_noise
 from glm_image_pack.glmimage_core.geometry import latent_grid
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -86,12 +86,12 @@ def paint(dit, encoder, vae, width, height, seeds, negative="", prompt=PROMPT, *
 )
 def test_a_picture_is_the_pipelines(dit, encoder, vae, pipeline, width, height, seeds, steps, cfg, options):
     theirs = of_pipeline(pipeline, width, height, seeds, steps, cfg, **options)
-    framing = None
+    micro = None
     if "original_size" in options:
-        framing = Framing(options["original_size"], options["crops_coords_top_left"], (height, width))
+        micro = MicroConditions(options["original_size"], options["crops_coords_top_left"], (height, width))
     ours = paint(
         *(dit, encoder, vae, width, height, seeds, options.get("negative_prompt", ""), options.get("prompt", PROMPT)),
-        **{"steps": steps, "cfg": cfg, "framing": framing},
+        **{"steps": steps, "cfg": cfg, "micro": micro},
     )
     assert (ours - theirs).abs().max() <= 1 / 255
     assert ours.std() > 0.05
@@ -99,8 +99,9 @@ def test_a_picture_is_the_pipelines(dit, encoder, vae, pipeline, width, height, 
 
 def test_each_condition_shows_in_the_picture(dit, encoder, vae):
     settings = {"steps": 2, "width": 512, "height": 512, "seeds": [0]}
-    framings = [None, *(Framing((512, 512), (0, 0), (512, 512))._replace(**{name: (999, 333)}) for name in Framing._fields)]
-    pictures = [paint(dit, encoder, vae, framing=framing, **settings) for framing in framings]
+    usual = MicroConditions((512, 512), (0, 0), (512, 512))
+    others = [None, *(usual._replace(**{name: (999, 333)}) for name in MicroConditions._fields)]
+    pictures = [paint(dit, encoder, vae, micro=micro, **settings) for micro in others]
     pictures.append(paint(dit, encoder, vae, negative="blurred", **settings))
     pictures.append(paint(dit, encoder, vae, prompt="a blue dog", **settings))
     for index, picture in enumerate(pictures):
@@ -122,12 +123,33 @@ def test_less_denoise_keeps_more_of_a_latent(dit, encoder, vae):
     assert far[0] == 0 and far[0] < far[1] < far[2] < far[3]
 
 
+def test_what_is_masked_out_comes_back(dit, encoder, vae):
+    latents = encode(vae, torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0)))
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 32:, :] = 1
+    sides = [cogview3.encode(encoder, text).embeddings for text in (PROMPT, "")]
+    out = cogview3.sample(dit, *sides, 512, 512, [0], 4, latents=latents, mask=mask)
+    torch.testing.assert_close(out[..., :32, :], latents[..., :32, :], atol=1e-3, rtol=1e-3)
+    assert (out - latents)[..., 32:, :].abs().mean() > 0.1
+    whole = cogview3.sample(dit, *sides, 512, 512, [0], 4, latents=latents, mask=torch.ones(1, 1, 64, 64))
+    torch.testing.assert_close(whole, cogview3.sample(dit, *sides, 512, 512, [0], 4), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "denoise", "first"), [(50, 1.0, 999), (61, 1.0, 999), (50, 0.41, 404), (50, 0.01, 49), (1, 1.0, 999)]
+)
+def test_a_run_has_its_steps_and_ends_above_zero(dit, steps, denoise, first):
+    timesteps = cogview3.timesteps_of(dit.scheduler, steps, denoise)
+    assert len(timesteps) == steps and min(timesteps) >= 0
+    assert timesteps == sorted(timesteps, reverse=True) and abs(timesteps[0] - first) <= 16
+
+
 def test_what_did_not_fit_is_told(encoder):
     encoded = cogview3.encode(encoder, LONG)
-    kept = LONG.replace(" ", "")[: -len(encoded.left_out.replace(" ", ""))]
-    assert encoded.embeddings.shape[1] == 224 and encoded.left_out.endswith("words")
+    kept = LONG.replace(" ", "")[: -len(encoded.truncated.replace(" ", ""))]
+    assert encoded.embeddings.shape[1] == 224 and encoded.truncated.endswith("words")
     assert len(encoder.tokenizer(kept).input_ids) <= 224
-    assert cogview3.encode(encoder, PROMPT).left_out == ""
+    assert cogview3.encode(encoder, PROMPT).truncated == ""
 
 
 def test_an_empty_prompt_is_zeros(encoder, pipeline):
@@ -179,6 +201,39 @@ def test_the_text_encoder_takes_no_more_memory_than_predicted(encoder):
     assert 0.7 < measured / memory.t5_bytes(encoder.model.config, 4, 224) < 1.02
 
 
+def test_a_conditioning_of_glm_image_is_refused(wires):
+    (glyphs,) = NODES["GLMImageLoadGlyphEncoder"]().load("GLM-Image", "auto")
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(glyphs, 'a sign "OPEN"')
+    with pytest.raises(ValueError, match="connect CogView3-Plus Encode Prompt"):
+        NODES["GLMImageCogView3Sampler"]().sample(wires[0], positive, negative, 512, 512, 1, 0, 1, 5.0, 1.0)
+
+
+def test_a_released_tokenizer_is_sentencepieces(folder, tmp_path):
+    """Without tokenizer.json, which transformers makes of it."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    shutil.copytree(folder, tmp_path / NAME)
+    texts, own = tmp_path / "texts", tmp_path / NAME / "tokenizer"
+    texts.write_text("\n".join(f"{one} {other} on a mat" for one in ("red", "blue", "old") for other in ("cat", "dog", "hat")))
+    (own / "tokenizer.json").unlink()
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(texts), model_prefix=str(own / "spiece"), vocab_size=40, hard_vocab_limit=False, minloglevel=2, **ids
+    )
+    read = sentencepiece.SentencePieceProcessor(model_file=str(own / "spiece.model"))
+    tokenizer = cogview3.load_text_encoder(tmp_path / NAME).tokenizer
+    assert tokenizer("an old red hat").input_ids == [*read.encode("an old red hat"), read.eos_id()]
+
+
+def test_what_a_released_tokenizer_needs_is_named_before_a_graph_runs(folder, tmp_path, quiet_host, monkeypatch):
+    shutil.copytree(folder, tmp_path / "diffusers" / NAME)
+    (tmp_path / "diffusers" / NAME / "tokenizer" / "tokenizer.json").unlink()
+    monkeypatch.setattr(cogview3, "find_spec", lambda module: None)
+    quiet_host.models = tmp_path
+    problem = NODES["GLMImageLoadCogView3"].VALIDATE_INPUTS(NAME)
+    assert "needs sentencepiece and protobuf: pip install sentencepiece protobuf" in problem
+
+
 def other_class(copy):
     config = copy / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "SD3Transformer2DModel"}))
@@ -195,6 +250,7 @@ def other_prediction(copy):
         (other_class, "is of a SD3Transformer2DModel"),
         (lambda copy: (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink(), "is missing its weights"),
         (lambda copy: (copy / "text_encoder" / "config.json").unlink(), "config.json is missing"),
+        (lambda copy: (copy / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json is missing"),
         (lambda copy: (copy / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"no"), "truncated or corrupt"),
     ],
 )
@@ -222,16 +278,16 @@ def test_the_loader_lists_its_own_kind(folder, quiet_host, tmp_path):
 
 def test_the_nodes_paint_the_pipelines_picture(wires, pipeline):
     model, text_encoder, vae = wires
-    positive, negative, left_out = NODES["GLMImageCogView3Encode"]().encode(text_encoder, PROMPT, original_width=1024)
+    positive, negative, truncated = NODES["GLMImageCogView3Encode"]().encode(text_encoder, PROMPT, original_width=1024)
     (latent,) = NODES["GLMImageCogView3Sampler"]().sample(model, positive, negative, 512, 544, 1, 9, 3, 5.0, 1.0)
     (picture,) = NODES["GLMImageVAEDecode"]().decode(vae, latent)
     theirs = of_pipeline(pipeline, 512, 544, [9], 3, 5.0, original_size=(544, 1024))
-    assert (picture - theirs).abs().max() <= 1 / 255 and left_out == ""
+    assert (picture - theirs).abs().max() <= 1 / 255 and truncated == ""
 
 
 def test_a_prompt_that_is_too_long_is_warned_of(wires, caplog):
-    _, _, left_out = NODES["GLMImageCogView3Encode"]().encode(wires[1], LONG)
-    assert left_out and f"left out: {left_out}" in caplog.text
+    _, _, truncated = NODES["GLMImageCogView3Encode"]().encode(wires[1], LONG)
+    assert truncated and f"left out: {truncated}" in caplog.text
 
 
 def test_models_of_the_two_families_are_not_taken_for_each_other(wires, vae):

@@ -223,7 +223,7 @@ def share_found(made, part, vae) -> float:
     for seed in range(4):
         lesson = letters.random_words(random.Random(f"found/{seed}"))
         with torch.no_grad():
-            scores, _ = letters.looks_of_head(dit, encoder, vae, lesson, torch.Generator().manual_seed(seed))
+            scores, _ = letters.head_scores(dit, encoder, vae, lesson, torch.Generator().manual_seed(seed))
         after = prior_for_dit(torch.stack([world.letters_after(scene) for scene in lesson.scenes]))
         after = after.repeat_interleave(dit_training.DRAWS, 0)
         theirs = (len(lesson.texts[0]) - 1 - after).clamp(0)
@@ -253,7 +253,7 @@ def test_where_a_head_looks_is_where_the_library_has_it_look(made, nano_vae, mon
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attending)
     encoder = checkpoints.glyph_encoder(part.modules["glyph"], made)
     with torch.no_grad():
-        ours, _ = letters.looks_of_head(dit, encoder, nano_vae, lesson, torch.Generator().manual_seed(0))
+        ours, _ = letters.head_scores(dit, encoder, nano_vae, lesson, torch.Generator().manual_seed(0))
     texts = len(lesson.texts[0]) + 1
     torch.testing.assert_close(ours, seen[-1][:, texts:].float(), atol=0.05, rtol=0.05)  # bfloat16 there
 

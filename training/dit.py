@@ -137,8 +137,10 @@ def loss_of(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, rng: random.Random,
     return lesson_loss(dit, glyph_encoder, vae, random_lesson(rng), generator)
 
 
-def lesson_loss(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson, generator: torch.Generator) -> torch.Tensor:
-    """Mean square error of the velocity, in which letters and shapes count more than bare ground."""
+def lesson_loss(
+    dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson, generator: torch.Generator, dropped: float = DROPPED
+) -> torch.Tensor:
+    """Mean square error of the velocity, in which letters and shapes count more than bare ground. dropped: of the priors."""
     device, model = dit.device, dit.model
     width, height = lesson.scenes[0].columns * CELL_PX, lesson.scenes[0].rows * CELL_PX
     latents = latents_of_scenes(dit, vae, lesson.scenes).repeat_interleave(DRAWS, 0)
@@ -154,8 +156,8 @@ def lesson_loss(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson,
         caches = written_references(dit, vae, lesson.references, width, height)
         states = model.prior_states(prior_for_dit(tokens)).repeat_interleave(DRAWS, 0)
         if caches is None:
-            dropped = (torch.rand(batch, generator=generator) < DROPPED).to(device).view(-1, 1, 1)
-            states = torch.where(dropped, model.dropped_prior_state(device), states)
+            without = (torch.rand(batch, generator=generator) < dropped).to(device).view(-1, 1, 1)
+            states = torch.where(without, model.dropped_prior_state(device), states)
         ids = glyph_encoder.tokenizer(lesson.texts, return_tensors="pt").input_ids.to(device)
         glyphs = model.glyph_states(glyph_encoder.model(ids).last_hidden_state).repeat_interleave(DRAWS, 0)
         time = model.time_states(u * 1000 - 1, *told, torch.float32)

@@ -33,8 +33,8 @@ def reader(dit: Dit) -> Linear:
 
 
 @torch.no_grad()
-def keep_all_but_what_finds(dit: Dit) -> None:
-    """Of a DiT with its first block only: what paints shapes stays as it is."""
+def freeze_all_but_the_finder(dit: Dit) -> None:
+    """Of a DiT with its first block only. What says which thing a cell shows changes a little with it."""
     model = dit.model
     attention = model.transformer_blocks[0].attn1
     model.requires_grad_(False)
@@ -43,7 +43,7 @@ def keep_all_but_what_finds(dit: Dit) -> None:
 
 
 @torch.no_grad()
-def keep_what_finds(dit: Dit, glyph_encoder: GlyphEncoder) -> None:
+def freeze_the_finder(dit: Dit, glyph_encoder: GlyphEncoder) -> None:
     """And let the head say what it finds: its values begin anew."""
     model = dit.model
     block = model.transformer_blocks[0]
@@ -83,7 +83,7 @@ def loss_of_glyphs(
 ) -> torch.Tensor:
     """Cross entropy of where the head looks from each letter's places, and of the bytes' names; other places look elsewhere."""
     lesson = random_words(rng)
-    scores, states = looks_of_head(dit, glyph_encoder, vae, lesson, generator)
+    scores, states = head_scores(dit, glyph_encoder, vae, lesson, generator)
     letters = len(lesson.texts[0])
     after = prior_for_dit(torch.stack([letters_after(scene) for scene in lesson.scenes])).repeat_interleave(DRAWS, 0)
     after = after.to(scores.device)
@@ -98,14 +98,14 @@ def loss_of_glyphs(
     )
 
 
-def looks_of_head(
+def head_scores(
     dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of the head, [B, image tokens, all tokens] (texts come first), and what enters its block, [B, all tokens, width]."""
     attention = dit.model.transformer_blocks[0].attn1
     entering: list[torch.Tensor] = []
     hook = attention.to_q.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0].float()))
-    lesson_loss(dit, glyph_encoder, vae, lesson, generator)
+    lesson_loss(dit, glyph_encoder, vae, lesson, generator, dropped=0)
     hook.remove()
     (states,) = entering
     rows, texts = _rows_of_head(attention), len(lesson.texts[0]) + 1

@@ -156,7 +156,7 @@ def _dit(nano: Path, device: torch.device) -> Part:
 def _glyphs(nano: Path, device: torch.device) -> Part:
     painting = _Painting(nano, device, num_layers=1)  # all that letters are found in
     painting.go_on_from("dit", but_for=("glyph.", "dit.glyph_projector."))
-    letters.keep_all_but_what_finds(painting.dit)
+    letters.freeze_all_but_the_finder(painting.dit)
     reader = letters.reader(painting.dit).to(device)
     painting.modules["reader"] = reader
     return Part(painting.modules, painting.loss(partial(letters.loss_of_glyphs, reader)), letters.GLYPHS_PLAN, None)
@@ -166,7 +166,7 @@ def _letters(nano: Path, device: torch.device) -> Part:
     painting = _Painting(nano, device)
     painting.go_on_from("dit")
     painting.go_on_from("glyphs")
-    letters.keep_what_finds(painting.dit, painting.encoder)
+    letters.freeze_the_finder(painting.dit, painting.encoder)
     return Part(
         painting.modules, painting.loss(letters.loss_of), letters.PLAN, painting.write, painting.dit.model.transformer_blocks
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ...glmimage_core.cogview3 import Framing
+from ...glmimage_core.cogview3 import MicroConditions
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Shortcuts
 from ...glmimage_core.prior import Prior, Progress
@@ -19,7 +19,7 @@ PRIOR_KEY = "glm_image_prior"
 REFERENCES_KEY = "glm_image_references"
 DROP_KEY = "glm_image_drop_prior"  # true where the prior only gives the size
 # And CogView3-Plus Encode Prompt
-FRAMING_KEY = "cogview3_framing"
+MICRO_CONDITIONS_KEY = "cogview3_micro_conditions"
 
 
 class Painting(NamedTuple):
@@ -57,12 +57,13 @@ class CogView3Painting(NamedTuple):
     cfg: float
     denoise: float
     latents: torch.Tensor | None
+    mask: torch.Tensor | None
 
 
-def framing_of(options: dict, width: int, height: int) -> Framing:
+def micro_conditions_of(options: dict, width: int, height: int) -> MicroConditions:
     """What a conditioning says of its picture of so many pixels; sides of 0 are the picture's own."""
-    original, cropped, target = options.get(FRAMING_KEY, ((0, 0), (0, 0), (0, 0)))
-    return Framing((original[0] or height, original[1] or width), cropped, (target[0] or height, target[1] or width))
+    original, cropped, target = options.get(MICRO_CONDITIONS_KEY, ((0, 0), (0, 0), (0, 0)))
+    return MicroConditions((original[0] or height, original[1] or width), cropped, (target[0] or height, target[1] or width))
 
 
 def applied_prior(options: dict, side: str) -> Prior:

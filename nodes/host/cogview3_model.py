@@ -13,9 +13,9 @@ from ...glmimage_core import memory
 from ...glmimage_core.cogview3 import TOKENS, CogView3, velocity
 from ...glmimage_core.geometry import LATENT_PX
 from ...glmimage_core.vae import LatentSpace, check_channels
-from . import framing_of
+from . import micro_conditions_of
 from .dit_model import ModelConfig
-from .patchers import Patcher, streamable
+from .patchers import Patcher, bring_own_tensors, modules_with_own_tensors, streamable
 
 NO_SIGNAL = 4.8973451890853435e-08  # what ComfyUI has for none, at the start of a schedule: its sigmas are finite
 
@@ -36,14 +36,13 @@ class LatentFormat(comfy.latent_formats.LatentFormat):
 
 
 class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
-    """The trained schedule, of which ComfyUI's scheduler `simple` takes the steps that the reference takes."""
+    """The trained schedule. ComfyUI's scheduler `simple` takes the reference's steps of it where their number divides 1000."""
 
-    def __init__(self, signal: torch.Tensor):
-        """signal: its power at each timestep, [1000]."""
+    def __init__(self, alphas_cumprod: torch.Tensor):
         super().__init__()
-        signal = signal.double().clone()
-        signal[-1] = min(NO_SIGNAL, signal[-2].item() / 2)
-        self.set_sigmas(((1 - signal) / signal).sqrt().float())
+        alphas = alphas_cumprod.double().clone()
+        alphas[-1] = min(NO_SIGNAL, alphas[-2].item() / 2)
+        self.set_sigmas(((1 - alphas) / alphas).sqrt().float())
 
 
 class CogView3Model(comfy.model_base.BaseModel):
@@ -56,11 +55,12 @@ class CogView3Model(comfy.model_base.BaseModel):
         super().__init__(config, comfy.model_base.ModelType.V_PREDICTION, device=offload_device)
         self.diffusion_model = dit.model.requires_grad_(False)
         self.dit = dit.on(device, config.manual_cast_dtype)
+        self._holders = modules_with_own_tensors(dit.model)
         self.model_sampling = ModelSampling(dit.scheduler.alphas_cumprod)
 
     def extra_conds(self, *, noise, cross_attn, **options) -> dict[str, comfy.conds.CONDRegular]:
         height, width = (side * LATENT_PX for side in noise.shape[2:])
-        sizes = zip(("original_size", "crop_coords", "target_size"), framing_of(options, width, height), strict=True)
+        sizes = zip(("original_size", "crop_coords", "target_size"), micro_conditions_of(options, width, height), strict=True)
         conds = {name: comfy.conds.CONDRegular(torch.tensor([size], dtype=torch.float32)) for name, size in sizes}
         return conds | {"c_crossattn": comfy.conds.CONDRegular(cross_attn)}
 
@@ -72,6 +72,7 @@ class CogView3Model(comfy.model_base.BaseModel):
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **sizes):  # noqa: B006
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
+        bring_own_tensors(self._holders, x.device)
         dit = replace(self.dit, model=self.diffusion_model, compute_dtype=self.manual_cast_dtype, device=x.device)
         scaled = self.model_sampling.calculate_input(t, x)
         v = velocity(dit, scaled, self.model_sampling.timestep(t).float(), c_crossattn.to(x.device, dit.dtype), sizes)

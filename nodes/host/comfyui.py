@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
-from ...glmimage_core.cogview3 import CogView3
+from ...glmimage_core.cogview3 import CogView3, timesteps_of
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, Shortcuts, initial_noise
 from ...glmimage_core.geometry import latent_grid
@@ -195,7 +195,8 @@ class ComfyHost:
         )
         start = torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise)
         sampling = model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", whole_steps(painting.steps, painting.denoise))
+        timesteps = timesteps_of(dit.scheduler, painting.steps, painting.denoise)
+        sigmas = torch.cat([sampling.sigmas[timesteps], sampling.sigmas.new_zeros(1)]).cpu()
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(painting.positive, painting.negative)
         guider.set_cfg(painting.cfg)
@@ -203,8 +204,9 @@ class ComfyHost:
             noise,
             start,
             comfy.samplers.sampler_object("euler"),  # which is DDIM here
-            sigmas[-painting.steps - 1 :],
-            callback=latent_preview.prepare_callback(model, painting.steps),
+            sigmas,
+            denoise_mask=painting.mask,
+            callback=latent_preview.prepare_callback(model, len(timesteps)),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=painting.seed,
         )

@@ -63,6 +63,10 @@ class GlmImageGlyphEncoder(Holder):
     """Named so in ComfyUI's log."""
 
 
+class T5Encoder(Holder):
+    """Named so in ComfyUI's log."""
+
+
 class VisionLanguageModel(Holder):
     """Named so in ComfyUI's log."""
 
@@ -71,6 +75,7 @@ HOLDERS = {
     "model": GlmImageGlyphEncoder,
     "language": GlmImageArLanguage,
     "vision": GlmImageArVision,
+    "t5": T5Encoder,
     "vlm": VisionLanguageModel,
 }
 READ_BY_EACH_TOKEN = {"language": "the AR model", "vlm": "the vision-language model"}
@@ -134,10 +139,26 @@ def streamable(model: torch.nn.Module, device: torch.device) -> torch.dtype | No
 def load(patcher: comfy.model_patcher.ModelPatcher, working_bytes: int) -> None:
     """Have a patcher's model on its device, as far as there is room beside the working memory."""
     model_management.load_models_gpu([patcher], memory_required=working_bytes)
-    # What ComfyUI cannot stream, it leaves behind when only a part fits. These layers are small.
-    for layer in patcher.model.modules():
-        if not hasattr(layer, "comfy_cast_weights") and not any(layer.children()):
-            layer.to(patcher.load_device)
+    # What ComfyUI cannot stream, it leaves behind when only a part fits. It is small.
+    bring_own_tensors(modules_with_own_tensors(patcher.model), patcher.load_device)
+
+
+def modules_with_own_tensors(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Those that hold parameters or buffers themselves and that ComfyUI does not stream."""
+    return [
+        module
+        for module in model.modules()
+        if not hasattr(module, "comfy_cast_weights") and (module._parameters or module._buffers)
+    ]
+
+
+def bring_own_tensors(modules: list[torch.nn.Module], device: torch.device) -> None:
+    """Move what these hold themselves, not what is below them, to a device."""
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(device)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:

@@ -18,7 +18,7 @@ from ...glmimage_core.lora import LayeredLora, laid_over
 from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.references import sizes_of
 from ...glmimage_core.residency import Residency, free_device_bytes
-from . import CogView3Painting, Painting, framing_of
+from . import CogView3Painting, Painting, micro_conditions_of
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,8 @@ class StandaloneHost:
                 painting.cfg,
                 painting.denoise,
                 painting.latents,
-                framing_of(options, painting.width, painting.height),
+                painting.mask,
+                micro_conditions_of(options, painting.width, painting.height),
                 self.progress("Sampler"),
             )
 
