@@ -225,15 +225,6 @@ def test_ksampler_paints_what_cogview3s_own_sampler_paints(server):
     assert max(high for _, high in difference.getextrema()) <= 1
 
 
-def test_cogview3_takes_the_same_steps_where_their_number_does_not_divide_1000(server, tmp_path):
-    workflow = with_values(shipped("cogview3_plus"), "GLMImageCogView3Sampler", steps=7)
-    (theirs,), _, _ = server.run(workflow)
-    folders = Folders(tmp_path, tmp_path, [])
-    Runner(ALL_NODES, folders).run(workflow)
-    difference = ImageChops.difference(Image.open(theirs), Image.open(folders.written[0]))
-    assert max(high for _, high in difference.getextrema()) <= 1
-
-
 def test_previews_show_the_tokens_and_the_picture_forming(server):
     seed = time.time_ns()
     server.run(with_values(with_values(shipped("text_to_image"), "GLMImageGeneratePrior", seed=seed), "GLMImageSampler", steps=3))

@@ -130,3 +130,11 @@ def test_the_questions_are_the_same_every_time_and_as_many_as_said():
     assert np.mean([question.asked.prompt.isascii() for question in asked]) == pytest.approx(0.5, abs=0.02)
     some = list(scoring.questions(0.1))
     assert len(some) == 50 and all(question in asked for question in some)
+
+
+def test_a_shape_that_is_cut_off_is_read_as_one_within_the_picture():
+    picture = torch.ones(192, 192, 3)
+    picture[-24:, 64:128] = torch.tensor([0.0, 0.0, 0.0])
+    (shape,) = reading.read(picture).shapes
+    drawing.draw(world.Scene(6, 6, "white", (shape,)))
+    assert shape.row + shape.height <= 6

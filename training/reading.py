@@ -48,7 +48,10 @@ def _shapes(colours: np.ndarray, ground: int) -> tuple[list[Shape], np.ndarray]:
             continue
         size = min(SPANS, key=lambda name: abs(SPANS[name] * CELL_PX - 8 - max(mask.shape)))
         middle = (rows.start + rows.stop) / 2, (columns.start + columns.stop) / 2
-        row, column = (round(place / CELL_PX - SPANS[size] / 2) for place in middle)
+        row, column = (  # whole within the picture, which one that is painted wrong may not be
+            min(max(round(place / CELL_PX - SPANS[size] / 2), 0), pixels // CELL_PX - SPANS[size])
+            for place, pixels in zip(middle, rest.shape, strict=True)
+        )
         colour = int(np.bincount(colours[rows, columns][mask]).argmax())
         found.append(Shape(kind_of(mask), list(COLOURS)[colour], size, row, column))
         rest[rows, columns][mask] = False

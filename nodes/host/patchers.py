@@ -155,10 +155,7 @@ def modules_with_own_tensors(model: torch.nn.Module) -> list[torch.nn.Module]:
 def bring_own_tensors(modules: list[torch.nn.Module], device: torch.device) -> None:
     """Move what these hold themselves, not what is below them, to a device."""
     for module in modules:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(device)
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(device)
+        module._apply(lambda tensor: tensor.to(device), recurse=False)
 
 
 def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:

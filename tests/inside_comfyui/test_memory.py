@@ -199,7 +199,7 @@ def test_unloaded_models_run_again_without_reading_the_disk(stages, monkeypatch)
     before = {name: compute() for name, (_, compute) in stages.items()}
     model_management.unload_all_models()
     assert not model_management.current_loaded_models
-    monkeypatch.setattr(checkpoints, "_load", lambda *args, **kwargs: pytest.fail("read the disk"))
+    monkeypatch.setattr(checkpoints, "load_pretrained", lambda *args, **kwargs: pytest.fail("read the disk"))
     for name, (_, compute) in stages.items():
         assert torch.equal(compute(), before[name]), name
 

@@ -37,7 +37,7 @@ def model(files, run):
 
 def test_files_are_listed_after_folders_and_checked(files):
     for name in FILES:
-        assert NODES[name].INPUT_TYPES()["required"]["checkpoint"][0][-2:] == ["GLM-Image", "glm/one.safetensors"]
+        assert NODES[name].INPUT_TYPES()["required"]["checkpoint"][0][:-1][-2:] == ["GLM-Image", "glm/one.safetensors"]
         assert NODES[name].VALIDATE_INPUTS("glm/one.safetensors") is True
         assert "no file 'none.safetensors'" in NODES[name].VALIDATE_INPUTS("none.safetensors")
 
