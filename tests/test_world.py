@@ -133,6 +133,7 @@ def test_the_questions_are_the_same_every_time_and_as_many_as_said():
 
 
 def test_a_shape_that_is_cut_off_is_read_as_one_within_the_picture():
+    reading = pytest.importorskip("glm_image_pack.training.reading", reason="needs SciPy")
     picture = torch.ones(192, 192, 3)
     picture[-24:, 64:128] = torch.tensor([0.0, 0.0, 0.0])
     (shape,) = reading.read(picture).shapes
