@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import comfy.conds
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as model_management
 import comfy.model_sampling
@@ -12,27 +11,11 @@ import torch
 from ...glmimage_core import memory
 from ...glmimage_core.cogview3 import TOKENS, CogView3, velocity
 from ...glmimage_core.geometry import LATENT_PX
-from ...glmimage_core.vae import LatentSpace, check_channels
 from . import micro_conditions_of
-from .dit_model import ModelConfig
+from .dit_model import ModelConfig, NormalisedLatents
 from .patchers import Patcher, bring_own_tensors, modules_with_own_tensors, streamable
 
 NO_SIGNAL = 4.8973451890853435e-08  # what ComfyUI has for none, at the start of a schedule: its sigmas are finite
-
-
-class LatentFormat(comfy.latent_formats.LatentFormat):
-    """Latents travel in the VAE's space; samplers work on them scaled."""
-
-    def __init__(self, space: LatentSpace):
-        self.latent_channels = len(space.mean)
-        self._space = space
-
-    def process_in(self, latent: torch.Tensor) -> torch.Tensor:
-        check_channels(self._space, latent)
-        return self._space.normalise(latent)
-
-    def process_out(self, latent: torch.Tensor) -> torch.Tensor:
-        return self._space.denormalise(latent)
 
 
 class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
@@ -50,7 +33,7 @@ class CogView3Model(comfy.model_base.BaseModel):
 
     def __init__(self, dit: CogView3, device: torch.device, offload_device: torch.device):
         config = ModelConfig(ModelConfig.unet_config)
-        config.latent_format = LatentFormat(dit.space)
+        config.latent_format = NormalisedLatents(dit.space)
         config.manual_cast_dtype = streamable(dit.model, device)
         super().__init__(config, comfy.model_base.ModelType.V_PREDICTION, device=offload_device)
         self.diffusion_model = dit.model.requires_grad_(False)

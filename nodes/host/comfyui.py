@@ -154,7 +154,6 @@ class ComfyHost:
         dit = self.component(model)
         grid = latent_grid(prior.width, prior.height)
         noise = initial_noise(image_seeds(painting.seed, painting.batch), len(dit.space.mean), grid)
-        start = torch.zeros_like(noise) if latents is None else latents.expand_as(noise)
         if isinstance(model.get_model_object("model_sampling"), ModelSampling):
             model = self.for_size(model, prior.width, prior.height)
             mu = dit.shift.of_size(prior.width, prior.height)
@@ -169,22 +168,11 @@ class ComfyHost:
             step_cache = StepCache(shortcuts.step_cache)
             model.model_options["transformer_options"][STEP_CACHE_KEY] = step_cache
         guider = IntervalGuider(model, shortcuts) if shortcuts.interval else comfy.samplers.CFGGuider(model)
-        guider.set_conds(painting.positive, painting.negative)
-        guider.set_cfg(painting.cfg)
-        samples = guider.sample(
-            noise,
-            start,
-            comfy.samplers.sampler_object(painting.sampler_name),
-            sigmas,
-            denoise_mask=painting.mask,
-            callback=latent_preview.prepare_callback(model, painting.steps),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=painting.seed,
-        )
+        samples = _sampled(guider, painting, noise, painting.sampler_name, sigmas)
         if shortcuts.step_cache:
             log.info(str(step_cache))
             _write_on_node(str(step_cache))
-        return samples.float().cpu()
+        return samples
 
     def paint_cogview3(self, model: ModelPatcher, painting: CogView3Painting) -> torch.Tensor:
         if painting.denoise == 0:
@@ -193,24 +181,33 @@ class ComfyHost:
         noise = initial_noise(
             image_seeds(painting.seed, painting.batch), len(dit.space.mean), latent_grid(painting.width, painting.height)
         )
-        start = torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise)
         sampling = model.get_model_object("model_sampling")
         timesteps = timesteps_of(dit.scheduler, painting.steps, painting.denoise)
         sigmas = torch.cat([sampling.sigmas[timesteps], sampling.sigmas.new_zeros(1)]).cpu()
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(painting.positive, painting.negative)
-        guider.set_cfg(painting.cfg)
-        samples = guider.sample(
-            noise,
-            start,
-            comfy.samplers.sampler_object("euler"),  # which is DDIM here
-            sigmas,
-            denoise_mask=painting.mask,
-            callback=latent_preview.prepare_callback(model, len(timesteps)),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=painting.seed,
-        )
-        return samples.float().cpu()
+        return _sampled(comfy.samplers.CFGGuider(model), painting, noise, "euler", sigmas)  # which is DDIM here
+
+
+def _sampled(
+    guider: comfy.samplers.CFGGuider,
+    painting: Painting | CogView3Painting,
+    noise: torch.Tensor,
+    sampler_name: str,
+    sigmas: torch.Tensor,
+) -> torch.Tensor:
+    """A painting along sigmas, as host.paint returns it."""
+    guider.set_conds(painting.positive, painting.negative)
+    guider.set_cfg(painting.cfg)
+    samples = guider.sample(
+        noise,
+        torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise),
+        comfy.samplers.sampler_object(sampler_name),
+        sigmas,
+        denoise_mask=painting.mask,
+        callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=painting.seed,
+    )
+    return samples.float().cpu()
 
 
 class IntervalGuider(comfy.samplers.CFGGuider):

@@ -35,14 +35,12 @@ STEP_CACHE_KEY = "glm_image_step_cache"  # in transformer_options, for one run o
 USUAL_SIDE = 1024  # pixels; the schedule of a MODEL that went through no GLM-Image Model Sampling
 
 
-class LatentFormat(comfy.latent_formats.LatentFormat):
+class NormalisedLatents(comfy.latent_formats.LatentFormat):
     """Latents travel in the VAE's space; samplers work on them normalised."""
 
-    def __init__(self, dit: Dit):
-        self.latent_channels = len(dit.space.mean)
-        self._space = dit.space
-        self._checkpoint = dit.checkpoint
-        self._roots = dit.roots
+    def __init__(self, space: LatentSpace):
+        self.latent_channels = len(space.mean)
+        self._space = space
 
     def process_in(self, latent: torch.Tensor) -> torch.Tensor:
         check_channels(self._space, latent)
@@ -50,6 +48,15 @@ class LatentFormat(comfy.latent_formats.LatentFormat):
 
     def process_out(self, latent: torch.Tensor) -> torch.Tensor:
         return self._space.denormalise(latent)
+
+
+class LatentFormat(NormalisedLatents):
+    """With previews, in colours fitted to the VAE."""
+
+    def __init__(self, dit: Dit):
+        super().__init__(dit.space)
+        self._checkpoint = dit.checkpoint
+        self._roots = dit.roots
 
     @cached_property
     def _colours(self) -> LatentColours | None:
