@@ -104,7 +104,7 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
 
 def find_folder(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
-    return find_named(name, list_folders(roots), roots, "CogView3-Plus")
+    return find_named(name, list_folders(roots), roots, "CogView3-Plus", LAYOUT)
 
 
 def check_part(folder: Path, name: str) -> ComponentReport:

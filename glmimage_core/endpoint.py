@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Piece = TypeVar("Piece")
 POLL = 0.1  # seconds between two looks at whether to stop
 QUOTED_ERROR = 300  # characters of what an endpoint said
+NOT_THERE = {"ConnectError", "ConnectTimeout"}  # of httpx and of its successor
 SENT_HEADERS = {"host", "accept", "connection", "content-type", "content-length", "transfer-encoding", "user-agent"}
 """All that is sent beside the key. The package openai has more in mind, such as what OPENAI_CUSTOM_HEADERS holds."""
 
@@ -186,6 +187,8 @@ def explained(error: Exception, endpoint: Endpoint) -> EndpointError:
     elif isinstance(error, openai.APIStatusError):
         where = error.response.headers.get("location")
         said = f"sends elsewhere, to {where}" if where else f"answered {error.status_code}: {error.message}"
+    elif NOT_THERE & {type(cause).__name__ for cause in causes}:
+        said = f"is not there ({causes[-1]}): start the server, or correct the address, which often ends with /v1"
     else:
         said = f"{type(error).__name__}: {causes[-1]}"
     line = " ".join(f"{endpoint.base_url} {said}".split())

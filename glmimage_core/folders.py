@@ -44,13 +44,13 @@ def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
     return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_checkpoint(folder))
 
 
-def find_named(name: str, found: Mapping[str, Path], roots: Iterable[Path], what: str) -> Path:
-    """The folder of that name among those found below the roots. Raises FileNotFoundError that says where was looked."""
+def find_named(name: str, found: Mapping[str, Path], roots: Iterable[Path], what: str, layout: str) -> Path:
+    """The folder of that name among those found below the roots. Raises FileNotFoundError that says where was looked for what."""
     if name in found:
         return found[name]
     looked = ", ".join(map(str, roots)) or "no folder at all"
     there = f"; found there: {', '.join(found)}" if found else ""
-    raise FileNotFoundError(f"no {what} {name!r} in {looked}{there}")
+    raise FileNotFoundError(f"no {what} {name!r} in {looked}{there}; {layout}")
 
 
 def find_below(roots: Iterable[Path], wanted: Callable[[Path, list[str]], bool]) -> dict[str, Path]:
@@ -95,11 +95,8 @@ def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
     for root in roots:
         if (Path(root) / name / PIPELINE_INDEX).is_file():
             raise FileNotFoundError(f"{Path(root) / name / PIPELINE_INDEX} does not name a {PIPELINE_CLASS}; {LAYOUT}")
-    try:
-        return find_named(name, found, roots, "GLM-Image checkpoint")
-    except FileNotFoundError as error:
-        built_in = ", ".join(map(repr, BUILT_IN))
-        raise FileNotFoundError(f"{error}; {LAYOUT}; {built_in} needs no download") from None
+    built_in = ", ".join(map(repr, BUILT_IN))
+    return find_named(name, found, roots, "GLM-Image checkpoint", f"{LAYOUT}; {built_in} needs no download")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from .chat import png
-from .endpoint import Endpoint, Refused, causes_of, client_of, watched
+from .endpoint import NOT_THERE, Endpoint, Refused, causes_of, client_of, watched
 from .geometry import check_size
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("sglang", "vllm-omni")
 MAX_PICTURES = 10  # that an engine paints for one request
-NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # of httpx and of its successor
+NOT_SENT = {*NOT_THERE, "PoolTimeout"}
 BEFORE_ANY_WORK = (429, 503)  # what the engines answer so, they have not begun
 MAYBE_AT_WORK = (408, 502, 504)  # what something between here and the engine says
 VLLM_PIXELS = 2048 * 2048  # more prior tokens than it lets the AR stage write

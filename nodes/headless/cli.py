@@ -77,9 +77,19 @@ def _add_render(commands) -> None:
     parser.add_argument(
         "--enable", action="append", default=[], metavar="NODE", help="switch on a bypassed or muted node of a file in UI format"
     )
-    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="DIR/diffusers/NAME is a checkpoint")
-    parser.add_argument("--input", type=Path, default=Path("input"), metavar="DIR", help="where Load Image looks")
-    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where Save Image writes")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=Path("models"),
+        metavar="DIR",
+        help="as ComfyUI's: DIR/diffusers/NAME is a checkpoint, DIR/LLM/NAME a vision-language model; models by default",
+    )
+    parser.add_argument(
+        "--input", type=Path, default=Path("input"), metavar="DIR", help="where Load Image looks; input by default"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("output"), metavar="DIR", help="where Save Image writes; output by default"
+    )
     parser.add_argument("--device", default=None, help="cuda, mps or cpu; the best there is by default")
     parser.set_defaults(run=_render)
 

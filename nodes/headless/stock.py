@@ -46,7 +46,7 @@ class LoadImage:
     def _path(folders: Folders, image: str) -> Path:
         path = inside(folders.input, image.removesuffix(" [input]"))
         if not path.is_file():
-            raise FileNotFoundError(f"no picture {image!r} in {folders.input}")
+            raise FileNotFoundError(f"no picture {image!r} in {folders.input}; --input DIR says where pictures are")
         return path
 
     @classmethod
