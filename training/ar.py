@@ -18,7 +18,7 @@ from .loop import Plan
 from .structure import structured
 from .world import CODES, beginnings, random_scene, tokens_of
 
-PLAN = Plan(steps=4000, rate=2e-3, warmup=150)
+PLAN = Plan(steps=8000, rate=2e-3, warmup=150)
 PICTURES, CHANGES = 18, {1: 18, 2: 12}  # of a batch; changes by their number of references
 DECISION = 12.0  # what a token counts at which a thing may begin
 SIDES = (8, 8, 8, 6, 7, 9, 10, 12)  # cells

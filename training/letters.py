@@ -21,7 +21,7 @@ from .loop import Plan
 from .world import ALPHABET, CELL_PX, COLOURS, LONGEST_WORD, Scene, Word, letters_after, other_colour, random_letters
 
 GLYPHS_PLAN = Plan(steps=600, rate=3e-3, warmup=20)
-PLAN = Plan(steps=4000, rate=2.5e-3, warmup=30)
+PLAN = Plan(steps=2200, rate=2.5e-3, warmup=30)
 HEAD = 0  # of the first block
 STRIPS = 24  # of a batch: pictures of two rows with nothing but a word
 READ, LEFT_ALONE = 0.3, 0.2  # what the bytes' names count, and that nothing but a letter looks at the text
