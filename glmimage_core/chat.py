@@ -1,13 +1,13 @@
 """A chat model behind an OpenAI-compatible endpoint: llama.cpp, vLLM, Ollama, z.ai and others."""
 
 import base64
-import io
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from .endpoint import Endpoint, Refused, client_of, watched
+from .pixels import to_png
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -75,11 +75,4 @@ async def _pieces(
 def _data_url(picture: Image.Image) -> str:
     small = picture.convert("RGB")
     small.thumbnail((MAX_SIDE, MAX_SIDE))
-    return f"data:image/png;base64,{base64.b64encode(png(small)).decode()}"
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as a PNG file."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(to_png(small)).decode()}"

@@ -8,7 +8,6 @@
 Source: Zheng et al. 2024, arXiv 2403.05121, and CogView3PlusPipeline of diffusers, whose pictures these are.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ import torch
 
 from .checkpoint import load_pretrained
 from .component import Component
-from .denoise import TOGETHER_TOKENS, initial_noise
+from .denoise import initial_noise, share_a_pass
 from .description import ComponentReport, check_class, check_libraries, read_headers, resolve_dtype
 from .folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
 from .geometry import LATENT_PX, dit_token_count, latent_grid
@@ -30,8 +29,6 @@ from .vae import LatentSpace, Vae, check_channels
 if TYPE_CHECKING:
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
     from transformers import T5EncoderModel
-
-log = logging.getLogger(__name__)
 
 PIPELINE_CLASS = "CogView3PlusPipeline"
 TOKENS = 224  # of a prompt, the end mark included
@@ -72,7 +69,6 @@ class CogView3(Component):
     model: "CogView3PlusTransformer2DModel"
     scheduler: "CogVideoXDDIMScheduler"
     space: LatentSpace
-    checkpoint: Path
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:
@@ -150,7 +146,7 @@ def load_dit(folder: Path, dtype: str = "auto") -> CogView3:
     scheduler = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     if scheduler.config.prediction_type != "v_prediction":
         raise ValueError(f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type}; CogView3-Plus predicts velocities")
-    return CogView3(model, scheduler, _space(folder), folder)
+    return CogView3(model, scheduler, _space(folder))
 
 
 def load_vae(folder: Path, dtype: str = "auto") -> Vae:
@@ -313,7 +309,7 @@ def guided_velocity(dit: CogView3, guide: Guide, x: torch.Tensor, timestep: int,
     if cfg == 1:
         return velocity(dit, x, timestep, guide.positive, guide.sizes)
     height, width = (side * LATENT_PX for side in x.shape[2:])
-    if 2 * len(x) * (dit_token_count(width, height) + guide.positive.shape[1]) <= TOGETHER_TOKENS:
+    if share_a_pass(len(x) * (dit_token_count(width, height) + guide.positive.shape[1])):
         both = torch.cat([guide.positive, guide.negative])
         sizes = {name: torch.cat([size, size]) for name, size in guide.sizes.items()}
         positive, negative = velocity(dit, torch.cat([x, x]), timestep, both, sizes).chunk(2)

@@ -191,6 +191,11 @@ class Guide:
         return None if self.step_cache is None else self.step_cache.branch(side)
 
 
+def share_a_pass(side: int) -> bool:
+    """Whether both sides of the guidance, of so many DiT tokens each, go through the DiT together where they can."""
+    return 2 * side <= TOGETHER_TOKENS
+
+
 def guided_velocity(guide: Guide, x: torch.Tensor, time: torch.Tensor, cfg: float) -> torch.Tensor:
     """v = v_u + cfg * (v_c - v_u), [B, 16, h, w] float32. cfg 1 is v_c alone, at half the cost.
 
@@ -201,7 +206,7 @@ def guided_velocity(guide: Guide, x: torch.Tensor, time: torch.Tensor, cfg: floa
         return velocity(guide.dit, x, time, guide.positive, guide.cache, guide.steps_before("positive"))
     positive, negative = guide.positive, guide.negative
     same_shape = positive.glyphs.shape == negative.glyphs.shape
-    if guide.cache is None and same_shape and 2 * positive.prior[..., 0].numel() <= TOGETHER_TOKENS:
+    if guide.cache is None and same_shape and share_a_pass(positive.prior[..., 0].numel()):
         both = Conditions(
             torch.cat((positive.prior, negative.prior)), torch.cat((positive.glyphs, negative.glyphs)), positive.rope
         )

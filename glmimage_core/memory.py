@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .denoise import TOGETHER_TOKENS
+from .denoise import share_a_pass
 from .geometry import LATENT_PX, dit_token_count, preview_grid, prior_grid
 from .prior import READ_EVERY
 from .quantization import product_bytes, sizes_when
@@ -90,7 +90,7 @@ def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = Tru
     half = HALF["dit"] if itemsize < 4 else 1
     width = config.num_attention_heads * config.attention_head_dim
     picture = job.batch * dit_token_count(job.width, job.height)
-    shared = job.guided and job.one_length and not job.references and 2 * picture <= TOGETHER_TOKENS
+    shared = job.guided and job.one_length and not job.references and share_a_pass(picture)
     own = (2 if shared else 1) * (picture + job.batch * job.glyph_tokens)
     cached = [dit_token_count(*size) for size in job.references]
     # The widest place is a feed-forward, 14 tensors of the stream's width; with many cached tokens it is the attention,
@@ -125,7 +125,7 @@ def answer_bytes(config: Any, itemsize: int, prompt: int, answer: int, patches: 
 def cogview3_bytes(config: Any, itemsize: int, job: Job) -> int:
     """The passes of CogView3-Plus: a feed-forward, 13.4 tensors of the stream's width. job.glyph_tokens: of the prompt."""
     side = job.batch * (dit_token_count(job.width, job.height) + job.glyph_tokens)
-    together = job.guided and 2 * side <= TOGETHER_TOKENS
+    together = job.guided and share_a_pass(side)
     width = config.num_attention_heads * config.attention_head_dim
     latents = job.batch * config.in_channels * (job.width // LATENT_PX) * (job.height // LATENT_PX) * 4
     half = HALF["dit"] if itemsize < 4 else 1

@@ -1,5 +1,7 @@
 """Picture tensors, as they travel between nodes, to and from PIL. Checked here once."""
 
+import io
+
 import numpy as np
 import torch
 from PIL import Image
@@ -28,3 +30,10 @@ def to_pictures(image: torch.Tensor) -> list[Image.Image]:
 def from_picture(picture: Image.Image) -> torch.Tensor:
     """A picture to [1, H, W, 3] float32 0..1."""
     return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

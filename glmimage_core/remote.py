@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .chat import png
 from .endpoint import NOT_THERE, Endpoint, Refused, causes_of, client_of, watched
 from .geometry import check_size
+from .pixels import to_png
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -114,7 +114,7 @@ async def _request(client: "AsyncOpenAI", endpoint: Endpoint, order: Order, seed
         common["model"] = endpoint.model
     if not order.references:
         return await client.images.generate(**common)
-    files = [(f"{number}.png", png(picture.convert("RGB")), "image/png") for number, picture in enumerate(order.references, 1)]
+    files = [(f"{number}.png", to_png(picture.convert("RGB")), "image/png") for number, picture in enumerate(order.references, 1)]
     return await client.images.edit(image=files[0] if len(files) == 1 else files, **common)
 
 

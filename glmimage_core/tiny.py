@@ -33,10 +33,15 @@ def write_checkpoint(folder: Path, size: str = "tiny", seed: int = 0, dtype: tor
         model.save_pretrained(folder / name)
 
 
-def write_layout(folder: Path, shape: Size, seed: int = 0) -> None:
-    """Write all of a checkpoint but its weights, into a folder as write_checkpoint does."""
+def check_empty(folder: Path) -> None:
+    """Raise ValueError for a folder that holds anything."""
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty")
+
+
+def write_layout(folder: Path, shape: Size, seed: int = 0) -> None:
+    """Write all of a checkpoint but its weights, into a folder as write_checkpoint does."""
+    check_empty(folder)
     for name, build in MODELS.items():
         with torch.device("meta"):
             model = build(shape, seed)

@@ -7,7 +7,7 @@ import torch
 
 from .cogview3 import PIPELINE_CLASS, TOKENS
 from .folders import PIPELINE_INDEX
-from .tiny import fill
+from .tiny import check_empty, fill
 
 WIDTH = 32  # of the text's embeddings
 
@@ -17,8 +17,7 @@ def write_cogview3(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float
     from diffusers import AutoencoderKL, CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty")
+    check_empty(folder)
     tokenizer = _tokenizer()
     parts = {
         "text_encoder": T5EncoderModel(

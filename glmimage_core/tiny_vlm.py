@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .tiny import fill
+from .tiny import check_empty, fill
 
 SPECIAL = (
     "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|image|>", "<|begin_of_image|>",
@@ -31,8 +31,7 @@ def write_vlm(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -
     """Write a random checkpoint into a folder, which is made and must not hold anything yet."""
     from transformers import Glm46VForConditionalGeneration, GlmgaConfig
 
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty")
+    check_empty(folder)
     ids = {mark: 256 + index for index, mark in enumerate(SPECIAL)}
     config = GlmgaConfig(
         text_config={

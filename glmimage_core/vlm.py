@@ -114,12 +114,13 @@ def load_vlm(folder: Path, dtype: str = "auto", quantization: str = "none") -> V
 
     report = check_vlm(folder)
     check_quantization(report, quantization, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if quantization != "none" and "quantization_config" in _config_of(folder):
+    stored_quantized = "quantization_config" in _config_of(folder)
+    if quantization != "none" and stored_quantized:
         raise ValueError(f"{folder.name} is stored quantized; choose quantization none, which keeps it")
     processor = load_processor(folder)
     if not processor.chat_template:
         raise ValueError(f"{folder} has no chat template (chat_template.jinja), without which nothing can be asked; {LAYOUT}")
-    as_stored = dtype == "auto" and "quantization_config" in _config_of(folder)  # of which its own library knows the dtype
+    as_stored = dtype == "auto" and stored_quantized  # of which its own library knows the dtype
     model = load_pretrained(AutoModelForImageTextToText, folder, dtype="auto" if as_stored else resolve_dtype(dtype, report))
     if quantization == "none":
         return Vlm(model, processor)

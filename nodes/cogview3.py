@@ -4,7 +4,7 @@ from ..glmimage_core import cogview3, memory
 from ..glmimage_core.cogview3 import MicroConditions, check_part, check_run, check_side_folders, check_size, check_text
 from .host import MICRO_CONDITIONS_KEY, CogView3Painting, host
 from .loaders import DTYPE
-from .sampling import STEPS, noise_mask
+from .sampling import DENOISE, STEPS, cfg_input, noise_mask
 from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input
 
 FOLDER = f"Folder below models/diffusers whose model_index.json names {cogview3.PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
@@ -109,9 +109,9 @@ class GLMImageCogView3Encode:
         target_width=0,
         target_height=0,
     ):
-        config = host.component(text_encoder).model.config
-        itemsize = host.component(text_encoder).dtype.itemsize
-        with host.placed(text_encoder, memory.t5_bytes(config, itemsize, cogview3.TOKENS), "t5") as encoder:
+        t5 = host.component(text_encoder)
+        needed = memory.t5_bytes(t5.model.config, t5.dtype.itemsize, cogview3.TOKENS)
+        with host.placed(text_encoder, needed, "t5") as encoder:
             positive, negative = (cogview3.encode(encoder, text) for text in (prompt, negative_prompt))
         if positive.truncated:
             host.warn(f"the prompt is longer than {cogview3.TOKENS} tokens; left out: {positive.truncated}")
@@ -145,26 +145,8 @@ class GLMImageCogView3Sampler:
                 ),
                 "seed": seed_input("the noise"),
                 "steps": STEPS,
-                "cfg": (
-                    "FLOAT",
-                    {
-                        "default": 5.0,
-                        "min": 0.0,
-                        "max": 20.0,
-                        "step": 0.1,
-                        "tooltip": "Guidance: how far to steer from the negative to the positive. 1 is off and twice as fast.",
-                    },
-                ),
-                "denoise": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it.",
-                    },
-                ),
+                "cfg": cfg_input(5.0),
+                "denoise": DENOISE,
             },
             "optional": {
                 "latent_image": (

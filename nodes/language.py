@@ -45,6 +45,7 @@ MAX_TOKENS = (
     "INT",
     {"default": 1024, "min": 64, "max": 8192, "tooltip": "How much the model may write, its thoughts included if it has any."},
 )
+WORDING = {"language": LANGUAGE, "seed": SEED, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
 IMAGES = (
     "IMAGE",
     {"tooltip": "Reference pictures of an edit, in order, for a model that sees: the first picture, the second and so on."},
@@ -62,18 +63,23 @@ def _answer(wire, question, temperature, seed, max_tokens, label) -> str:
         return answer(vlm, question, temperature, seed, max_tokens, host.progress(label, "tokens"))
 
 
-class GLMImageEnhancePrompt:
+class _Enhancer:
+    """What the nodes that rewrite a prompt share."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "enhance"
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("prompt",)
+    OUTPUT_TOOLTIPS = ("The rewritten prompt, for Encode Prompt and Generate Prior.",)
+
+
+class GLMImageEnhancePrompt(_Enhancer):
     TITLE = "GLM-Image Enhance Prompt"
     DESCRIPTION = (
         "Has a vision-language model rewrite a prompt as the long, precise caption that GLM-Image works best with. Texts in "
         "quotation marks are kept letter by letter."
     )
-    CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm prompt enhancer", "prompt rewriting", "glmga", "llm")
-    FUNCTION = "enhance"
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("prompt",)
-    OUTPUT_TOOLTIPS = ("The rewritten prompt, for Encode Prompt and Generate Prior.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -82,10 +88,7 @@ class GLMImageEnhancePrompt:
                 "vlm": VLM_INPUT,
                 "prompt": PROMPT,
                 "style": STYLE,
-                "language": LANGUAGE,
-                "seed": SEED,
-                "temperature": TEMPERATURE,
-                "max_tokens": MAX_TOKENS,
+                **WORDING,
             },
             "optional": {"images": IMAGES},
         }
@@ -138,10 +141,7 @@ class GLMImageDescribe:
                         "tooltip": "What to say or to answer. Empty asks for a caption from which the picture could be painted.",
                     },
                 ),
-                "language": LANGUAGE,
-                "seed": SEED,
-                "temperature": TEMPERATURE,
-                "max_tokens": MAX_TOKENS,
+                **WORDING,
             },
         }
 
@@ -157,18 +157,13 @@ class GLMImageDescribe:
         return (description,)
 
 
-class GLMImageEnhancePromptAPI:
+class GLMImageEnhancePromptAPI(_Enhancer):
     TITLE = "GLM-Image Enhance Prompt (API)"
     DESCRIPTION = (
         "Has a chat model behind an OpenAI-compatible address rewrite a prompt as the long, precise caption that GLM-Image works "
         "best with: a local Ollama, llama.cpp or vLLM, or a service. Texts in quotation marks are kept letter by letter."
     )
-    CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm prompt enhancer", "prompt rewriting", "openai", "ollama", "llm")
-    FUNCTION = "enhance"
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("prompt",)
-    OUTPUT_TOOLTIPS = ("The rewritten prompt, for Encode Prompt and Generate Prior.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -192,10 +187,7 @@ class GLMImageEnhancePromptAPI:
                     },
                 ),
                 "style": STYLE,
-                "language": LANGUAGE,
-                "seed": SEED,
-                "temperature": TEMPERATURE,
-                "max_tokens": MAX_TOKENS,
+                **WORDING,
                 "timeout": (
                     "FLOAT",
                     {"default": 120.0, "min": 1.0, "max": 3600.0, "tooltip": "Seconds for the whole answer, all tries included."},

@@ -13,9 +13,26 @@ from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input
 STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."})
 
 
-def _part_input(default: float, tooltip: str) -> tuple:
+def cfg_input(default: float) -> tuple:
+    """A widget for the guidance of a sampler."""
+    return (
+        "FLOAT",
+        {
+            "default": default,
+            "min": 0.0,
+            "max": 20.0,
+            "step": 0.1,
+            "tooltip": "Guidance: how far to steer from the negative to the positive. 1 is off and twice as fast.",
+        },
+    )
+
+
+def part_input(default: float, tooltip: str) -> tuple:
     """A widget for a part of a whole, 0..1."""
     return ("FLOAT", {"default": default, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tooltip})
+
+
+DENOISE = part_input(1.0, "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it.")
 
 
 class GLMImageSampler:
@@ -40,19 +57,8 @@ class GLMImageSampler:
                 "negative": ("CONDITIONING", {"tooltip": "From Apply Prior. Not used when cfg is 1."}),
                 "seed": seed_input("the noise"),
                 "steps": STEPS,
-                "cfg": (
-                    "FLOAT",
-                    {
-                        "default": 1.5,
-                        "min": 0.0,
-                        "max": 20.0,
-                        "step": 0.1,
-                        "tooltip": "Guidance: how far to steer from the negative to the positive. 1 is off and twice as fast.",
-                    },
-                ),
-                "denoise": _part_input(
-                    1.0, "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it."
-                ),
+                "cfg": cfg_input(1.5),
+                "denoise": DENOISE,
             },
             "optional": {
                 "latent_image": (
@@ -69,8 +75,8 @@ class GLMImageSampler:
                         "tooltip": "How to step along the schedule. euler is the reference's; the others are ComfyUI's own.",
                     },
                 ),
-                "cfg_start": _part_input(0.0, "Where in the run guidance begins; before it, steps cost half. 0 is exact."),
-                "cfg_end": _part_input(
+                "cfg_start": part_input(0.0, "Where in the run guidance begins; before it, steps cost half. 0 is exact."),
+                "cfg_end": part_input(
                     1.0, "Where in the run guidance ends; after it, steps cost half and the picture changes a little. 1 is exact."
                 ),
                 "step_cache": (
@@ -177,7 +183,7 @@ class GLMImageScheduler:
                     {"tooltip": "From Load GLM-Image DiT. Its checkpoint says how the shift grows with the size."},
                 ),
                 "steps": STEPS,
-                "denoise": _part_input(1.0, "1 is the whole schedule. Less is its end, with as many steps. 0 is no step at all."),
+                "denoise": part_input(1.0, "1 is the whole schedule. Less is its end, with as many steps. 0 is no step at all."),
                 "width": side_input("Width"),
                 "height": side_input("Height"),
             }

@@ -12,7 +12,6 @@ import runpy
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -251,7 +250,7 @@ def build(
     sampler_seeds=(0,),
     lora: bool = False,
     checkpoint: dict = CHECKPOINT,
-    plan: Mapping = MappingProxyType({}),
+    plan: Mapping | None = None,
     rewriter: str = "",
     steps: int | None = None,
 ) -> dict:
@@ -275,7 +274,7 @@ def build(
         inputs = {"ar": (loaded.ar, loaded.ar_output), "vae": (loaded.vae, 0), "image": (image, 0), **references}
         node = graph.add("GLMImageEncodeReference", (left + 260, BELOW), (300, 110), **inputs)
         references = {"references": (node, 0)}
-    conditioning = planned(graph, loaded, references, **plan)
+    conditioning = planned(graph, loaded, references, **(plan or {}))
 
     several = len(sampler_seeds) > 1
     graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 180 + (SAMPLER_ROOM + PREVIEW) * len(sampler_seeds) - 60)

@@ -218,10 +218,11 @@ def test_frames_of_a_clip_are_described_as_one(wire):
 
 
 def test_requests_are_of_the_language_asked_for():
-    assert "clip" in description_request(clip=True) and "视频" in description_request("", "zh", clip=True)
+    assert "clip" in description_request(clip=True) and "\u89c6\u9891" in description_request("", "zh", clip=True)
     assert "caption" in description_request() and "pictures" in description_request(pictures=2)
-    assert description_request("什么颜色") == "什么颜色"
-    assert description_request("什么颜色", "en").splitlines() == ["什么颜色", "Answer in English."]
+    colours = "\u4ec0\u4e48\u989c\u8272"  # which colours, in Chinese
+    assert description_request(colours) == colours
+    assert description_request(colours, "en").splitlines() == [colours, "Answer in English."]
     with pytest.raises(ValueError, match="language is 'fr'"):
         description_request(language="fr")
 
