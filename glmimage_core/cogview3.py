@@ -39,6 +39,7 @@ LAYOUT = (
     f"CogView3-Plus is a folder whose {PIPELINE_INDEX} names {PIPELINE_CLASS}, with the folders text_encoder, tokenizer, "
     "transformer, vae and scheduler"
 )
+T5_LAYOUT = f"T5 is in the folders text_encoder and tokenizer beside a {PIPELINE_INDEX} that names T5EncoderModel and T5Tokenizer"
 MODEL_CLASSES = {
     "text_encoder": "T5EncoderModel",
     "transformer": "CogView3PlusTransformer2DModel",
@@ -87,7 +88,7 @@ class MicroConditions(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """embeddings: [1, 224, D]; truncated: the end of a prompt that was too long, as text."""
+    """embeddings: [1, tokens, D]; truncated: the end of a prompt that was too long, as text."""
 
     embeddings: torch.Tensor
     truncated: str
@@ -98,41 +99,67 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
     return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_pipeline(folder, PIPELINE_CLASS))
 
 
+def list_text_encoders(roots: Sequence[Path]) -> dict[str, Path]:
+    """The folders below the roots with T5 and its tokenizer, by name: CogView3-Plus, and other pipelines of diffusers."""
+    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and _holds_t5(folder))
+
+
+def _holds_t5(folder: Path) -> bool:
+    try:
+        parts = read_json(folder / PIPELINE_INDEX)
+    except (OSError, ValueError):
+        return False
+    tokenizers = (["transformers", "T5Tokenizer"], ["transformers", "T5TokenizerFast"])  # and not GLM-Image's ByT5
+    return parts.get("text_encoder") == ["transformers", "T5EncoderModel"] and parts.get("tokenizer") in tokenizers
+
+
+def find_text_encoder(name: str, roots: Sequence[Path]) -> Path:
+    """The folder of that name with T5 in it. Raises FileNotFoundError that says where it looked."""
+    return find_named(name, list_text_encoders(roots), roots, "folder with T5", T5_LAYOUT)
+
+
 def find_folder(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
     return find_named(name, list_folders(roots), roots, "CogView3-Plus", LAYOUT)
 
 
-def check_part(folder: Path, name: str) -> ComponentReport:
+def check_part(folder: Path, name: str, class_name: str) -> ComponentReport:
     """What is stored of one part. Raises FileNotFoundError, ValueError or ImportError where it is not sound; reads no weights."""
     check_libraries()
-    report = ComponentReport(name, MODEL_CLASSES[name])
+    report = ComponentReport(name, class_name)
     config = folder / name / "config.json"
-    check_class(read_json(config), report.class_name, config)
+    check_class(read_json(config), class_name, config)
     report.count(*read_headers(folder / name, report))
     return report
 
 
-def check_side_folders(folder: Path) -> None:
-    """Raise FileNotFoundError or ImportError where tokenizer or scheduler cannot be loaded."""
-    for file in (folder / "scheduler" / "scheduler_config.json", folder / "tokenizer" / "tokenizer_config.json"):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; {LAYOUT}")
+def check_folder(folder: Path) -> None:
+    """Raise FileNotFoundError, ValueError or ImportError where a folder of CogView3-Plus cannot be loaded; reads no weights."""
+    for part in ("transformer", "vae"):
+        check_part(folder, part, MODEL_CLASSES[part])
+    read_json(folder / "scheduler" / "scheduler_config.json")
+    check_text_encoder(folder)
+
+
+def check_text_encoder(folder: Path) -> ComponentReport:
+    """What is stored of T5. Raises FileNotFoundError, ValueError or ImportError where it or its tokenizer cannot be loaded."""
+    report = check_part(folder, "text_encoder", MODEL_CLASSES["text_encoder"])
+    read_json(folder / "tokenizer" / "tokenizer_config.json")
     if not (folder / "tokenizer" / "tokenizer.json").is_file():  # as released: SentencePiece's file, which transformers converts
         missing = [package for package, module in _CONVERTERS.items() if find_spec(module) is None]
         if missing:
-            raise ImportError(f"the tokenizer of CogView3-Plus needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+            raise ImportError(f"the tokenizer of T5 needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    return report
 
 
 _CONVERTERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 
 
 def load_text_encoder(folder: Path, dtype: str = "auto") -> TextEncoder:
-    """Load T5 and its tokenizer, on the CPU."""
+    """Load T5 and its tokenizer from a folder that holds both, on the CPU."""
     from transformers import AutoTokenizer, T5EncoderModel
 
-    report = check_part(folder, "text_encoder")
-    check_side_folders(folder)
+    report = check_text_encoder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     return TextEncoder(load_pretrained(T5EncoderModel, folder / "text_encoder", dtype=resolve_dtype(dtype, report)), tokenizer)
 
@@ -141,24 +168,24 @@ def load_dit(folder: Path, dtype: str = "auto") -> CogView3:
     """Load the DiT, on the CPU, with the schedule and the latent space of the folder's scheduler and VAE."""
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
 
-    report = check_part(folder, "transformer")
+    report = check_part(folder, "transformer", MODEL_CLASSES["transformer"])
     model = load_pretrained(CogView3PlusTransformer2DModel, folder / "transformer", torch_dtype=resolve_dtype(dtype, report))
     scheduler = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     if scheduler.config.prediction_type != "v_prediction":
         raise ValueError(f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type}; CogView3-Plus predicts velocities")
-    return CogView3(model, scheduler, _space(folder))
+    return CogView3(model, scheduler, whole_space(folder))
 
 
 def load_vae(folder: Path, dtype: str = "auto") -> Vae:
     """Load the VAE, on the CPU."""
     from diffusers import AutoencoderKL
 
-    report = check_part(folder, "vae")
-    return Vae(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=resolve_dtype(dtype, report)), _space(folder))
+    report = check_part(folder, "vae", MODEL_CLASSES["vae"])
+    return Vae(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=resolve_dtype(dtype, report)), whole_space(folder))
 
 
-def _space(folder: Path) -> LatentSpace:
-    """Its latents are scaled as a whole."""
+def whole_space(folder: Path) -> LatentSpace:
+    """The space of a VAE whose latents are scaled as a whole."""
     config = read_json(folder / "vae" / "config.json")
     channels, scale = config["latent_channels"], config.get("scaling_factor", 0.18215)  # the library's own default
     return LatentSpace((0.0,) * channels, (1 / scale,) * channels)
@@ -174,13 +201,13 @@ def check_size(width: int, height: int) -> None:
 
 
 @torch.inference_mode()
-def encode(encoder: TextEncoder, prompt: str) -> Encoded:
-    """A prompt's embeddings, padded to 224. An empty one is all zeros, which is what guidance steers away from."""
+def encode(encoder: TextEncoder, prompt: str, tokens: int = TOKENS) -> Encoded:
+    """A prompt's embeddings, cut off or padded to so many. An empty one is all zeros, which is what guidance steers away from."""
     if not prompt.strip():
-        return Encoded(torch.zeros(1, TOKENS, encoder.model.config.d_model, dtype=encoder.dtype), "")
+        return Encoded(torch.zeros(1, tokens, encoder.model.config.d_model, dtype=encoder.dtype), "")
     whole = encoder.tokenizer(prompt).input_ids
-    ids = encoder.tokenizer(prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
-    truncated = encoder.tokenizer.decode(whole[TOKENS - 1 : -1]) if len(whole) > TOKENS else ""
+    ids = encoder.tokenizer(prompt, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
+    truncated = encoder.tokenizer.decode(whole[tokens - 1 : -1]) if len(whole) > tokens else ""
     return Encoded(encoder.model(ids.to(encoder.device)).last_hidden_state.cpu(), truncated)
 
 
@@ -255,7 +282,7 @@ def check_text(dit: CogView3, *embeddings: torch.Tensor) -> None:
         if side.shape[-1] != width or side.shape[1] != TOKENS:
             raise ValueError(
                 f"the conditioning is {list(side.shape)}, and CogView3-Plus reads [batch, {TOKENS}, {width}]; connect "
-                "CogView3-Plus Encode Prompt"
+                "CogView3 Encode Prompt"
             )
 
 

@@ -99,6 +99,12 @@ def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
     return find_named(name, found, roots, "GLM-Image checkpoint", f"{LAYOUT}; {built_in} needs no download")
 
 
+def check_empty(folder: Path) -> None:
+    """Raise ValueError for a folder that holds anything."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors that the libraries will read: the shards that an index names, or the one file."""
     for stem in ("model", "diffusion_pytorch_model"):  # transformers' name, diffusers' name

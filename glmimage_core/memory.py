@@ -132,6 +132,18 @@ def cogview3_bytes(config: Any, itemsize: int, job: Job) -> int:
     return round(13.4 * half * side * (2 if together else 1) * width * itemsize + latents * (1 if job.guided else 0))
 
 
+def unet_bytes(config: Any, itemsize: int, job: Job) -> int:
+    """The passes of CogView3-Base: its last level, 5.4 tensors of the two upper levels' widths, or its widest convolution.
+
+    A CPU lays that convolution's weights out anew.
+    """
+    latents = job.batch * (job.width // LATENT_PX) * (job.height // LATENT_PX)
+    together = job.guided and share_a_pass(job.batch * dit_token_count(job.width, job.height))
+    upper, widest = sum(config.block_out_channels[:2]), config.block_out_channels[-1]
+    stream = latents * (2 if together else 1) * upper * itemsize
+    return round(max(5.4 * stream, 9 * 2 * widest**2 * itemsize + 2.4 * stream))
+
+
 def t5_bytes(config: Any, itemsize: int, tokens: int) -> int:
     """T5's widest layer: the feed-forward of all tokens, or the scores of its heads with their position bias.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .folders import PIPELINE_CLASS
+from .folders import PIPELINE_CLASS, check_empty
 from .sizes import SIZES, Size
 
 SPECIAL = ("<|endoftext|>", "<sop>", "<eop>", "<|image|>")
@@ -31,12 +31,6 @@ def write_checkpoint(folder: Path, size: str = "tiny", seed: int = 0, dtype: tor
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         model.save_pretrained(folder / name)
-
-
-def check_empty(folder: Path) -> None:
-    """Raise ValueError for a folder that holds anything."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty")
 
 
 def write_layout(folder: Path, shape: Size, seed: int = 0) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from .cogview3 import PIPELINE_CLASS, TOKENS
-from .folders import PIPELINE_INDEX
-from .tiny import check_empty, fill
+from .folders import PIPELINE_INDEX, check_empty
+from .tiny import fill
 
 WIDTH = 32  # of the text's embeddings
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from .tiny import check_empty, fill
+from .folders import check_empty
+from .tiny import fill
 
 SPECIAL = (
     "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|image|>", "<|begin_of_image|>",

@@ -1,6 +1,12 @@
 """The nodes, in the order in which a graph uses them. Ids are a file format: add at the end, never rename."""
 
 from .cogview3 import GLMImageCogView3Encode, GLMImageCogView3Sampler, GLMImageLoadCogView3
+from .cogview3_base import (
+    GLMImageCogView3BaseSampler,
+    GLMImageCogView3Relay,
+    GLMImageLoadCogView3Base,
+    GLMImageLoadT5,
+)
 from .language import GLMImageDescribe, GLMImageEnhancePrompt, GLMImageEnhancePromptAPI
 from .loaders import GLMImageLoadAR, GLMImageLoadDiT, GLMImageLoadGlyphEncoder, GLMImageLoadVAE, GLMImageLoadVLM
 from .lora import GLMImageLoadLoRA
@@ -38,6 +44,10 @@ NODE_CLASS_MAPPINGS = {
         GLMImageCogView3Encode,
         GLMImageCogView3Sampler,
         GLMImageRemote,
+        GLMImageLoadT5,
+        GLMImageLoadCogView3Base,
+        GLMImageCogView3BaseSampler,
+        GLMImageCogView3Relay,
     )
 }
 

@@ -1,14 +1,15 @@
 """CogView3-Plus, GLM-Image's smaller predecessor: no plan, and every word of the prompt reaches the DiT."""
 
-from ..glmimage_core import cogview3, memory
-from ..glmimage_core.cogview3 import MicroConditions, check_part, check_run, check_side_folders, check_size, check_text
+from ..glmimage_core import cogview3, cogview3_base, memory
+from ..glmimage_core.cogview3 import MicroConditions, check_folder, check_run, check_size, check_text
 from .host import MICRO_CONDITIONS_KEY, CogView3Painting, host
 from .loaders import DTYPE
 from .sampling import DENOISE, STEPS, cfg_input, noise_mask
-from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input
+from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input, verdict
 
 FOLDER = f"Folder below models/diffusers whose model_index.json names {cogview3.PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
 OWN = "0: as the picture is."
+TOKENS = {"CogView3-Plus": cogview3.TOKENS, "CogView3-Base": cogview3_base.TOKENS}
 
 
 def _side(name: str) -> tuple:
@@ -31,7 +32,7 @@ class GLMImageLoadCogView3:
     RETURN_NAMES = ("model", "text_encoder", "vae")
     OUTPUT_TOOLTIPS = (
         "The diffusion transformer, for CogView3-Plus Sampler or KSampler.",
-        "T5 with its tokenizer, for CogView3-Plus Encode Prompt.",
+        "T5 with its tokenizer, for CogView3 Encode Prompt.",
         "The VAE, for GLM-Image VAE Decode or VAE Decode.",
     )
 
@@ -43,15 +44,7 @@ class GLMImageLoadCogView3:
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at configs and file headers before a graph runs. A name that comes over a link is None and not known yet."""
-        try:
-            if checkpoint is not None:
-                folder = cogview3.find_folder(checkpoint, host.checkpoint_roots())
-                for part in cogview3.MODEL_CLASSES:
-                    check_part(folder, part)
-                check_side_folders(folder)
-        except (FileNotFoundError, ValueError, ImportError) as error:
-            return str(error)
-        return True
+        return checkpoint is None or verdict(lambda: check_folder(cogview3.find_folder(checkpoint, host.checkpoint_roots())))
 
     def load(self, checkpoint, dtype):
         folder = cogview3.find_folder(checkpoint, host.checkpoint_roots())
@@ -60,8 +53,8 @@ class GLMImageLoadCogView3:
 
 
 class GLMImageCogView3Encode:
-    TITLE = "CogView3-Plus Encode Prompt"
-    DESCRIPTION = "Encodes a prompt for CogView3-Plus, of which 224 tokens are read: long, precise captions work best."
+    TITLE = "CogView3 Encode Prompt"
+    DESCRIPTION = "Encodes a prompt for CogView3, of which 224 tokens are read, or 225: long, precise captions work best."
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("cogview3 text encode", "cogview clip text encode", "t5 text encoder")
     FUNCTION = "encode"
@@ -77,7 +70,7 @@ class GLMImageCogView3Encode:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "text_encoder": (COGVIEW3_TEXT, {"tooltip": "From Load CogView3-Plus."}),
+                "text_encoder": (COGVIEW3_TEXT, {"tooltip": "From Load CogView3-Plus, or from Load T5."}),
                 "prompt": (
                     "STRING",
                     {"multiline": True, "dynamicPrompts": True, "tooltip": "What the picture shows, in English."},
@@ -94,6 +87,13 @@ class GLMImageCogView3Encode:
                 "crop_top": _told("Pixels said to have been cut off at the top. 0 is centred."),
                 "target_width": _told(f"Width that the picture is said to be of now. {OWN}"),
                 "target_height": _told(f"Height that the picture is said to be of now. {OWN}"),
+                "family": (
+                    list(TOKENS),
+                    {
+                        "default": "CogView3-Plus",
+                        "tooltip": "Who is to read it: CogView3-Base and its relay read a token more.",
+                    },
+                ),
             },
         }
 
@@ -108,13 +108,14 @@ class GLMImageCogView3Encode:
         crop_top=0,
         target_width=0,
         target_height=0,
+        family="CogView3-Plus",
     ):
-        t5 = host.component(text_encoder)
-        needed = memory.t5_bytes(t5.model.config, t5.dtype.itemsize, cogview3.TOKENS)
+        t5, tokens = host.component(text_encoder), TOKENS[family]
+        needed = memory.t5_bytes(t5.model.config, t5.dtype.itemsize, tokens)
         with host.placed(text_encoder, needed, "t5") as encoder:
-            positive, negative = (cogview3.encode(encoder, text) for text in (prompt, negative_prompt))
+            positive, negative = (cogview3.encode(encoder, text, tokens) for text in (prompt, negative_prompt))
         if positive.truncated:
-            host.warn(f"the prompt is longer than {cogview3.TOKENS} tokens; left out: {positive.truncated}")
+            host.warn(f"the prompt is longer than {tokens} tokens; left out: {positive.truncated}")
         micro = MicroConditions((original_height, original_width), (crop_top, crop_left), (target_height, target_width))
         options = {MICRO_CONDITIONS_KEY: micro}
         return ([[positive.embeddings, options]], [[negative.embeddings, options]], positive.truncated)
@@ -135,8 +136,8 @@ class GLMImageCogView3Sampler:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "From Load CogView3-Plus."}),
-                "positive": ("CONDITIONING", {"tooltip": "From CogView3-Plus Encode Prompt."}),
-                "negative": ("CONDITIONING", {"tooltip": "From CogView3-Plus Encode Prompt. Not used when cfg is 1."}),
+                "positive": ("CONDITIONING", {"tooltip": "From CogView3 Encode Prompt."}),
+                "negative": ("CONDITIONING", {"tooltip": "From CogView3 Encode Prompt. Not used when cfg is 1."}),
                 "width": _side("Width"),
                 "height": _side("Height"),
                 "batch_size": (
@@ -159,11 +160,7 @@ class GLMImageCogView3Sampler:
     @classmethod
     def VALIDATE_INPUTS(cls, width, height):
         # What comes over a link is not known yet and is None; it is checked when the node runs.
-        try:
-            check_size(width or cogview3.MIN_SIDE, height or cogview3.MIN_SIDE)
-        except ValueError as error:
-            return str(error)
-        return True
+        return verdict(lambda: check_size(width or cogview3.MIN_SIDE, height or cogview3.MIN_SIDE))
 
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg, denoise, latent_image=None):
         dit = cogview3_dit(model)

@@ -1,6 +1,9 @@
 """What travels on the wires: names of sockets and of entries in a conditioning, and the checks at a node's door."""
 
+from collections.abc import Callable
+
 from ..glmimage_core.cogview3 import CogView3
+from ..glmimage_core.cogview3_base import CogView3Unet
 from ..glmimage_core.denoise import Dit
 from ..glmimage_core.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX
 from ..glmimage_core.prior import ArModel
@@ -14,9 +17,18 @@ GLYPH_ENCODER = "GLM_IMAGE_GLYPH_ENCODER"
 REFERENCES = "GLM_IMAGE_REFERENCES"
 PRIOR = "GLM_IMAGE_PRIOR"
 VLM = "GLM_IMAGE_VLM"
-COGVIEW3_TEXT = "COGVIEW3_TEXT_ENCODER"
+COGVIEW3_TEXT = "COGVIEW3_TEXT_ENCODER"  # T5, whose embeddings both CogView3s read
 
 SEED_MAX = 2**64 - 1
+
+
+def verdict(check: Callable[[], object]) -> bool | str:
+    """What VALIDATE_INPUTS answers: True, or what a check raises because of a value or of what is not there."""
+    try:
+        check()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        return str(error)
+    return True
 
 
 def seed_input(what: str) -> tuple:
@@ -66,6 +78,14 @@ def cogview3_dit(model) -> CogView3:
     if not isinstance(dit, CogView3):
         raise ValueError("model is not CogView3-Plus; connect Load CogView3-Plus")
     return dit
+
+
+def cogview3_unet(model) -> CogView3Unet:
+    """The UNet of CogView3-Base on a MODEL wire. Raises ValueError for a model of another family."""
+    unet = host.component(model)
+    if not isinstance(unet, CogView3Unet):
+        raise ValueError("model is not CogView3-Base; connect Load CogView3-Base")
+    return unet
 
 
 def _component(wire, name: str):

@@ -332,6 +332,38 @@ def cogview3_plus(name: str, note: str) -> dict:
     return graph.ui()
 
 
+def cogview3_base(name: str, note: str) -> dict:
+    """A picture by the base, and its relay to twice the sides."""
+    graph = Graph(name, note)
+    graph.group("Models", "#3f5159", MODELS, TOP, 380, 610)
+    t5 = graph.add("GLMImageLoadT5", (MODELS, TOP), (380, 110), checkpoint="CogView3-Plus-3B")
+    base = graph.add("GLMImageLoadCogView3Base", (MODELS, TOP + 180), (380, 110), checkpoint="cogview3-base-3b")
+    second = graph.add(
+        "GLMImageLoadCogView3Base",
+        (MODELS, TOP + 360),
+        (380, 110),
+        title="Load CogView3-Base (relay)",
+        checkpoint="cogview3-relay-3b",
+    )
+    graph.group("Prompt", "#5b4a6b", WORDS, TOP, 860, 610)
+    text = graph.add("PrimitiveStringMultiline", (WORDS, TOP), (400, 260), title="Prompt", value=COGVIEW3_PROMPT)
+    of_family = {"text_encoder": (t5, 0), "prompt": (text, 0), "family": "CogView3-Base"}
+    encoded = graph.add("GLMImageCogView3Encode", (WORDS + 440, TOP), (420, 430), **of_family)
+    sides = {"positive": (encoded, 0), "negative": (encoded, 1)}
+    graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 610)
+    painted = graph.add("GLMImageCogView3BaseSampler", (PAINT, TOP), (340, 330), model=(base, 0), **sides)
+    small = graph.add("GLMImageVAEDecode", (PAINT + 380, TOP), (420, 110), vae=(base, 1), samples=(painted, 0))
+    graph.add("PreviewImage", (PAINT + 380, TOP + 160), (420, 440), images=(small, 0))
+    below = TOP + 750
+    graph.group("Relay", "#4d5a3d", PAINT, below, 800, 610)
+    relayed = {"model": (second, 0), "vae": (base, 1), "image": (small, 0), **sides}
+    relay = graph.add("GLMImageCogView3Relay", (PAINT, below), (340, 330), **relayed)
+    large = graph.add("GLMImageVAEDecode", (PAINT + 380, below), (420, 110), vae=(base, 1), samples=(relay, 0))
+    save = {"images": (large, 0), "filename_prefix": f"glm-image/{name}"}
+    graph.add("SaveImage", (PAINT + 380, below + 160), (420, 440), **save)
+    return graph.ui()
+
+
 def remote(name: str, note: str) -> dict:
     """The whole of it elsewhere."""
     graph = Graph(name, note)
@@ -475,6 +507,12 @@ def all_workflows() -> dict[str, dict]:
             "## CogView3-Plus\nGLM-Image's predecessor of 3B paints from the prompt without a plan: 512 to 2048 pixels, long "
             "English captions.\n\n**GLM-Image Enhance Prompt** writes such a caption from a few words: switch it and its "
             "loader on (Ctrl+B).",
+        ),
+        "cogview3_base": cogview3_base(
+            "cogview3_base",
+            "## CogView3-Base and its relay\nThe first CogView3 paints 512 x 512 pixels, and the relay paints that anew at "
+            "twice the sides. `python . convert` makes the two folders from the published checkpoints.\n\nDistilled ones: base "
+            "4 **steps**; relay 5 **steps**, 1 of **relay_steps**.",
         ),
         "remote": remote(
             "remote",

@@ -20,22 +20,36 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 pack = runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
 
+import torch  # noqa: E402
 import transformers  # noqa: E402
 from endpoint_server import Server  # noqa: E402
 from glm_image_pack.glmimage_core import checkpoint as checkpoints  # noqa: E402
 from glm_image_pack.glmimage_core import references as reference_images  # noqa: E402
+from glm_image_pack.glmimage_core.sat_checkpoint import convert  # noqa: E402
 from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
 from glm_image_pack.glmimage_core.tiny_cogview3 import write_cogview3  # noqa: E402
+from glm_image_pack.glmimage_core.tiny_cogview3_base import CHECKPOINTS, VAE_FILE, write_cogview3_base  # noqa: E402
 from glm_image_pack.glmimage_core.tiny_vlm import write_vlm  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
-    """Tiny checkpoints: GLM-Image, CogView3-Plus-3B, and where transformers has it, the vision-language model Glmga."""
+def published(tmp_path_factory) -> Path:
+    """Both stages of CogView3-Base, full and distilled, with their VAE, as they were published."""
+    folder = tmp_path_factory.mktemp("published") / "sat"
+    write_cogview3_base(folder, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, published) -> Path:
+    """Tiny checkpoints: GLM-Image, CogView3-Plus-3B, CogView3-Base in two stages, full and distilled, and where transformers
+    has it, the vision-language model Glmga."""
     folder = tmp_path_factory.mktemp("models")
     write_checkpoint(folder / "diffusers" / "GLM-Image")
     write_cogview3(folder / "diffusers" / "CogView3-Plus-3B")
+    for name in CHECKPOINTS:
+        convert(published / name, folder / "diffusers" / name, "relay" if "relay" in name else "base", published / VAE_FILE)
     if hasattr(transformers, "GlmgaConfig"):
         write_vlm(folder / "LLM" / "Glmga")
     return folder

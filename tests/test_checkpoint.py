@@ -298,4 +298,4 @@ def test_the_pack_imports_quickly_without_transformers_diffusers_or_cuda():
         "print(len(pack.NODE_CLASS_MAPPINGS), torch.cuda.is_initialized(), 'socket' in dir(sys.modules.get('requests')))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root.parent)
-    assert done.stdout.split() == ["23", "False", "False"], done.stderr
+    assert done.stdout.split() == ["27", "False", "False"], done.stderr

@@ -204,7 +204,7 @@ def test_the_text_encoder_takes_no_more_memory_than_predicted(encoder):
 def test_a_conditioning_of_glm_image_is_refused(wires):
     (glyphs,) = NODES["GLMImageLoadGlyphEncoder"]().load("GLM-Image", "auto")
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(glyphs, 'a sign "OPEN"')
-    with pytest.raises(ValueError, match="connect CogView3-Plus Encode Prompt"):
+    with pytest.raises(ValueError, match="connect CogView3 Encode Prompt"):
         NODES["GLMImageCogView3Sampler"]().sample(wires[0], positive, negative, 512, 512, 1, 0, 1, 5.0, 1.0)
 
 

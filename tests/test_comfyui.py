@@ -25,7 +25,7 @@ from glm_image_pack.nodes.headless.runner import Runner
 from glm_image_pack.nodes.headless.stock import Folders
 from glm_image_pack.nodes.headless.workflow import Workflow
 from PIL import Image, ImageChops
-from test_headless import COGVIEW3, COMFYUI_ONLY, NAMES, SIZES, SMALL, shipped
+from test_headless import COGVIEW3, COMFYUI_ONLY, NAMES, SIZES, SMALL, saved, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = os.environ.get("COMFYUI_DIR")
@@ -129,7 +129,8 @@ class Server:
                 break
             time.sleep(0.1)
         images = [image for output in history[prompt_id]["outputs"].values() for image in output.get("images", ())]
-        return [self.output / image["subfolder"] / image["filename"] for image in images], cached, messages
+        saved = [self.output / image["subfolder"] / image["filename"] for image in images if image["type"] == "output"]
+        return saved, cached, messages
 
     def close(self) -> None:
         self.socket.close()
@@ -202,24 +203,42 @@ def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, chat_s
         return
     folders = Folders(ROOT / "workflows" / "input", tmp_path, [])
     Runner(ALL_NODES, folders).run(answered(shipped(name)))
-    assert len(pictures) == len(folders.written)
-    ours = {Image.open(path).tobytes() for path in folders.written}
+    assert len(pictures) == len(saved(folders))
+    ours = {Image.open(path).tobytes() for path in saved(folders)}
     for path in pictures:
         theirs = Image.open(path).tobytes()
         assert any(max(abs(a - b) for a, b in zip(theirs, other, strict=True)) <= 1 for other in ours)
 
 
-def test_ksampler_paints_what_cogview3s_own_sampler_paints(server):
-    own = with_values(shipped("cogview3_plus"), "GLMImageCogView3Sampler", steps=4, seed=3)
-    (sampler,) = nodes_of(own, "GLMImageCogView3Sampler")
+@pytest.mark.parametrize(
+    ("name", "node", "distilled"),
+    [
+        ("cogview3_plus", "GLMImageCogView3Sampler", False),
+        ("cogview3_base", "GLMImageCogView3BaseSampler", False),
+        ("cogview3_base", "GLMImageCogView3BaseSampler", True),
+    ],
+)
+def test_ksampler_paints_what_cogview3s_own_sampler_paints(server, name, node, distilled):
+    own = with_values(shipped(name), node, steps=4, seed=3)
+    if distilled:
+        own = with_values(own, "GLMImageLoadCogView3Base", checkpoint="cogview3-base-3b-distill-4step")
+    for relay in nodes_of(own, "GLMImageCogView3Relay"):  # what went into it is saved instead
+        (save,) = nodes_of(own, "SaveImage")
+        own.prompt[save]["inputs"]["images"] = own.prompt[relay]["inputs"]["image"]
+    (sampler,) = nodes_of(own, node)
     stock = Workflow(json.loads(json.dumps(own.prompt)), None)
     inputs = stock.prompt[sampler]["inputs"]
-    size = {name: inputs.pop(name) for name in ("width", "height", "batch_size")}
-    stock.prompt[sampler] = {
-        "class_type": "KSampler",
-        "inputs": inputs | {"sampler_name": "euler", "scheduler": "simple", "latent_image": ["empty", 0]},
-    }
-    stock.prompt["empty"] = {"class_type": "EmptySD3LatentImage", "inputs": size}
+    size = {side: inputs.pop(side) for side in ("width", "height", "batch_size")}
+    euler = {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "latent_image": ["empty", 0]}
+    stock.prompt[sampler] = {"class_type": "KSampler", "inputs": inputs | euler}
+    empty = "EmptyLatentImage" if name == "cogview3_base" else "EmptySD3LatentImage"
+    stock.prompt["empty"] = {"class_type": empty, "inputs": size}
+    if distilled:
+        stock.prompt["strength"] = {
+            "class_type": "FluxGuidance",
+            "inputs": {"conditioning": inputs["positive"], "guidance": inputs["cfg"]},
+        }
+        stock.prompt[sampler]["inputs"] |= {"positive": ["strength", 0], "cfg": 1.0}
     (ours,), (theirs,) = (server.run(workflow)[0] for workflow in (own, stock))
     difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
     assert max(high for _, high in difference.getextrema()) <= 1

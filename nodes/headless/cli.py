@@ -1,4 +1,4 @@
-"""The command line: `python . render | inspect | quantize | tiny | bench | score | train`."""
+"""The command line: `python . render | inspect | quantize | convert | tiny | bench | score | train`."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ import torch
 
 from ...glmimage_core import memory
 from ...glmimage_core.checkpoint import load_image_processor, reference_limits
+from ...glmimage_core.cogview3_base import STAGES
 from ...glmimage_core.description import DTYPES, ComponentReport, describe, skeleton
 from ...glmimage_core.folders import MODEL_CLASSES, is_checkpoint
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
@@ -16,10 +17,12 @@ from ...glmimage_core.prior import ArLanguage
 from ...glmimage_core.quantization import CHOICES, sizes_when
 from ...glmimage_core.quantized_checkpoint import quantize_checkpoint
 from ...glmimage_core.residency import HEADROOM, Residency
+from ...glmimage_core.sat_checkpoint import convert
 from ...glmimage_core.single_file import describe_file
 from ...glmimage_core.sizes import SIZES
 from ...glmimage_core.tiny import write_checkpoint
 from ...glmimage_core.tiny_cogview3 import write_cogview3
+from ...glmimage_core.tiny_cogview3_base import write_cogview3_base
 from ...glmimage_core.tiny_vlm import write_vlm
 from ..host import host
 from ..host.standalone import best_device, usable_device
@@ -39,6 +42,7 @@ def main(arguments: list[str]) -> int:
     _add_render(commands)
     _add_inspect(commands)
     _add_quantize(commands)
+    _add_convert(commands)
     _add_tiny(commands)
     add_bench(commands)
     add_score(commands)
@@ -262,10 +266,31 @@ def _quantize(options) -> int:
     return 0
 
 
+def _add_convert(commands) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="bring CogView3-Base into a folder to load",
+        description="Writes a published checkpoint of CogView3-Base, full or distilled, in the layout of diffusers.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the published folder, with a file `latest`, or its .pt file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="is made; must be empty")
+    parser.add_argument("--stage", choices=list(STAGES), required=True, help="which of the two it is; the weights do not tell")
+    parser.add_argument("--vae", type=Path, metavar="VAE", help="sdxl_vae.safetensors, or a folder of diffusers with SDXL's VAE")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options) -> int:
+    for left_out in convert(options.source, options.out, options.stage, options.vae):
+        print(f"left out: {left_out}", file=sys.stderr)
+    print(options.out)
+    return 0
+
+
 FAMILIES = {
     "glm-image": lambda options: write_checkpoint(options.folder, options.size, options.seed),
     "glmga": lambda options: write_vlm(options.folder, options.seed),
     "cogview3-plus": lambda options: write_cogview3(options.folder, options.seed),
+    "cogview3-base": lambda options: write_cogview3_base(options.folder, options.seed),
 }
 
 
@@ -281,7 +306,10 @@ def _add_tiny(commands) -> None:
         help="of glm-image; tiny: a few MB; small, 60 MB, and medium, 1.6 GB: for benchmarks",
     )
     parser.add_argument(
-        "--family", choices=list(FAMILIES), default="glm-image", help="glmga is a vision-language model; glm-image by default"
+        "--family",
+        choices=list(FAMILIES),
+        default="glm-image",
+        help="glm-image by default; glmga is a vision-language model; cogview3-base is written as published, to be converted",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.set_defaults(run=_tiny)

@@ -18,7 +18,7 @@ from ...glmimage_core.references import Reference
 PRIOR_KEY = "glm_image_prior"
 REFERENCES_KEY = "glm_image_references"
 DROP_KEY = "glm_image_drop_prior"  # true where the prior only gives the size
-# And CogView3-Plus Encode Prompt
+# And CogView3 Encode Prompt
 MICRO_CONDITIONS_KEY = "cogview3_micro_conditions"
 
 
@@ -58,6 +58,22 @@ class CogView3Painting(NamedTuple):
     denoise: float
     latents: torch.Tensor | None
     mask: torch.Tensor | None
+
+
+class CogView3BasePainting(NamedTuple):
+    """What CogView3-Base Sampler is asked to paint, or CogView3 Relay: in relay_steps, from latents of the enlarged picture."""
+
+    positive: list
+    negative: list
+    width: int
+    height: int
+    seed: int
+    batch: int
+    steps: int
+    cfg: float
+    relay_steps: int | None = None
+    latents: torch.Tensor | None = None
+    mask: None = None
 
 
 def micro_conditions_of(options: dict, width: int, height: int) -> MicroConditions:
@@ -133,6 +149,9 @@ class Host(Protocol):
 
     def paint_cogview3(self, model: Any, painting: CogView3Painting) -> torch.Tensor:
         """The same by CogView3-Plus."""
+
+    def paint_cogview3_base(self, model: Any, painting: CogView3BasePainting) -> torch.Tensor:
+        """The same by CogView3-Base, [B, 4, height / 8, width / 8]."""
 
 
 def _find_host() -> Host:

@@ -1,5 +1,6 @@
-"""CogView3-Plus as a MODEL: what ComfyUI's samplers and schedulers expect of one."""
+"""CogView3-Plus and CogView3-Base as a MODEL: what ComfyUI's samplers and schedulers expect of one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import comfy.conds
@@ -7,9 +8,13 @@ import comfy.model_base
 import comfy.model_management as model_management
 import comfy.model_sampling
 import torch
+from comfy.model_base import ModelType
+from comfy.model_sampling import ModelSamplingDiscrete
 
-from ...glmimage_core import memory
+from ...glmimage_core import cogview3_base, memory
 from ...glmimage_core.cogview3 import TOKENS, CogView3, velocity
+from ...glmimage_core.cogview3_base import GUIDANCE, CogView3Unet, predicted_noise, sizes_embedding, strength_embedding
+from ...glmimage_core.component import Component
 from ...glmimage_core.geometry import LATENT_PX
 from . import micro_conditions_of
 from .dit_model import ModelConfig, NormalisedLatents
@@ -18,7 +23,7 @@ from .patchers import Patcher, bring_own_tensors, modules_with_own_tensors, stre
 NO_SIGNAL = 4.8973451890853435e-08  # what ComfyUI has for none, at the start of a schedule: its sigmas are finite
 
 
-class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+class ModelSampling(ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
     """The trained schedule. ComfyUI's scheduler `simple` takes the reference's steps of it where their number divides 1000."""
 
     def __init__(self, alphas_cumprod: torch.Tensor):
@@ -28,18 +33,38 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_samp
         self.set_sigmas(((1 - alphas) / alphas).sqrt().float())
 
 
-class CogView3Model(comfy.model_base.BaseModel):
-    """The DiT behind ComfyUI's samplers. Its conditioning comes from CogView3-Plus Encode Prompt."""
+class PaintingModel(comfy.model_base.BaseModel):
+    """A painting component behind ComfyUI's samplers. Its conditioning comes from CogView3 Encode Prompt."""
 
-    def __init__(self, dit: CogView3, device: torch.device, offload_device: torch.device):
+    def __init__(
+        self, dit: Component, sampling: ModelSamplingDiscrete, model_type: ModelType, device: torch.device, offload: torch.device
+    ):
         config = ModelConfig(ModelConfig.unet_config)
         config.latent_format = NormalisedLatents(dit.space)
         config.manual_cast_dtype = streamable(dit.model, device)
-        super().__init__(config, comfy.model_base.ModelType.V_PREDICTION, device=offload_device)
+        super().__init__(config, model_type, device=offload)
         self.diffusion_model = dit.model.requires_grad_(False)
         self.dit = dit.on(device, config.manual_cast_dtype)
         self._holders = modules_with_own_tensors(dit.model)
-        self.model_sampling = ModelSampling(dit.scheduler.alphas_cumprod)
+        self.model_sampling = sampling
+
+    def _on_device(self, device: torch.device) -> Component:
+        """The component with its weights where a pass computes, and in its precision."""
+        bring_own_tensors(self._holders, device)
+        return replace(self.dit, model=self.diffusion_model, compute_dtype=self.manual_cast_dtype, device=device)
+
+    @staticmethod
+    def _job(input_shape: Sequence[int], tokens: int) -> memory.Job:
+        """One pass of input_shape [B, C, height / 8, width / 8]."""
+        batch, *_, height, width = input_shape
+        return memory.Job(width * LATENT_PX, height * LATENT_PX, batch, glyph_tokens=tokens, guided=False)
+
+
+class CogView3Model(PaintingModel):
+    """The DiT of CogView3-Plus."""
+
+    def __init__(self, dit: CogView3, device: torch.device, offload: torch.device):
+        super().__init__(dit, ModelSampling(dit.scheduler.alphas_cumprod), ModelType.V_PREDICTION, device, offload)
 
     def extra_conds(self, *, noise, cross_attn, **options) -> dict[str, comfy.conds.CONDRegular]:
         height, width = (side * LATENT_PX for side in noise.shape[2:])
@@ -48,21 +73,51 @@ class CogView3Model(comfy.model_base.BaseModel):
         return conds | {"c_crossattn": comfy.conds.CONDRegular(cross_attn)}
 
     def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006, ComfyUI's signature
-        """Bytes of one pass of input_shape [B, 16, height / 8, width / 8]."""
-        batch, *_, height, width = input_shape
-        job = memory.Job(width * LATENT_PX, height * LATENT_PX, batch, glyph_tokens=TOKENS, guided=False)
-        return memory.cogview3_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
+        return memory.cogview3_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, self._job(input_shape, TOKENS))
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **sizes):  # noqa: B006
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
-        bring_own_tensors(self._holders, x.device)
-        dit = replace(self.dit, model=self.diffusion_model, compute_dtype=self.manual_cast_dtype, device=x.device)
+        dit = self._on_device(x.device)
         scaled = self.model_sampling.calculate_input(t, x)
         v = velocity(dit, scaled, self.model_sampling.timestep(t).float(), c_crossattn.to(x.device, dit.dtype), sizes)
         return self.model_sampling.calculate_denoised(t, v, x)
 
 
-def cogview3_patcher(dit: CogView3) -> comfy.model_patcher.ModelPatcher:
-    """CogView3-Plus as what travels on a MODEL wire."""
-    device, offload_device = model_management.get_torch_device(), model_management.unet_offload_device()
-    return Patcher(CogView3Model(dit, device, offload_device), load_device=device, offload_device=offload_device)
+class NoiseSampling(ModelSamplingDiscrete, comfy.model_sampling.EPS):
+    """The schedule of Stable Diffusion, which ComfyUI has."""
+
+
+class CogView3BaseModel(PaintingModel):
+    """A UNet of CogView3-Base. A distilled one is told how strong its guidance is by `guidance` in its conditioning."""
+
+    def __init__(self, unet: CogView3Unet, device: torch.device, offload: torch.device):
+        sampling = NoiseSampling()
+        sampling.set_sigmas(unet.sigmas)
+        super().__init__(unet, sampling, ModelType.EPS, device, offload)
+
+    def extra_conds(self, *, noise, cross_attn, guidance=GUIDANCE, **options) -> dict[str, comfy.conds.CONDRegular]:
+        height, width = (side * LATENT_PX for side in noise.shape[2:])
+        sizes = sizes_embedding(self.dit, micro_conditions_of(options, width, height))
+        conds = {"c_crossattn": cross_attn, "sizes": sizes}
+        if self.dit.is_distilled:
+            conds["strength"] = strength_embedding(self.dit, guidance)
+        return {name: comfy.conds.CONDRegular(value) for name, value in conds.items()}
+
+    def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006, ComfyUI's signature
+        job = self._job(input_shape, cogview3_base.TOKENS)
+        return memory.unet_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds):  # noqa: B006
+        """x: [B, 4, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 4, h, w] float32."""
+        unet = self._on_device(x.device)
+        scaled = self.model_sampling.calculate_input(t, x)
+        timesteps = self.model_sampling.timestep(t).float()
+        noise = predicted_noise(unet, scaled, timesteps, c_crossattn.to(x.device, unet.dtype), **conds)
+        return self.model_sampling.calculate_denoised(t, noise, x)
+
+
+def painting_patcher(component: CogView3 | CogView3Unet) -> comfy.model_patcher.ModelPatcher:
+    """CogView3-Plus or a UNet of CogView3-Base as what travels on a MODEL wire."""
+    device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
+    kind = CogView3Model if isinstance(component, CogView3) else CogView3BaseModel
+    return Patcher(kind(component, device, offload), load_device=device, offload_device=offload)

@@ -21,6 +21,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 from ...glmimage_core.cogview3 import CogView3, timesteps_of
+from ...glmimage_core.cogview3_base import CogView3Unet, Step, steps_of
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, Shortcuts, initial_noise
 from ...glmimage_core.geometry import latent_grid
@@ -29,8 +30,8 @@ from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.schedule import partial_schedule, progress_of, whole_steps
 from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import Vae
-from . import CogView3Painting, Painting
-from .cogview3_model import CogView3Model, cogview3_patcher
+from . import CogView3BasePainting, CogView3Painting, Painting
+from .cogview3_model import PaintingModel, painting_patcher
 from .dit_model import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
 from .patchers import READ_BY_EACH_TOKEN, Patched, is_dynamic, load, patched, streamed_bytes
 from .vae_model import GlmImageVae
@@ -95,14 +96,14 @@ class ComfyHost:
     def wire(self, component: Component) -> Any:
         if isinstance(component, Dit):
             return dit_patcher(component)
-        if isinstance(component, CogView3):
-            return cogview3_patcher(component)
+        if isinstance(component, CogView3 | CogView3Unet):
+            return painting_patcher(component)
         if isinstance(component, Vae):
             return GlmImageVae(component)
         return patched(component, model_management.text_encoder_offload_device())
 
     def component(self, wire: Any) -> Any:
-        if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel | CogView3Model):
+        if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel | PaintingModel):
             return wire.model.dit
         return wire.component if isinstance(wire, Patched | GlmImageVae) else wire
 
@@ -186,12 +187,29 @@ class ComfyHost:
         sigmas = torch.cat([sampling.sigmas[timesteps], sampling.sigmas.new_zeros(1)]).cpu()
         return _sampled(comfy.samplers.CFGGuider(model), painting, noise, "euler", sigmas)  # which is DDIM here
 
+    def paint_cogview3_base(self, model: ModelPatcher, painting: CogView3BasePainting) -> torch.Tensor:
+        unet = self.component(model)
+        noise = initial_noise(
+            image_seeds(painting.seed, painting.batch), len(unet.space.mean), latent_grid(painting.width, painting.height)
+        )
+        run = steps_of(unet, painting.steps, painting.relay_steps)
+        sampling = model.get_model_object("model_sampling")
+        sigmas = torch.cat([sampling.sigmas[[step.timestep for step in run]], sampling.sigmas.new_zeros(1)]).cpu()
+        sampler = "euler"
+        if painting.latents is not None:
+            low = unet.space.normalise(painting.latents)
+            sampler = comfy.samplers.KSAMPLER(_relay, {"run": run, "low": low})
+        if unet.is_distilled:
+            positive = [[text, options | {"guidance": painting.cfg}] for text, options in painting.positive]
+            painting = painting._replace(positive=positive, cfg=1.0)
+        return _sampled(comfy.samplers.CFGGuider(model), painting, noise, sampler, sigmas)
+
 
 def _sampled(
     guider: comfy.samplers.CFGGuider,
-    painting: Painting | CogView3Painting,
+    painting: Painting | CogView3Painting | CogView3BasePainting,
     noise: torch.Tensor,
-    sampler_name: str,
+    sampler: str | comfy.samplers.Sampler,
     sigmas: torch.Tensor,
 ) -> torch.Tensor:
     """A painting along sigmas, as host.paint returns it."""
@@ -200,7 +218,7 @@ def _sampled(
     samples = guider.sample(
         noise,
         torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise),
-        comfy.samplers.sampler_object(sampler_name),
+        comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
         sigmas,
         denoise_mask=painting.mask,
         callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
@@ -208,6 +226,17 @@ def _sampled(
         seed=painting.seed,
     )
     return samples.float().cpu()
+
+
+def _relay(model, x, sigmas, extra_args=None, callback=None, disable=None, *, run: list[Step], low: torch.Tensor):
+    """ComfyUI's signature of a sampler."""
+    low = low.to(x)
+    for done, step in enumerate(run):
+        predicted = model(x, sigmas[done].expand(len(x)), **(extra_args or {}))
+        if callback is not None:
+            callback({"x": x, "i": done, "sigma": sigmas[done], "sigma_hat": sigmas[done], "denoised": predicted})
+        x = step.taken(x, predicted, low)
+    return x
 
 
 class IntervalGuider(comfy.samplers.CFGGuider):

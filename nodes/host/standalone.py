@@ -9,16 +9,17 @@ from uuid import uuid4
 
 import torch
 
-from ...glmimage_core import memory
+from ...glmimage_core import cogview3_base, memory
 from ...glmimage_core.cogview3 import CogView3
 from ...glmimage_core.cogview3 import sample as sample_cogview3
+from ...glmimage_core.cogview3_base import CogView3Unet
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, sample
 from ...glmimage_core.lora import LayeredLora, laid_over
 from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.references import sizes_of
 from ...glmimage_core.residency import Residency, free_device_bytes
-from . import CogView3Painting, Painting, micro_conditions_of
+from . import CogView3BasePainting, CogView3Painting, Painting, micro_conditions_of
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,20 @@ class StandaloneHost:
                 painting.mask,
                 micro_conditions_of(options, painting.width, painting.height),
                 self.progress("Sampler"),
+            )
+
+    def paint_cogview3_base(self, model: CogView3Unet, painting: CogView3BasePainting) -> torch.Tensor:
+        (positive, options), (negative, _) = painting.positive[0], painting.negative[0]
+        guided = painting.cfg != 1 and not model.is_distilled
+        job = memory.Job(painting.width, painting.height, painting.batch, glyph_tokens=positive.shape[1], guided=guided)
+        seeds = image_seeds(painting.seed, painting.batch)
+        micro = micro_conditions_of(options, painting.width, painting.height)
+        settings = {"steps": painting.steps, "cfg": painting.cfg, "micro": micro, "progress": self.progress("Sampler")}
+        with self.placed(model, memory.unet_bytes(model.model.config, model.dtype.itemsize, job)) as unet:
+            if painting.latents is None:
+                return cogview3_base.sample(unet, positive, negative, painting.width, painting.height, seeds, **settings)
+            return cogview3_base.relay(
+                unet, positive, negative, painting.latents, seeds, relay_steps=painting.relay_steps, **settings
             )
 
     def _placing(self) -> Residency:

@@ -1,0 +1,81 @@
+"""Writes random CogView3-Bases, of some 20 MB each, as they were published: PyTorch files that `sat_checkpoint` converts."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from .folders import check_empty
+from .sat_checkpoint import UNET, WEIGHTS, published_name, unet_of
+from .tiny import fill
+from .tiny_cogview3 import WIDTH
+
+CHECKPOINTS = {
+    "cogview3-base-3b": None,
+    "cogview3-relay-3b": None,
+    "cogview3-base-3b-distill-4step": 16,
+    "cogview3-relay-3b-distill-1step": 8,
+}
+"""The published folders, and how wide a distilled one embeds the strength of the guidance."""
+VAE_FILE = Path("cogview3-base-3b-vae") / "sdxl_vae.safetensors"
+CHANNELS = (32, 64, 128)
+
+
+def write_cogview3_base(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float16) -> None:
+    """Write both stages, both also distilled, and their VAE, into a folder, which is made and must not hold anything yet."""
+    check_empty(folder)
+    for name, guidance in CHECKPOINTS.items():
+        write_published(folder / name, published_unet(f"{seed}/{name}", guidance, dtype))
+    write_vae(folder / VAE_FILE, seed, dtype)
+
+
+def write_published(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """A folder as published, with these tensors in it."""
+    (folder / "1").mkdir(parents=True)
+    (folder / "latest").write_text("1", "utf-8")
+    torch.save({"module": state}, folder / "1" / WEIGHTS)
+
+
+def published_unet(key: str, guidance: int | None = None, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
+    """A UNet's random tensors by their published names."""
+    unet = unet_of(channels=CHANNELS, depths=(1, 1, 2), text=WIDTH, sizes=6 * 8, guidance=guidance)
+    fill(unet, key)
+    return {UNET + published_name(name): tensor.to(dtype) for name, tensor in unet.state_dict().items()}
+
+
+def write_vae(file: Path, seed: int = 0, dtype: torch.dtype = torch.float16) -> None:
+    """SDXL's kind of VAE by its published names."""
+    from diffusers import AutoencoderKL
+    from safetensors.torch import save_file
+
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+    )
+    fill(vae, f"{seed}/cogview3-base/vae")
+    file.parent.mkdir(parents=True)
+    save_file({_published_vae(name): _as_convolution(name, tensor).to(dtype) for name, tensor in vae.state_dict().items()}, file)
+
+
+def _published_vae(name: str) -> str:
+    for pattern, published in (
+        (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
+        (r"up_blocks\.(\d)\.resnets", lambda found: f"up.{3 - int(found[1])}.block"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"up.{3 - int(found[1])}.upsample"),
+        (r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}"),
+        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+        (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+        (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+        (r"conv_shortcut", "nin_shortcut"),
+        (r"conv_norm_out", "norm_out"),
+    ):
+        name = re.sub(pattern, published, name)
+    return name
+
+
+def _as_convolution(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The attention's layers are convolutions of one pixel, as published."""
+    return tensor[..., None, None] if "attentions" in name and tensor.ndim == 2 else tensor
