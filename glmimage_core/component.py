@@ -19,7 +19,8 @@ class Component:
     `settled`, all are there and stay at their addresses for as long as the component is placed.
     compute_dtype is the precision of the computation where it is not that of the weights. loras are to be laid over the
     weights by whoever places the model. `weights` names what was laid over them: what depends on the weights, and is kept, goes
-    by it. quantized_by names the library, other than this one, that holds the weights: nothing can be laid over those.
+    by it. quantized_by names the library, other than this one, that holds the weights: nothing can be laid over those. home is
+    the device that it is to be placed on, where that is not left to whoever places it.
     """
 
     model: torch.nn.Module
@@ -28,6 +29,7 @@ class Component:
     weights: str = field(default="", kw_only=True)
     loras: "tuple[LayeredLora, ...]" = field(default=(), kw_only=True)
     settled: bool = field(default=False, kw_only=True)
+    home: torch.device | None = field(default=None, kw_only=True)
     quantized_by: str = field(default="", kw_only=True)
 
     @property

@@ -3,7 +3,7 @@
 from ..glmimage_core import cogview3, cogview3_base, memory
 from ..glmimage_core.cogview3 import MicroConditions, check_folder, check_run, check_size, check_text
 from .host import MICRO_CONDITIONS_KEY, CogView3Painting, host
-from .loaders import DTYPE
+from .loaders import DEVICE, DTYPE
 from .sampling import DENOISE, STEPS, cfg_input, noise_mask
 from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input, verdict
 
@@ -39,17 +39,17 @@ class GLMImageLoadCogView3:
     @classmethod
     def INPUT_TYPES(cls):
         names = list(cogview3.list_folders(host.checkpoint_roots()))
-        return {"required": {"checkpoint": (names, {"tooltip": FOLDER}), "dtype": DTYPE}}
+        return {"required": {"checkpoint": (names, {"tooltip": FOLDER}), "dtype": DTYPE}, "optional": {"device": DEVICE}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at configs and file headers before a graph runs. A name that comes over a link is None and not known yet."""
         return checkpoint is None or verdict(lambda: check_folder(cogview3.find_folder(checkpoint, host.checkpoint_roots())))
 
-    def load(self, checkpoint, dtype):
+    def load(self, checkpoint, dtype, device="default"):
         folder = cogview3.find_folder(checkpoint, host.checkpoint_roots())
         loaded = (part(folder, dtype) for part in (cogview3.load_dit, cogview3.load_text_encoder, cogview3.load_vae))
-        return tuple(map(host.wire, loaded))
+        return tuple(host.wire(part, device) for part in loaded)
 
 
 class GLMImageCogView3Encode:

@@ -4,7 +4,7 @@ from ..glmimage_core import cogview3, cogview3_base, memory
 from ..glmimage_core.cogview3_base import STAGES, check_folder, check_run, check_text, enlarged
 from ..glmimage_core.vae import encode
 from .host import CogView3BasePainting, host
-from .loaders import DTYPE
+from .loaders import DEVICE, DTYPE
 from .sampling import STEPS, cfg_input
 from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_unet, glm_vae, one_conditioning, seed_input, verdict
 
@@ -27,15 +27,15 @@ class GLMImageLoadT5:
     @classmethod
     def INPUT_TYPES(cls):
         names = list(cogview3.list_text_encoders(host.checkpoint_roots()))
-        return {"required": {"checkpoint": (names, {"tooltip": T5_FOLDER}), "dtype": DTYPE}}
+        return {"required": {"checkpoint": (names, {"tooltip": T5_FOLDER}), "dtype": DTYPE}, "optional": {"device": DEVICE}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at config and file headers before a graph runs. A name that comes over a link is None and not known yet."""
         return checkpoint is None or verdict(lambda: cogview3.check_text_encoder(_t5_folder(checkpoint)))
 
-    def load(self, checkpoint, dtype):
-        return (host.wire(cogview3.load_text_encoder(_t5_folder(checkpoint), dtype)),)
+    def load(self, checkpoint, dtype, device="default"):
+        return (host.wire(cogview3.load_text_encoder(_t5_folder(checkpoint), dtype), device),)
 
 
 def _t5_folder(name: str):
@@ -58,16 +58,16 @@ class GLMImageLoadCogView3Base:
     @classmethod
     def INPUT_TYPES(cls):
         names = list(cogview3_base.list_folders(host.checkpoint_roots()))
-        return {"required": {"checkpoint": (names, {"tooltip": FOLDER}), "dtype": DTYPE}}
+        return {"required": {"checkpoint": (names, {"tooltip": FOLDER}), "dtype": DTYPE}, "optional": {"device": DEVICE}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at configs and file headers before a graph runs. A name that comes over a link is None and not known yet."""
         return checkpoint is None or verdict(lambda: check_folder(cogview3_base.find_folder(checkpoint, host.checkpoint_roots())))
 
-    def load(self, checkpoint, dtype):
+    def load(self, checkpoint, dtype, device="default"):
         folder = cogview3_base.find_folder(checkpoint, host.checkpoint_roots())
-        return tuple(host.wire(part(folder, dtype)) for part in (cogview3_base.load_unet, cogview3_base.load_vae))
+        return tuple(host.wire(part(folder, dtype), device) for part in (cogview3_base.load_unet, cogview3_base.load_vae))
 
 
 class GLMImageCogView3BaseSampler:

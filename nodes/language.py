@@ -6,7 +6,7 @@ from ..glmimage_core.rewriting import KINDS, LANGUAGES, checked, description_req
 from ..glmimage_core.vlm import Clip, answer, prepare
 from .host import host
 from .keys import key_for
-from .sockets import CATEGORY, SEED_MAX, VLM
+from .sockets import CATEGORY, SEED_MAX, VLM, verdict
 
 PROMPT = (
     "STRING",
@@ -205,13 +205,13 @@ class GLMImageEnhancePromptAPI(_Enhancer):
         """Also whether the key is there and may be sent to that address. What comes over a link is None, and checked later."""
         if (problem := _unless_empty(prompt)) is not True:
             return problem
-        try:
+
+        def check() -> None:
             chat.chat_endpoint(base_url or "http://127.0.0.1", "any" if model is None else model, timeout=timeout or 1)
             if base_url and key_variable:
                 key_for(key_variable, base_url)
-        except ValueError as error:
-            return str(error)
-        return True
+
+        return verdict(check)
 
     def enhance(
         self, prompt, base_url, model, key_variable, style, language, seed, temperature, max_tokens, timeout, retries, images=None

@@ -5,8 +5,8 @@ from pathlib import Path
 from ..glmimage_core import checkpoint as checkpoints
 from ..glmimage_core import description, folders, single_file, vlm
 from ..glmimage_core.quantization import CHOICES
-from .host import host
-from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM
+from .host import DEVICES, host
+from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, verdict
 
 DTYPE = (
     ["auto", *description.DTYPES],
@@ -40,6 +40,14 @@ COMPILE = (
         "the others less. Needs Triton on a GPU.",
     },
 )
+DEVICE = (
+    list(DEVICES),
+    {
+        "default": "default",
+        "tooltip": "Where it computes. On a card that is not the default one, the AR model plans beside what other nodes do. "
+        "Where there is no such card, the default one is taken.",
+    },
+)
 FOLDER = (
     "Checkpoint folder below models/diffusers whose model_index.json names GlmImagePipeline, such as the one downloaded from "
     "zai-org/GLM-Image"
@@ -59,23 +67,21 @@ class _Loader:
             names += single_file.list_files(cls.COMPONENT, host.model_roots(kind))
             tooltip += f", or one safetensors file of this model below models/{kind}"
         tooltip += f". {folders.NANO} is a very small model that draws coloured shapes and words, to try a graph with."
-        return {"required": {"checkpoint": ([*names, *folders.BUILT_IN], {"tooltip": tooltip}), "dtype": DTYPE}}
+        return {
+            "required": {"checkpoint": ([*names, *folders.BUILT_IN], {"tooltip": tooltip}), "dtype": DTYPE},
+            "optional": {"device": DEVICE},
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at the component's config and file headers before a graph runs, so that no work is lost to a broken file."""
-        return cls._problem(checkpoint) or True
+        return verdict(lambda: cls._check(checkpoint))
 
     @classmethod
-    def _problem(cls, checkpoint, quantization="none") -> str:
-        if checkpoint is None:
-            return ""  # comes over a link and is checked when it is loaded
-        try:
+    def _check(cls, checkpoint, quantization="none", device="default") -> None:
+        if checkpoint is not None:  # else it comes over a link and is checked when it is loaded
             report = cls._report(cls._path(checkpoint))
-            checkpoints.check_quantization(report, quantization or "none", host.device())
-        except (FileNotFoundError, ValueError, ImportError) as error:
-            return str(error)
-        return ""
+            checkpoints.check_quantization(report, quantization or "none", host.device(device or "default"))
 
     @classmethod
     def _report(cls, path: Path) -> description.ComponentReport:
@@ -96,12 +102,13 @@ class _QuantizingLoader(_Loader):
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": super().INPUT_TYPES()["required"] | {"quantization": QUANTIZATION}}
+        inputs = super().INPUT_TYPES()
+        return inputs | {"required": inputs["required"] | {"quantization": QUANTIZATION}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint, quantization="none"):
+    def VALIDATE_INPUTS(cls, checkpoint, quantization="none", device="default"):
         """Also whether installation and device can compute with such weights."""
-        return cls._problem(checkpoint, quantization) or True
+        return verdict(lambda: cls._check(checkpoint, quantization, device))
 
 
 class GLMImageLoadAR(_QuantizingLoader):
@@ -113,11 +120,11 @@ class GLMImageLoadAR(_QuantizingLoader):
     RETURN_NAMES = ("ar",)
     OUTPUT_TOOLTIPS = ("The AR model with its tokenizer, for Generate Prior and Encode Reference.",)
 
-    def load(self, checkpoint, dtype, quantization):
+    def load(self, checkpoint, dtype, quantization, device="default"):
         path = self._path(checkpoint)
         if path.is_file():
-            return (host.wire(single_file.load_ar(path, dtype, host.checkpoint_roots(), quantization)),)
-        return (host.wire(checkpoints.load_ar(path, dtype, quantization)),)
+            return (host.wire(single_file.load_ar(path, dtype, host.checkpoint_roots(), quantization), device),)
+        return (host.wire(checkpoints.load_ar(path, dtype, quantization), device),)
 
 
 class GLMImageLoadGlyphEncoder(_Loader):
@@ -129,8 +136,8 @@ class GLMImageLoadGlyphEncoder(_Loader):
     RETURN_NAMES = ("glyph_encoder",)
     OUTPUT_TOOLTIPS = ("The glyph encoder with its tokenizer, for Encode Prompt.",)
 
-    def load(self, checkpoint, dtype):
-        return (host.wire(checkpoints.load_glyph_encoder(self._path(checkpoint), dtype)),)
+    def load(self, checkpoint, dtype, device="default"):
+        return (host.wire(checkpoints.load_glyph_encoder(self._path(checkpoint), dtype), device),)
 
 
 class GLMImageLoadDiT(_QuantizingLoader):
@@ -144,28 +151,27 @@ class GLMImageLoadDiT(_QuantizingLoader):
 
     @classmethod
     def INPUT_TYPES(cls):
-        return super().INPUT_TYPES() | {"optional": {"attention": ATTENTION, "compile": COMPILE}}
+        inputs = super().INPUT_TYPES()
+        return inputs | {"optional": {"attention": ATTENTION, "compile": COMPILE, **inputs["optional"]}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint, quantization="none", attention="auto", compile=False):
+    def VALIDATE_INPUTS(cls, checkpoint, quantization="none", attention="auto", compile=False, device="default"):
         """Also whether attention and compiler are there."""
         from ..glmimage_core.transformer import check_attention_backend, check_compiler
 
-        if problem := cls._problem(checkpoint, quantization):
-            return problem
-        try:
-            check_attention_backend(attention or "auto", host.device())
+        def check() -> None:
+            cls._check(checkpoint, quantization, device)
+            check_attention_backend(attention or "auto", host.device(device or "default"))
             if compile:
                 check_compiler()
-        except (ValueError, ImportError) as error:
-            return str(error)
-        return True
 
-    def load(self, checkpoint, dtype, quantization, attention="auto", compile=False):
+        return verdict(check)
+
+    def load(self, checkpoint, dtype, quantization, attention="auto", compile=False, device="default"):
         dit = single_file.load_dit_from(self._path(checkpoint), dtype, host.checkpoint_roots(), quantization)
         from ..glmimage_core.transformer import computing
 
-        return (host.wire(computing(dit, attention, compile, host.device())),)
+        return (host.wire(computing(dit, attention, compile, host.device(device)), device),)
 
 
 class GLMImageLoadVAE(_Loader):
@@ -177,11 +183,11 @@ class GLMImageLoadVAE(_Loader):
     RETURN_NAMES = ("vae",)
     OUTPUT_TOOLTIPS = ("The VAE, for GLM-Image VAE Decode, VAE Encode and Encode Reference.",)
 
-    def load(self, checkpoint, dtype):
+    def load(self, checkpoint, dtype, device="default"):
         path = self._path(checkpoint)
         if path.is_file():
-            return (host.wire(single_file.load_vae(path, dtype, host.checkpoint_roots())),)
-        return (host.wire(checkpoints.load_vae(path, dtype)),)
+            return (host.wire(single_file.load_vae(path, dtype, host.checkpoint_roots()), device),)
+        return (host.wire(checkpoints.load_vae(path, dtype), device),)
 
 
 class GLMImageLoadVLM(_QuantizingLoader):
@@ -199,7 +205,8 @@ class GLMImageLoadVLM(_QuantizingLoader):
     def INPUT_TYPES(cls):
         tooltip = "Folder below models/LLM with config.json, safetensors and tokenizer, as downloaded from its page."
         names = list(vlm.list_vlms(host.model_roots("LLM")))
-        return {"required": {"checkpoint": (names, {"tooltip": tooltip}), "dtype": DTYPE, "quantization": QUANTIZATION}}
+        required = {"checkpoint": (names, {"tooltip": tooltip}), "dtype": DTYPE, "quantization": QUANTIZATION}
+        return {"required": required, "optional": {"device": DEVICE}}
 
     @classmethod
     def _report(cls, path):
@@ -209,5 +216,5 @@ class GLMImageLoadVLM(_QuantizingLoader):
     def _path(cls, checkpoint):
         return vlm.find_vlm(checkpoint, host.model_roots("LLM"))
 
-    def load(self, checkpoint, dtype, quantization):
-        return (host.wire(vlm.load_vlm(self._path(checkpoint), dtype, quantization)),)
+    def load(self, checkpoint, dtype, quantization, device="default"):
+        return (host.wire(vlm.load_vlm(self._path(checkpoint), dtype, quantization), device),)

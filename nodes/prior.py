@@ -2,10 +2,10 @@
 
 from ..glmimage_core import memory
 from ..glmimage_core.geometry import MIN_SIDE, check_size
-from ..glmimage_core.prior import Sampling, check_prompt, generate_prior
+from ..glmimage_core.prior import ArModel, Prior, Sampling, check_prompt, generate_prior
 from ..glmimage_core.references import check_references, sizes_of
 from .host import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, host
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input, verdict
 
 
 class GLMImageGeneratePrior:
@@ -85,22 +85,24 @@ class GLMImageGeneratePrior:
     @classmethod
     def VALIDATE_INPUTS(cls, width, height, prompt):
         # What comes over a link is not known yet and is None; it is checked when the node runs.
-        try:
-            check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height)
-        except ValueError as error:
-            return str(error)
-        return True if prompt is None or prompt.strip() else "the prompt is empty; describe the picture"
+        if prompt is not None and not prompt.strip():
+            return "the prompt is empty; describe the picture"
+        return verdict(lambda: check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height))
 
-    def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
+    async def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
         check_size(width, height)
         writer = glm_ar(ar)
         check_prompt(writer, prompt)
         check_references(references, codebook=writer.codebook)
         sampling = Sampling(temperature, top_p, top_k)
         job = memory.Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
-        with host.placed(ar, memory.prior_bytes(writer.model.config, writer.dtype.itemsize, job), "language") as writer:
+
+        def plan(writer: ArModel) -> Prior:
             progress = host.progress("Generate Prior", "tokens")
-            return (generate_prior(writer, prompt, width, height, seed, batch_size, sampling, references, progress),)
+            return generate_prior(writer, prompt, width, height, seed, batch_size, sampling, references, progress)
+
+        needed = memory.prior_bytes(writer.model.config, writer.dtype.itemsize, job)
+        return (await host.aside(ar, needed, "language", plan),)
 
 
 class GLMImageApplyPrior:

@@ -9,7 +9,7 @@ from ..glmimage_core.pixels import from_picture, to_pictures
 from .host import host
 from .keys import key_for
 from .sampling import STEPS
-from .sockets import CATEGORY, seed_input, side_input
+from .sockets import CATEGORY, seed_input, side_input, verdict
 
 
 class GLMImageRemote:
@@ -102,7 +102,8 @@ class GLMImageRemote:
     @classmethod
     def VALIDATE_INPUTS(cls, prompt, engine, base_url, key_variable, width, height, batch_size=1, steps=50, cfg=1.5):
         """Also whether the engine takes such a request and the key may be sent there. What comes over a link is None."""
-        try:
+
+        def check() -> None:
             given = {"engine": engine, "width": width, "height": height, "count": batch_size, "steps": steps, "cfg": cfg}
             usual = {"engine": remote.ENGINES[0], "width": MIN_SIDE, "height": MIN_SIDE, "count": 1, "steps": 1, "cfg": 1.0}
             known = {name: usual[name] if value is None else value for name, value in given.items()}
@@ -110,9 +111,8 @@ class GLMImageRemote:
             if base_url is not None:
                 Endpoint(base_url, "")
                 key_for(key_variable or "", base_url)
-        except ValueError as error:
-            return str(error)
-        return True
+
+        return verdict(check)
 
     def paint(
         self,

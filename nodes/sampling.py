@@ -8,7 +8,7 @@ from ..glmimage_core.geometry import check_size
 from ..glmimage_core.references import check_references
 from ..glmimage_core.schedule import partial_schedule
 from .host import REFERENCES_KEY, Painting, applied_prior, host
-from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input
+from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input, verdict
 
 STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."})
 
@@ -97,11 +97,7 @@ class GLMImageSampler:
     def VALIDATE_INPUTS(cls, cfg_start=0.0, cfg_end=1.0):
         if cfg_start is None or cfg_end is None:
             return True  # comes over a link and is checked when the node runs
-        try:
-            Shortcuts(cfg_start, cfg_end)
-        except ValueError as error:
-            return str(error)
-        return True
+        return verdict(lambda: Shortcuts(cfg_start, cfg_end))
 
     def sample(
         self,

@@ -4,6 +4,7 @@ Text-to-image runs the pipeline here and now. Editing is compared with tests/dat
 transformers from 5.18 on; scripts/make_goldens.py made it.
 """
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def paint(models, prompt, width, height, steps, cfg, seed, pictures=()) -> tuple
         image = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)[None]
         (references,) = NODES["GLMImageEncodeReference"]().encode(ar, vae, image, references)
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, prompt)
-    (prior,) = NODES["GLMImageGeneratePrior"]().generate(ar, prompt, width, height, 1, seed, references=references)
+    (prior,) = asyncio.run(NODES["GLMImageGeneratePrior"]().generate(ar, prompt, width, height, 1, seed, references=references))
     positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, references)
     (latent,) = NODES["GLMImageSampler"]().sample(dit, positive, negative, seed, steps, cfg)
     (image,) = NODES["GLMImageVAEDecode"]().decode(vae, latent)

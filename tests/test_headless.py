@@ -151,8 +151,8 @@ def test_a_shipped_workflow_paints(name, kind, runner, folders):
 
 ADDED = {  # since version 1
     "GLMImageSampler": {"sampler_name": "euler", "cfg_start": 0.0, "cfg_end": 1.0, "step_cache": 0.0},
-    "GLMImageLoadDiT": {"attention": "auto", "compile": False},
-}
+    "GLMImageLoadDiT": {"attention": "auto", "compile": False, "device": "default"},
+} | {f"GLMImageLoad{model}": {"device": "default"} for model in ("AR", "GlyphEncoder", "VAE")}
 
 
 @pytest.mark.parametrize("name", ["text_to_image", "image_edit"])
@@ -312,7 +312,7 @@ def test_a_subgraph_unfolds_as_in_the_frontend():
     data = json.loads((ROOT / "tests" / "data" / "subgraph.json").read_text("utf-8"))
     prompt = parse_workflow(data["ui"], ALL_NODES).prompt
     assert {node_id: node["inputs"] for node_id, node in prompt.items()} == {
-        node_id: node["inputs"] for node_id, node in data["prompt"].items()
+        node_id: node["inputs"] | ADDED.get(node["class_type"], {}) for node_id, node in data["prompt"].items()
     }
     (folded,) = (node for node in data["ui"]["nodes"] if node["id"] == 15)
     folded["widgets_values_named"]["seed"] = 77

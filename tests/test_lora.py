@@ -1,5 +1,6 @@
 """LoRA without ComfyUI: reading, matching, laying over and taking off. In ComfyUI: tests/inside_comfyui/test_lora.py."""
 
+import asyncio
 import json
 
 import pytest
@@ -117,7 +118,10 @@ def test_the_nodes_lay_it_over_both_halves_and_leave_the_loaded_ones_alone(quiet
     assert torch.allclose(plain, sample(checkpoints.load_dit(folder), plan(), glyphs, glyphs, seeds=[3], steps=2), atol=1e-5)
     assert not torch.allclose(painted, plain, atol=1e-2)
 
-    tokens = [NODES["GLMImageGeneratePrior"]().generate(wire, "a tree", 256, 256, 1, 0)[0].tokens for wire in (ar, writer, ar)]
+    tokens = [
+        asyncio.run(NODES["GLMImageGeneratePrior"]().generate(wire, "a tree", 256, 256, 1, 0))[0].tokens
+        for wire in (ar, writer, ar)
+    ]
     assert torch.equal(tokens[0], tokens[2]) and not torch.equal(tokens[0], tokens[1])
 
 

@@ -1,5 +1,6 @@
 """Predicted memory against the allocator, and who is on a small device during a whole run."""
 
+import asyncio
 import re
 
 import pytest
@@ -22,7 +23,7 @@ def edit(models, side: int, sampler_steps: int = 2):
     image = torch.rand(1, side, side, 3, generator=torch.Generator().manual_seed(0))
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, 'a sign "OPEN"')
     (references,) = NODES["GLMImageEncodeReference"]().encode(ar, vae, image)
-    (prior,) = NODES["GLMImageGeneratePrior"]().generate(ar, "an edit", side, side, 1, 0, references=references)
+    (prior,) = asyncio.run(NODES["GLMImageGeneratePrior"]().generate(ar, "an edit", side, side, 1, 0, references=references))
     positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, references)
     (latent,) = NODES["GLMImageSampler"]().sample(dit, positive, negative, 0, sampler_steps, 1.5)
     return NODES["GLMImageVAEDecode"]().decode(vae, latent)
@@ -80,7 +81,8 @@ def test_the_ar_model_runs_by_halves_where_the_whole_of_it_does_not_fit(quiet_ho
 
     def plan(ar):
         (references,) = NODES["GLMImageEncodeReference"]().encode(ar, vae, image)
-        return NODES["GLMImageGeneratePrior"]().generate(ar, "an edit", 256, 256, 1, 0, references=references)[0].tokens
+        (prior,) = asyncio.run(NODES["GLMImageGeneratePrior"]().generate(ar, "an edit", 256, 256, 1, 0, references=references))
+        return prior.tokens
 
     expected = plan(ar)
     job = memory.Job(256, 256, references=((256, 256),), prompt_tokens=len("an edit"))

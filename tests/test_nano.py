@@ -3,6 +3,7 @@
 The share that is right is measured by `python . score`; here a few questions are asked, and what each feature of the pack costs.
 """
 
+import asyncio
 import random
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_the_nodes_draw_it_too(nano):
         for name, more in (("GlyphEncoder", ()), ("DiT", ("none",)), ("VAE", ()), ("AR", ("none",)))
     )
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, PROMPT)
-    (prior,) = NODES["GLMImageGeneratePrior"]().generate(ar, PROMPT, 256, 256, 1, 0)
+    (prior,) = asyncio.run(NODES["GLMImageGeneratePrior"]().generate(ar, PROMPT, 256, 256, 1, 0))
     positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, prior)
     (latent,) = NODES["GLMImageSampler"]().sample(dit, positive, negative, 0, 20, 1.5)
     (image,) = NODES["GLMImageVAEDecode"]().decode(vae, latent)

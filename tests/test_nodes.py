@@ -2,14 +2,17 @@
 holds what has been published, and a change to it may only add at the end of a list.
 """
 
+import asyncio
 import json
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from glm_image_pack.glmimage_core.residency import Residency
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
+from glm_image_pack.nodes.host import DEVICES, device_of
 from test_denoise import plan
 
 from pictures import pattern
@@ -102,7 +105,7 @@ def test_apply_prior_changes_no_input_in_place(encoder):
 
 def test_references_that_the_plan_did_not_see_are_noticed(encoder, ar, encode_reference, caplog):
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
-    (prior,) = NODES["GLMImageGeneratePrior"]().generate(ar, "a house", 256, 256, 1, 0)
+    (prior,) = asyncio.run(NODES["GLMImageGeneratePrior"]().generate(ar, "a house", 256, 256, 1, 0))
     NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, (encode_reference(pattern(128, 128, 3)),))
     assert "differ" in caplog.text
 
@@ -118,7 +121,7 @@ def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
     with pytest.raises(ValueError, match="model is empty: Load GLM-Image LoRA passes on only"):
         sampler.sample(None, applied, unwanted, 0, 1, 1.5)
     with pytest.raises(ValueError, match="ar is empty"):
-        NODES["GLMImageGeneratePrior"]().generate(None, "a house", 256, 256, 1, 0)
+        asyncio.run(NODES["GLMImageGeneratePrior"]().generate(None, "a house", 256, 256, 1, 0))
     with pytest.raises(ValueError, match="swap positive and negative"):
         sampler.sample(dit, unwanted, applied, 0, 1, 1.5)
     with pytest.raises(ValueError, match="2 combined"):
@@ -222,3 +225,41 @@ def test_every_node_input_and_output_has_its_words_in_each_language(language):
             assert list(words[name][section]) == list(node[section]), name
             assert all(entry["name"] and len(entry["tooltip"]) > 6 for entry in words[name][section].values())
     assert language != "en" or words == own
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("choice", "default", "device"),
+    [
+        ("default", "cuda:1", "cuda:1"),
+        ("cpu", "cuda:0", "cpu"),
+        ("gpu:0", "cuda:1", "cuda:0"),
+        ("gpu:1", "cuda:0", "cuda:1"),
+        ("gpu:2", "cuda:0", None),
+        ("gpu:0", "cpu", None),
+    ],
+)
+def test_a_device_goes_by_its_number_among_those_of_its_kind(monkeypatch, choice, default, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choice in DEVICES and device_of(choice, torch.device(default)) == (device and torch.device(device))
+
+
+def test_a_model_is_placed_on_the_device_that_its_loader_was_told_of(quiet_host):
+    """The default one is cpu:0, which PyTorch takes for another one than cpu."""
+    quiet_host.residency = Residency(torch.device("cpu:0"), free_bytes=lambda: 10**12)
+    priors = []
+    for device, resident in (("cpu", 0), ("default", 1)):
+        (ar,) = NODES["GLMImageLoadAR"]().load("GLM-Image", "auto", "none", device)
+        priors += asyncio.run(NODES["GLMImageGeneratePrior"]().generate(ar, "a house", 256, 256, 1, 0))
+        assert len(quiet_host.residency.resident) == resident
+    assert torch.equal(priors[0].tokens, priors[1].tokens)
+
+
+@pytest.mark.parametrize("loader", ["GLMImageLoadAR", "GLMImageLoadDiT", "GLMImageLoadVAE", "GLMImageLoadGlyphEncoder"])
+def test_without_that_card_the_default_device_is_taken_and_said(loader, caplog):
+    quantization = {"quantization": "none"} if "quantization" in NODES[loader].INPUT_TYPES()["required"] else {}
+    (wire,) = NODES[loader]().load("GLM-Image", "auto", **quantization, device="gpu:3")
+    assert "there is no gpu:3 on this machine" in caplog.text and wire.home in (None, torch.device("cpu"))
+    assert NODES[loader].VALIDATE_INPUTS("GLM-Image") is True

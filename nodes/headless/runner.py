@@ -1,5 +1,6 @@
 """Checks a workflow and walks it: each node once, after the nodes it needs, and again only when its inputs changed."""
 
+import asyncio
 import hashlib
 import inspect
 import logging
@@ -189,7 +190,8 @@ class Runner:
         node_class = self._class(workflow, node_id)
         arguments = self._arguments(workflow, node_id, keys)
         try:
-            return getattr(node_class(), node_class.FUNCTION)(**arguments)
+            results = getattr(node_class(), node_class.FUNCTION)(**arguments)
+            return asyncio.run(results) if inspect.iscoroutine(results) else results
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             raise NodeError(workflow.title(node_id), error) from error
 

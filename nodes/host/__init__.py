@@ -1,10 +1,10 @@
 """Where the nodes run: inside ComfyUI or on their own. The only code that knows the difference."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -94,6 +94,23 @@ def applied_prior(options: dict, side: str) -> Prior:
     return options[PRIOR_KEY]
 
 
+DEVICES = ("default", "cpu", "gpu:0", "gpu:1", "gpu:2", "gpu:3")
+"""What a loader can be told of where its model computes; ComfyUI's own names."""
+
+Result = TypeVar("Result")
+
+
+def device_of(choice: str, default: torch.device) -> torch.device | None:
+    """The device of one of DEVICES, or None where this machine has no such GPU."""
+    if choice == "default":
+        return default
+    if choice == "cpu":
+        return torch.device("cpu")
+    index = int(choice.removeprefix("gpu:"))
+    there = default.type != "cpu" and index < torch.get_device_module(default).device_count()
+    return torch.device(default.type, index) if there else None
+
+
 class Host(Protocol):
     """What a node needs from its surroundings.
 
@@ -114,8 +131,8 @@ class Host(Protocol):
     def lora_file(self, name: str) -> Path:
         """The LoRA of that name. Raises FileNotFoundError where there is none."""
 
-    def device(self) -> torch.device:
-        """Where models compute."""
+    def device(self, choice: str = "default") -> torch.device:
+        """Where models compute, by one of DEVICES: the default one where there is no such GPU."""
 
     def progress(self, label: str, unit: str = "") -> Progress:
         """A fresh progress bar for one stage; it raises when the user has asked to stop. With a unit, speed is shown too."""
@@ -123,8 +140,8 @@ class Host(Protocol):
     def warn(self, text: str) -> None:
         """Tell the user of the running node something that is not an error."""
 
-    def wire(self, component: Component) -> Any:
-        """What travels on the wire for a component fresh from disk."""
+    def wire(self, component: Component, device: str = "default") -> Any:
+        """What travels on the wire for a component fresh from disk that is to compute on one of DEVICES."""
 
     def component(self, wire: Any) -> Any:
         """The component on a wire; something else comes back as it is."""
@@ -134,6 +151,9 @@ class Host(Protocol):
 
         The part goes by its name in `Component.parts`: half an AR model, the whole of another.
         """
+
+    async def aside(self, wire: Any, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
+        """The same for a function: it runs beside other nodes, where the component is not on the default device."""
 
     def free_bytes(self, wire: Any) -> int | None:
         """Memory of its device that a placed component can work with, or None where the device is the CPU."""
@@ -152,6 +172,13 @@ class Host(Protocol):
 
     def paint_cogview3_base(self, model: Any, painting: CogView3BasePainting) -> torch.Tensor:
         """The same by CogView3-Base, [B, 4, height / 8, width / 8]."""
+
+
+def warn_without(choice: str, host: Host) -> None:
+    """Warn of a choice of a device that this machine does not have."""
+    default = host.device()
+    if device_of(choice, default) is None:
+        host.warn(f"there is no {choice} on this machine; {default} is taken")
 
 
 def _find_host() -> Host:

@@ -116,8 +116,8 @@ class CogView3BaseModel(PaintingModel):
         return self.model_sampling.calculate_denoised(t, noise, x)
 
 
-def painting_patcher(component: CogView3 | CogView3Unet) -> comfy.model_patcher.ModelPatcher:
-    """CogView3-Plus or a UNet of CogView3-Base as what travels on a MODEL wire."""
-    device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
+def painting_patcher(component: CogView3 | CogView3Unet, device: torch.device) -> comfy.model_patcher.ModelPatcher:
+    """CogView3-Plus or a UNet of CogView3-Base as what travels on a MODEL wire, to compute on a device."""
+    offload = model_management.unet_offload_device()
     kind = CogView3Model if isinstance(component, CogView3) else CogView3BaseModel
     return Patcher(kind(component, device, offload), load_device=device, offload_device=offload)

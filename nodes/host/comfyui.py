@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,7 +31,8 @@ from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.schedule import partial_schedule, progress_of, whole_steps
 from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import Vae
-from . import CogView3BasePainting, CogView3Painting, Painting
+from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, warn_without
+from .aside import Worker, beside_nodes, current, stop_if_asked
 from .cogview3_model import PaintingModel, painting_patcher
 from .dit_model import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
 from .patchers import READ_BY_EACH_TOKEN, Patched, is_dynamic, load, patched, streamed_bytes
@@ -49,6 +51,7 @@ class ComfyHost:
 
     def __init__(self):
         folder_paths.add_model_folder_path("LLM", str(Path(folder_paths.models_dir) / "LLM"))  # ComfyUI has none for these
+        self._workers: dict[torch.device, Worker] = defaultdict(Worker)
 
     def checkpoint_roots(self) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
@@ -65,17 +68,19 @@ class ComfyHost:
             raise FileNotFoundError(f"there is no LoRA {name!r}; put it below models/loras")
         return Path(path)
 
-    def device(self) -> torch.device:
-        return model_management.get_torch_device()
+    def device(self, choice: str = "default") -> torch.device:
+        default = model_management.get_torch_device()
+        return device_of(choice, default) or default
 
     def progress(self, label: str, unit: str = "") -> Progress:
-        model_management.throw_exception_if_processing_interrupted()
+        check = stop_if_asked()
+        check()
         bar = comfy.utils.ProgressBar(1)
         started = shown = time.monotonic()
 
         def step(done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
             nonlocal shown
-            model_management.throw_exception_if_processing_interrupted()
+            check()
             now = time.monotonic()
             picture = None
             if now - shown >= PREVIEW_SECONDS or done == total:
@@ -93,14 +98,16 @@ class ComfyHost:
         log.warning(text)
         _write_on_node(text)
 
-    def wire(self, component: Component) -> Any:
-        if isinstance(component, Dit):
-            return dit_patcher(component)
-        if isinstance(component, CogView3 | CogView3Unet):
-            return painting_patcher(component)
+    def wire(self, component: Component, device: str = "default") -> Any:
+        warn_without(device, self)
         if isinstance(component, Vae):
-            return GlmImageVae(component)
-        return patched(component, model_management.text_encoder_offload_device())
+            return GlmImageVae(component, None if device == "default" else self.device(device))
+        chosen = self.device(device)
+        if isinstance(component, Dit):
+            return dit_patcher(component, chosen)
+        if isinstance(component, CogView3 | CogView3Unet):
+            return painting_patcher(component, chosen)
+        return patched(component, chosen, model_management.text_encoder_offload_device())
 
     def component(self, wire: Any) -> Any:
         if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel | PaintingModel):
@@ -109,7 +116,28 @@ class ComfyHost:
 
     @contextmanager
     def placed(self, wire: Patched | GlmImageVae, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
-        patcher = wire.patchers[part] if isinstance(wire, Patched) else wire.patcher
+        device = _patcher(wire, part).load_device
+        with self._workers[device].at_work, current(device):
+            yield self._place(wire, working_bytes, part)
+
+    async def aside(self, wire: Patched, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
+        patcher = _patcher(wire, part)
+        if patcher.load_device == self.device():
+            with self.placed(wire, working_bytes, part) as component:
+                return work(component)
+        worker = self._workers[patcher.load_device]
+        placed = await worker.component(patcher, working_bytes, lambda room: self._place(wire, room, part))
+        # What finds out whether a step can be recorded makes every other thread fail that waits for a GPU.
+        component = replace(placed, settled=False)
+
+        def run() -> Result:
+            with current(patcher.load_device):
+                return work(component)
+
+        return await beside_nodes(worker, run)
+
+    def _place(self, wire: Patched | GlmImageVae, working_bytes: int, part: str) -> Component:
+        patcher = _patcher(wire, part)
         load(patcher, working_bytes)
         streamed = streamed_bytes(patcher, working_bytes)
         if streamed and part in READ_BY_EACH_TOKEN:
@@ -117,7 +145,7 @@ class ComfyHost:
                 f"{streamed / 1e9:.1f} GB of {READ_BY_EACH_TOKEN[part]} do not fit on {patcher.load_device} and are brought "
                 "there again for every token, which is slow: choose a quantization where it is loaded"
             )
-        yield replace(wire.component, settled=not streamed and not is_dynamic(patcher))
+        return replace(wire.component, settled=not streamed and not is_dynamic(patcher))
 
     def free_bytes(self, wire: Patched | GlmImageVae) -> int | None:
         device = wire.patcher.load_device
@@ -169,7 +197,7 @@ class ComfyHost:
             step_cache = StepCache(shortcuts.step_cache)
             model.model_options["transformer_options"][STEP_CACHE_KEY] = step_cache
         guider = IntervalGuider(model, shortcuts) if shortcuts.interval else comfy.samplers.CFGGuider(model)
-        samples = _sampled(guider, painting, noise, painting.sampler_name, sigmas)
+        samples = self._sampled(guider, painting, noise, painting.sampler_name, sigmas)
         if shortcuts.step_cache:
             log.info(str(step_cache))
             _write_on_node(str(step_cache))
@@ -185,7 +213,7 @@ class ComfyHost:
         sampling = model.get_model_object("model_sampling")
         timesteps = timesteps_of(dit.scheduler, painting.steps, painting.denoise)
         sigmas = torch.cat([sampling.sigmas[timesteps], sampling.sigmas.new_zeros(1)]).cpu()
-        return _sampled(comfy.samplers.CFGGuider(model), painting, noise, "euler", sigmas)  # which is DDIM here
+        return self._sampled(comfy.samplers.CFGGuider(model), painting, noise, "euler", sigmas)  # which is DDIM here
 
     def paint_cogview3_base(self, model: ModelPatcher, painting: CogView3BasePainting) -> torch.Tensor:
         unet = self.component(model)
@@ -202,30 +230,35 @@ class ComfyHost:
         if unet.is_distilled:
             positive = [[text, options | {"guidance": painting.cfg}] for text, options in painting.positive]
             painting = painting._replace(positive=positive, cfg=1.0)
-        return _sampled(comfy.samplers.CFGGuider(model), painting, noise, sampler, sigmas)
+        return self._sampled(comfy.samplers.CFGGuider(model), painting, noise, sampler, sigmas)
+
+    def _sampled(
+        self,
+        guider: comfy.samplers.CFGGuider,
+        painting: Painting | CogView3Painting | CogView3BasePainting,
+        noise: torch.Tensor,
+        sampler: str | comfy.samplers.Sampler,
+        sigmas: torch.Tensor,
+    ) -> torch.Tensor:
+        """A painting along sigmas, as host.paint returns it."""
+        guider.set_conds(painting.positive, painting.negative)
+        guider.set_cfg(painting.cfg)
+        with self._workers[guider.model_patcher.load_device].at_work:
+            samples = guider.sample(
+                noise,
+                torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise),
+                comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
+                sigmas,
+                denoise_mask=painting.mask,
+                callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
+                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+                seed=painting.seed,
+            )
+        return samples.float().cpu()
 
 
-def _sampled(
-    guider: comfy.samplers.CFGGuider,
-    painting: Painting | CogView3Painting | CogView3BasePainting,
-    noise: torch.Tensor,
-    sampler: str | comfy.samplers.Sampler,
-    sigmas: torch.Tensor,
-) -> torch.Tensor:
-    """A painting along sigmas, as host.paint returns it."""
-    guider.set_conds(painting.positive, painting.negative)
-    guider.set_cfg(painting.cfg)
-    samples = guider.sample(
-        noise,
-        torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise),
-        comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
-        sigmas,
-        denoise_mask=painting.mask,
-        callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=painting.seed,
-    )
-    return samples.float().cpu()
+def _patcher(wire: Patched | GlmImageVae, part: str) -> ModelPatcher:
+    return wire.patchers[part] if isinstance(wire, Patched) else wire.patcher
 
 
 def _relay(model, x, sigmas, extra_args=None, callback=None, disable=None, *, run: list[Step], low: torch.Tensor):

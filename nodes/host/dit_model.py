@@ -312,15 +312,15 @@ def _attention_patches(model: torch.nn.Module, patches: list[Callable], options:
                 handle.remove()
 
 
-def dit_patcher(dit: Dit, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The DiT as what travels on a MODEL wire."""
-    device, offload_device = model_management.get_torch_device(), model_management.unet_offload_device()
+def dit_patcher(dit: Dit, device: torch.device, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The DiT as what travels on a MODEL wire, to compute on a device."""
+    offload_device = model_management.unet_offload_device()
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else Patcher
     model = GlmImageModel(dit, device, offload_device)
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     # How ComfyUI gets a second copy, where a node needs one that does not stream on demand
     settings = (str(dit.model.dtype).removeprefix("torch."), quantization_of(dit.model), dit.attention, dit.compiled)
-    patcher.cached_patcher_init = (_reload, (dit.checkpoint, dit.roots, *settings))
+    patcher.cached_patcher_init = (_reload, (dit.checkpoint, dit.roots, *settings, device))
     return patcher
 
 
@@ -331,9 +331,10 @@ def _reload(
     quantization: str,
     attention: str,
     compiled: bool,
+    device: torch.device,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     from ...glmimage_core.transformer import computing
 
     dit = single_file.load_dit_from(checkpoint, dtype, roots, quantization)
-    return dit_patcher(computing(dit, attention, compiled, model_management.get_torch_device()), disable_dynamic)
+    return dit_patcher(computing(dit, attention, compiled, device), device, disable_dynamic)

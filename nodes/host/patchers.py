@@ -101,9 +101,8 @@ class Patched:
         return Patched(self.component, {part: patcher.clone() for part, patcher in self.patchers.items()})
 
 
-def patched(component: Component, offload_device: torch.device) -> Patched:
-    """A component that ComfyUI manages, computing in a precision that its device is good at."""
-    device = model_management.get_torch_device()
+def patched(component: Component, device: torch.device, offload_device: torch.device) -> Patched:
+    """A component that ComfyUI manages, computing on a device in a precision that it is good at."""
     component = component.on(device, streamable(component.model, device))
     patchers = {}
     for part, model in component.parts.items():

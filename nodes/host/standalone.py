@@ -19,7 +19,7 @@ from ...glmimage_core.lora import LayeredLora, laid_over
 from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.references import sizes_of
 from ...glmimage_core.residency import Residency, free_device_bytes
-from . import CogView3BasePainting, CogView3Painting, Painting, micro_conditions_of
+from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, micro_conditions_of, warn_without
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class StandaloneHost:
     def __init__(self):
         self.models = Path("models")
         self.on_progress: Callable[[str, int, int], None] = lambda label, done, total: None
-        self.residency: Residency | None = None
+        self.residency: Residency | None = None  # of the default device
+        self._others: dict[torch.device, Residency] = {}
 
     def checkpoint_roots(self) -> list[Path]:
         return [self.models / "diffusers"]
@@ -70,8 +71,9 @@ class StandaloneHost:
             raise FileNotFoundError(f"there is no LoRA {name!r} in {self.models / 'loras'}")
         return self.models / "loras" / name
 
-    def device(self) -> torch.device:
-        return self._placing().device
+    def device(self, choice: str = "default") -> torch.device:
+        default = self._placing().device
+        return device_of(choice, default) or default
 
     def progress(self, label: str, unit: str = "") -> Progress:
         shown = None
@@ -87,8 +89,9 @@ class StandaloneHost:
     def warn(self, text: str) -> None:
         log.warning(text)
 
-    def wire(self, component: Component) -> Component:
-        return component
+    def wire(self, component: Component, device: str = "default") -> Component:
+        warn_without(device, self)
+        return component if device == "default" else replace(component, home=self.device(device))
 
     def component(self, wire: Component) -> Component:
         return wire
@@ -96,11 +99,15 @@ class StandaloneHost:
     @contextmanager
     def placed(self, wire: Component, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
         model = wire.parts[part]
-        with self._placing().hold(model, working_bytes, wire.blocks) as device, laid_over(model, wire.loras):
+        with self._placing(wire).hold(model, working_bytes, wire.blocks) as device, laid_over(model, wire.loras):
             yield replace(wire.on(device), settled=not wire.blocks)  # which may come one by one
 
+    async def aside(self, wire: Component, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
+        with self.placed(wire, working_bytes, part) as component:
+            return work(component)  # one node runs after another here
+
     def free_bytes(self, wire: Component) -> int | None:
-        residency = self._placing()
+        residency = self._placing(wire)
         return None if residency.device.type == "cpu" else residency.free_bytes()
 
     def for_size(self, model: Dit, width: int, height: int) -> Dit:
@@ -121,7 +128,7 @@ class StandaloneHost:
             step_cache=painting.shortcuts.step_cache > 0,
         )
         needed, lean = (memory.dit_bytes(model.model.config, model.dtype.itemsize, job, there) for there in (True, False))
-        whole = self._placing().fits(model.model, needed)
+        whole = self._placing(model).fits(model.model, needed)
         with self.placed(model, needed if whole else lean) as dit:
             return sample(
                 dit,
@@ -176,7 +183,10 @@ class StandaloneHost:
                 unet, positive, negative, painting.latents, seeds, relay_steps=painting.relay_steps, **settings
             )
 
-    def _placing(self) -> Residency:
+    def _placing(self, component: Component | None = None) -> Residency:
         if self.residency is None:
             self.residency = Residency(best_device())
-        return self.residency
+        home = None if component is None else component.home
+        if home in (None, self.residency.device):
+            return self.residency
+        return self._others.setdefault(home, Residency(home))

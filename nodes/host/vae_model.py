@@ -26,8 +26,9 @@ class GlmImageVae(comfy.sd.VAE):
     then gets the real model.
     """
 
-    def __init__(self, vae: Vae):
-        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=vae.model.dtype)
+    def __init__(self, vae: Vae, device: torch.device | None = None):
+        """device: where it computes; by default where ComfyUI has VAEs."""
+        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, device=device, dtype=vae.model.dtype)
         compute_dtype = streamable(vae.model, self.device)
         self.component = vae.on(self.device, compute_dtype)
         self.first_stage_model = GlmImageVaeModel(vae.model)

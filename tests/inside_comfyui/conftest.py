@@ -4,6 +4,7 @@ tests/test_comfyui.py starts them; the working directory is the ComfyUI checkout
 """
 
 import asyncio
+import inspect
 import os
 import runpy
 import sys
@@ -73,6 +74,7 @@ def run():
     def run_node(name: str, **inputs):
         node = (NODES | stock.NODE_CLASS_MAPPINGS)[name]
         out = getattr(node() if isinstance(node.FUNCTION, str) else node, node.FUNCTION)(**inputs)
+        out = asyncio.run(out) if inspect.iscoroutine(out) else out
         return out if isinstance(out, tuple) else out.args
 
     return run_node
