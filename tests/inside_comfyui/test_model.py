@@ -421,7 +421,7 @@ def test_everything_reaches_the_device(folder, conditioned, monkeypatch):
     monkeypatch.setattr(model_management, "get_torch_device", lambda: there)
     monkeypatch.setattr(model_management, "get_total_memory", lambda *inputs, **options: 10**12)
     dit = checkpoints.load_dit(folder, "bfloat16")
-    patcher = dit_patcher(dit)
+    patcher = dit_patcher(dit, there)
     model = patcher.model.to(there)
     model.current_patcher = patcher
     positive, negative, _ = conditioned(True)
