@@ -24,6 +24,7 @@ if not torch.cuda.is_available():
 import comfy.model_management  # noqa: E402
 import folder_paths  # noqa: E402
 import pytest  # noqa: E402
+import utils.install_util  # noqa: E402, F401  before nodes puts comfy/utils.py before it
 
 import nodes as stock  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import threading
 import time
 from collections import defaultdict
@@ -9,7 +10,7 @@ from collections import defaultdict
 import comfy.model_management as model_management
 import pytest
 import torch
-from execution import CacheType, PromptExecutor
+from execution import PromptExecutor
 from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
@@ -107,7 +108,8 @@ def test_the_next_picture_is_planned_while_one_is_painted(ar, model, prompt, ste
 
     server = Server()
     monkeypatch.setattr(PromptServer, "instance", server, raising=False)
-    executor = PromptExecutor(server, cache_type=CacheType.CLASSIC, cache_args=defaultdict(int))
+    known = inspect.signature(PromptExecutor).parameters
+    executor = PromptExecutor(server, **{"cache_args": defaultdict(int)} if "cache_args" in known else {})
     executor.execute(graph, "prompt", {}, ["first picture", "second picture"])
     assert executor.success and sorted(painted) == [("first", True), ("second", True)]
 
