@@ -90,10 +90,9 @@ class Step(NamedTuple):
         return x if low is None else x - self.pull * low
 
 
-def list_folders(roots: Sequence[Path], stage: str | None = None) -> dict[str, Path]:
-    """The folders of CogView3-Base below the roots, by name, of one stage or of both."""
-    found = find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_pipeline(folder, PIPELINE_CLASS))
-    return {name: folder for name, folder in found.items() if stage in (None, read_json(folder / PIPELINE_INDEX).get("stage"))}
+def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
+    """The folders of CogView3-Base below the roots, by name."""
+    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_pipeline(folder, PIPELINE_CLASS))
 
 
 def find_folder(name: str, roots: Sequence[Path]) -> Path:
@@ -229,13 +228,21 @@ def check_run(
     if unet.stage != stage:
         raise ValueError(f"this UNet is of the stage {unet.stage}, and what it is connected to is the stage {stage}")
     sizes = STAGES[stage]
+    times, of_what = (2, " of the picture before it is enlarged") if stage == "relay" else (1, "")
     for name, side in (("width", width), ("height", height)):
         if not sizes.least <= side <= sizes.most or side % SIDE_STEP:
-            raise ValueError(f"{name} is {side}; this stage paints {sizes.least} to {sizes.most} pixels in steps of {SIDE_STEP}")
+            raise ValueError(
+                f"{name}{of_what} is {side // times}; this stage takes {sizes.least // times} to {sizes.most // times} pixels in "
+                f"steps of {SIDE_STEP // times}"
+            )
     if not 1 <= batch <= MAX_BATCH:
         raise ValueError(f"{batch} pictures at once; CogView3-Base paints 1 to {MAX_BATCH}")
-    if not 1 <= steps < len(unet.sigmas) or not 1 <= relay_steps <= steps or cfg < 0:
-        raise ValueError(f"steps {steps}, relay_steps {relay_steps} or cfg {cfg} is out of range")
+    if not 1 <= steps < len(unet.sigmas):
+        raise ValueError(f"steps is {steps}; it must lie between 1 and {len(unet.sigmas) - 1}")
+    if not 1 <= relay_steps <= steps:
+        raise ValueError(f"relay_steps is {relay_steps}; it must lie between 1 and steps, which is {steps}")
+    if cfg < 0:
+        raise ValueError(f"cfg is {cfg}; it must be 0 or above")
     if low is not None:
         check_channels(unet.space, low)
         if len(low) != batch:

@@ -7,7 +7,7 @@ one unused for longest leaves first. When nothing fits beside anything, one mode
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -112,6 +112,11 @@ class Residency:
             model.to(self._home)
             raise
         self._resident.append(weakref.ref(model))
+
+
+def current(device: torch.device) -> AbstractContextManager:
+    """Have a GPU be the current one for the length of a with block: kernels of other libraries go by that."""
+    return nullcontext() if device.index is None or device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
 def model_bytes(model: torch.nn.Module) -> int:

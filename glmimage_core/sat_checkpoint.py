@@ -5,7 +5,6 @@ What differs is what enters: T5's embeddings (4096 wide), sizes without a pooled
 strength of a guidance. All of it UNet2DConditionModel can carry, so tensors are only renamed.
 """
 
-import argparse
 import json
 import pickle
 import re
@@ -14,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .cogview3_base import PIPELINE_CLASS, STAGES
@@ -25,7 +23,7 @@ UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 WEIGHTS = "mp_rank_00_model_states.pt"
 RESNETS = 2  # of each level on the way down; one more on the way up
 HEAD_CHANNELS = 64
-VAE_SCALE = 0.13025  # of SDXL's latents
+CHANNELS, VAE_SCALE = 4, 0.13025  # of SDXL's latents
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -46,13 +44,20 @@ _WHOLE = {
     "conv_out": "out.2",
 }
 _PART = re.compile(r"(?:(down|up)_blocks\.(\d)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-# What a training run leaves beside the weights: its arguments and NumPy's random state.
-_HARMLESS = [
-    argparse.Namespace,
-    np.ndarray,
-    np.dtype,
-    type(np.dtype(np.uint32)),
-    np.zeros(0).__reduce__()[0],  # what makes an array anew
+
+
+class _Skipped:
+    """Stands for what a training run leaves beside the weights: nothing of it is made, whatever a file asks for."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+_LEFT_BY_TRAINING = ["argparse.Namespace", "numpy.ndarray", "numpy.dtype", "_codecs.encode"] + [
+    f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")
 ]
 
 
@@ -115,10 +120,12 @@ def find_weights(source: Path) -> Path:
 def _read(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of the entry `module`. What a file would run when it is opened is never run."""
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals([(_Skipped, name) for name in _LEFT_BY_TRAINING]):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint of PyTorch: {str(error).splitlines()[0]}") from error
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it holds {refused[1]}, which no checkpoint needs" if refused else str(error).splitlines()[0]
+        raise ValueError(f"{file} cannot be read as a checkpoint of PyTorch: {why}") from error
     module = content.get("module") if isinstance(content, dict) else None
     if not isinstance(module, dict) or not any(name.startswith(UNET) for name in module):
         raise ValueError(f"{file} is no checkpoint of CogView3-Base: no tensor of {UNET} in an entry `module`")
@@ -190,25 +197,31 @@ def _count(names: Iterable[str], prefix: str) -> int:
 def _vae(source: dict[str, torch.Tensor] | Path | None):
     """SDXL's VAE from tensors or a file in its published names, or a folder of diffusers."""
     from diffusers import AutoencoderKL
-    from safetensors.torch import load_file
 
     if source is None:
         raise ValueError("this checkpoint holds no VAE: give that of SDXL, as sdxl_vae.safetensors or a folder of diffusers")
     if isinstance(source, Path) and source.is_dir():
         read_json(source / "config.json")
-        return AutoencoderKL.from_pretrained(source, local_files_only=True, use_safetensors=True)
-    if isinstance(source, Path) and not source.is_file():
-        raise FileNotFoundError(f"{source} is missing")
-    state = load_file(source) if isinstance(source, Path) else source
+        vae = AutoencoderKL.from_pretrained(source, local_files_only=True, use_safetensors=True)
+        if (vae.config.latent_channels, vae.config.scaling_factor) != (CHANNELS, VAE_SCALE):
+            raise ValueError(
+                f"{source} is no VAE of SDXL: its latents have {vae.config.latent_channels} channels, scaled by "
+                f"{vae.config.scaling_factor}, and not {CHANNELS}, scaled by {VAE_SCALE}"
+            )
+        return vae
+    state = _read_vae(source) if isinstance(source, Path) else source
     levels = range(_count(state, "encoder.down."))
-    if not levels:
-        raise ValueError(f"{source if isinstance(source, Path) else FIRST_STAGE} is no VAE of SDXL")
+    if not levels or state["decoder.conv_in.weight"].shape[1] != CHANNELS:
+        raise ValueError(
+            f"{source if isinstance(source, Path) else FIRST_STAGE} is no VAE of SDXL by its published names; "
+            "for one of diffusers give the folder that holds its config.json"
+        )
     config = {
         "_class_name": "AutoencoderKL",
         "block_out_channels": [state[f"encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in levels],
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
-        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        "latent_channels": CHANNELS,
         "layers_per_block": _count(state, "encoder.down.0.block."),
         "sample_size": 1024,
         "scaling_factor": VAE_SCALE,
@@ -217,6 +230,18 @@ def _vae(source: dict[str, torch.Tensor] | Path | None):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
         return AutoencoderKL.from_single_file(dict(state), config=folder, local_files_only=True)
+
+
+def _read_vae(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no safetensors file: {error}") from error
 
 
 def _write_index(target: Path, stage: str) -> None:

@@ -30,11 +30,11 @@ class LatentSpace:
     std: tuple[float, ...]
 
     def normalise(self, latents: torch.Tensor) -> torch.Tensor:
-        """[B, 16, h, w] from the VAE's space to the DiT's."""
+        """[B, channels, h, w] from the VAE's space to the DiT's."""
         return (latents - self._channels(self.mean, latents)) / self._channels(self.std, latents)
 
     def denormalise(self, latents: torch.Tensor) -> torch.Tensor:
-        """[B, 16, h, w] from the DiT's space to the VAE's."""
+        """[B, channels, h, w] from the DiT's space to the VAE's."""
         return latents * self._channels(self.std, latents) + self._channels(self.mean, latents)
 
     @staticmethod
@@ -59,7 +59,7 @@ def tiles_by_size(tiling: str, width: int, height: int) -> bool:
 def encode(vae: Vae, image: torch.Tensor, tiled: bool = False) -> torch.Tensor:
     """Encode pictures one by one; the mode of each posterior, so the same picture gives the same latents.
 
-    image: [B, H, W, C] in 0..1, sides multiples of 8 pixels. Returns [B, 16, H / 8, W / 8] float32 on the CPU.
+    image: [B, H, W, C] in 0..1, sides multiples of 8 pixels. Returns [B, channels, H / 8, W / 8] float32 on the CPU.
     Raises ValueError for other sides and for pixels that are not finite.
     """
     image = to_rgb(image)
@@ -79,7 +79,7 @@ def encode(vae: Vae, image: torch.Tensor, tiled: bool = False) -> torch.Tensor:
 def decode(vae: Vae, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor:
     """Decode latents one by one.
 
-    latents: [B, 16, h, w] in the VAE's own space. Returns [B, 8 h, 8 w, 3] float32 in 0..1 on the CPU. Raises ValueError
+    latents: [B, channels, h, w] in the VAE's own space. Returns [B, 8 h, 8 w, 3] float32 in 0..1 on the CPU. Raises ValueError
     when the latents have another number of channels, or when they or the picture are not finite: that is lost precision,
     never a picture.
     """
@@ -93,7 +93,7 @@ def decode(vae: Vae, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor
 
 
 def check_latents(vae: Vae, latents: torch.Tensor) -> None:
-    """Raise ValueError unless latents are finite and [B, 16, h, w] with this VAE's number of channels."""
+    """Raise ValueError unless latents are finite and [B, channels, h, w] with this VAE's number of channels."""
     check_channels(vae.space, latents)
     if not torch.isfinite(latents).all():
         raise ValueError(

@@ -6,7 +6,8 @@ from ..glmimage_core.vae import encode
 from .host import CogView3BasePainting, host
 from .loaders import DEVICE, DTYPE
 from .sampling import STEPS, cfg_input
-from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_unet, glm_vae, one_conditioning, seed_input, verdict
+from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_unet, one_conditioning, seed_input, verdict
+from .vae import placed_vae
 
 T5_FOLDER = "Folder below models/diffusers with T5 and its tokenizer, as CogView3-Plus-3B or CogVideoX-2b has them."
 FOLDER = "Folder below models/diffusers as `python . convert` writes it from a published checkpoint."
@@ -134,9 +135,8 @@ class GLMImageCogView3Relay:
     def sample(self, model, vae, image, positive, negative, seed, steps, relay_steps, cfg):
         height, width = (2 * side for side in image.shape[1:3])
         check_run(cogview3_unet(model), "relay", width, height, len(image), steps, cfg, relay_steps)
-        needed = memory.vae_encode_bytes(glm_vae(vae).model.config, glm_vae(vae).dtype.itemsize, width, height)
-        with host.placed(vae, needed) as coder:
-            low = encode(coder, enlarged(image))
+        with placed_vae(vae, "auto", memory.vae_encode_bytes, width, height) as (coder, tiled):
+            low = encode(coder, enlarged(image), tiled)
         painting = CogView3BasePainting(positive, negative, width, height, seed, len(image), steps, cfg, relay_steps, low)
         return _painted(self, model, painting)
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import random
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -143,15 +144,53 @@ def test_what_is_not_whole_is_refused_before_anything_is_written(published, tmp_
 
 
 class Payload:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
     def __reduce__(self):
-        return print, ("run!",)
+        return self.call
 
 
 def test_nothing_in_a_file_is_run(tmp_path, published, capsys):
-    torch.save({"module": published_unet("0/x"), "more": Payload()}, tmp_path / "one.pt")
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint of PyTorch"):
+    torch.save({"module": published_unet("0/x"), "more": Payload(print, "run!")}, tmp_path / "one.pt")
+    with pytest.raises(ValueError, match="it holds print, which no checkpoint needs"):
         convert(tmp_path / "one.pt", tmp_path / "out", "base", published / VAE_FILE)
     assert "run!" not in capsys.readouterr().out
+
+
+def test_no_array_is_made_of_what_training_left(tmp_path, published):
+    """NumPy would follow a pointer that the file gives it, and the process would end."""
+    crafted = Payload(np.ndarray, Payload(np.ndarray, (1,), "O", b"AAAAAAAA"))
+    torch.save({"module": published_unet("0/x"), "np_rng_state": crafted}, tmp_path / "one.pt")
+    assert convert(tmp_path / "one.pt", tmp_path / "out", "base", published / VAE_FILE) == []
+
+
+def test_what_numpy_1_left_is_passed_over_too(tmp_path, published):
+    """Its modules have other names than NumPy 2's."""
+    torch.save({"module": published_unet("0/x"), "np_rng_state": np.zeros(3)}, tmp_path / "new.pt")
+    with zipfile.ZipFile(tmp_path / "new.pt") as new, zipfile.ZipFile(tmp_path / "old.pt", "w") as old:
+        for name in new.namelist():
+            content = new.read(name)
+            assert not name.endswith("data.pkl") or b"numpy._core.multiarray" in content or np.__version__ < "2"
+            old.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert convert(tmp_path / "old.pt", tmp_path / "out", "base", published / VAE_FILE) == []
+
+
+def test_another_vae_is_refused(published, models, tmp_path):
+    (tmp_path / "some.safetensors").write_bytes(b"no")
+    for vae, message in (
+        (models / "diffusers" / "CogView3-Plus-3B" / "vae", "its latents have 16 channels, scaled by 0.8, and not 4"),
+        (
+            models / "diffusers" / BASE / "vae" / "diffusion_pytorch_model.safetensors",
+            "give the folder that holds its config.json",
+        ),
+        (tmp_path / "some.safetensors", "is no safetensors file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(published / BASE, tmp_path / "out", "base", vae)
+        assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line_converts_and_says_what_is_missing(published, tmp_path, capsys):
@@ -283,11 +322,11 @@ def test_a_picture_is_enlarged_between_its_pixels():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 240}, "width is 240; this stage paints 256 to 1024 pixels"),
+        ({"width": 240}, "width is 240; this stage takes 256 to 1024 pixels in steps of 32"),
         ({"height": 272}, "in steps of 32"),
         ({"seeds": [0] * 5}, "5 pictures at once"),
-        ({"steps": 0}, "steps 0"),
-        ({"cfg": -1.0}, "cfg -1.0"),
+        ({"steps": 0}, "steps is 0; it must lie between 1 and 999"),
+        ({"cfg": -1.0}, "cfg is -1.0"),
         ({"negative": torch.zeros(1, 224, 32)}, r"the conditioning is \[1, 224, 32\].*with family CogView3-Base"),
     ],
 )
@@ -304,7 +343,7 @@ def test_the_stages_are_not_taken_for_each_other(unets, sides):
     with pytest.raises(ValueError, match="this UNet is of the stage base"):
         base.relay(unets[BASE], *sides, low, [0])
     for steps, relay_steps in ((4, 5), (4, 0)):
-        with pytest.raises(ValueError, match=f"relay_steps {relay_steps}"):
+        with pytest.raises(ValueError, match=f"relay_steps is {relay_steps}"):
             base.relay(unets[RELAY], *sides, low, [0], steps, relay_steps)
     with pytest.raises(ValueError, match="1 pictures and 2 seeds"):
         base.relay(unets[RELAY], *sides, low, [0, 1])

@@ -244,6 +244,15 @@ def test_ksampler_paints_what_cogview3s_own_sampler_paints(server, name, node, d
     assert max(high for _, high in difference.getextrema()) <= 1
 
 
+def test_a_relay_that_takes_all_steps_starts_as_without_comfyui(server, tmp_path):
+    workflow = with_values(shipped("cogview3_base"), "GLMImageCogView3Relay", relay_steps=2)
+    (theirs,), _, _ = server.run(workflow)
+    folders = Folders(ROOT / "workflows" / "input", tmp_path, [])
+    Runner(ALL_NODES, folders).run(workflow)
+    (ours,) = saved(folders)
+    assert max(high for _, high in ImageChops.difference(Image.open(ours), Image.open(theirs)).getextrema()) <= 1
+
+
 def test_previews_show_the_tokens_and_the_picture_forming(server):
     seed = time.time_ns()
     server.run(with_values(with_values(shipped("text_to_image"), "GLMImageGeneratePrior", seed=seed), "GLMImageSampler", steps=3))

@@ -94,19 +94,23 @@ def applied_prior(options: dict, side: str) -> Prior:
     return options[PRIOR_KEY]
 
 
-DEVICES = ("default", "cpu", "gpu:0", "gpu:1", "gpu:2", "gpu:3")
+DEVICES = ("default", "cpu", *(f"gpu:{index}" for index in range(8)))
 """What a loader can be told of where its model computes; ComfyUI's own names."""
 
 Result = TypeVar("Result")
 
 
 def device_of(choice: str, default: torch.device) -> torch.device | None:
-    """The device of one of DEVICES, or None where this machine has no such GPU."""
+    """The device of one of DEVICES, or None where this machine has no such GPU. Raises ValueError for what is none of them."""
+    if choice not in DEVICES:
+        raise ValueError(f"device is {choice!r}; choose from {', '.join(DEVICES)}")
     if choice == "default":
         return default
     if choice == "cpu":
         return torch.device("cpu")
     index = int(choice.removeprefix("gpu:"))
+    if default.index is None:  # of a kind of which there is one
+        return default if index == 0 and default.type != "cpu" else None
     there = default.type != "cpu" and index < torch.get_device_module(default).device_count()
     return torch.device(default.type, index) if there else None
 

@@ -1,17 +1,25 @@
-"""Stages that run beside other nodes, on a device that those do not use."""
+"""Stages that run beside other nodes, on a device that those do not use.
+
+ComfyUI's memory manager is not made for threads: models are placed between nodes, by the thread that runs them, and never on a
+device that computes.
+"""
 
 import asyncio
 import contextvars
+import queue
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import comfy.model_management as model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...glmimage_core.component import Component
+from ...glmimage_core.residency import current
 from . import Result
 
 POLL_SECONDS = 0.02
@@ -24,48 +32,102 @@ _stopped: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVa
 class Worker:
     """Computes on one device, beside the nodes, with one model at a time: jobs for it follow each other in a thread.
 
-    Models are placed by whoever calls, between nodes, and never while one computes: ComfyUI's memory manager is not made for
-    threads. Who holds `at_work` may place a model on the device.
+    Who holds `at_work` may place a model on the device.
     """
 
     def __init__(self):
         self.at_work = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, "glm-image")
+        self.node: int | None = None  # the thread whose node holds it
+        self._waiting: queue.SimpleQueue[tuple[Future, Callable[[], None]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
         self._counting = threading.Lock()
         self._jobs = 0  # begun or waiting
         self._placed: tuple[ModelPatcher, int, Component] | None = None
 
     async def component(self, patcher: ModelPatcher, working_bytes: int, place: Callable[[int], Component]) -> Component:
-        """The model, placed for a job that is to be begun next: by an earlier job for it, or when the device is free."""
+        """The model, placed by an earlier job for it or when the device is free, for a job to be begun or given up next."""
         working_bytes = -(-working_bytes // ROOM) * ROOM
         while True:
             with self._counting:
-                joins = self._jobs and self._placed[0] is patcher and working_bytes <= self._placed[1]
+                joins = self._jobs > 0 and self._placed[0] is patcher and working_bytes <= self._placed[1]
                 if joins or self.at_work.acquire(blocking=False):
                     self._jobs += 1
                     break
             await asyncio.sleep(POLL_SECONDS)  # to wait in one go would keep other nodes from running
-        if joins:
-            return self._placed[2]
-        try:
-            self._placed = patcher, working_bytes, place(working_bytes)
-        except BaseException:
-            self._done()
-            raise
+        if not joins:
+            try:
+                self._placed = patcher, working_bytes, place(working_bytes)
+            except BaseException:
+                self.give_up()
+                raise
         return self._placed[2]
 
     def begin(self, work: Callable[[], Result]) -> "Future[Result]":
         """Have a job done with the component that was asked for."""
-        job = self._thread.submit(work)
-        job.add_done_callback(lambda _: self._done())
+        job: Future[Result] = Future()
+        job.add_done_callback(lambda _: self.give_up())
+        self._waiting.put((job, work))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="glm-image", daemon=True)  # does not keep ComfyUI from ending
+            self._thread.start()
         return job
 
-    def _done(self) -> None:
+    def give_up(self) -> None:
+        """A job is over, or will not be begun."""
         with self._counting:
             self._jobs -= 1
             if not self._jobs:
                 self._placed = None
                 self.at_work.release()
+
+    def _run(self) -> None:
+        while True:
+            job, work = self._waiting.get()
+            if job.set_running_or_notify_cancel():
+                try:
+                    job.set_result(work())
+                except BaseException as error:  # raised where the job is awaited
+                    job.set_exception(error)
+            del job, work  # what they hold
+
+
+_of_devices: dict[torch.device, Worker] = defaultdict(Worker)
+_of_models: WeakKeyDictionary[torch.nn.Module, Worker] = WeakKeyDictionary()
+
+
+def worker_for(patcher: ModelPatcher) -> Worker:
+    """Of the patcher's device; on the CPU, where nothing has to make room, of its model."""
+    if model_management.is_device_cpu(patcher.load_device):
+        return _of_models.setdefault(patcher.model, Worker())
+    return _of_devices[patcher.load_device]
+
+
+def others_compute(patcher: ModelPatcher) -> bool:
+    """Whether anything runs aside with another device or model than the patcher's."""
+    workers = [*_of_devices.values(), *_of_models.values()]
+    return any(worker.at_work.locked() for worker in workers if worker is not worker_for(patcher))
+
+
+@contextmanager
+def at_work(patcher: ModelPatcher) -> Iterator[None]:
+    """Have the device to oneself, and be on it. One stage of a node may hold it within another."""
+    worker, thread = worker_for(patcher), threading.get_ident()
+    with current(patcher.load_device):
+        if worker.node == thread:
+            yield
+            return
+        with worker.at_work:
+            worker.node = thread
+            try:
+                yield
+            finally:
+                worker.node = None
+
+
+def sampled_alone(executor, *arguments, **options):
+    """ComfyUI's wrapper of a whole sampling, in which it places the model."""
+    with at_work(executor.class_obj.model_patcher):
+        return executor(*arguments, **options)
 
 
 async def beside_nodes(worker: Worker, work: Callable[[], Result]) -> Result:
@@ -99,8 +161,3 @@ def stop_if_asked() -> Callable[[], None]:
         model_management.throw_exception_if_processing_interrupted()
 
     return check
-
-
-def current(device: torch.device) -> AbstractContextManager:
-    """Have a GPU be the current one, which kernels of other libraries go by."""
-    return nullcontext() if device.type in ("cpu", "mps") else torch.get_device_module(device).device(device)

@@ -10,6 +10,7 @@ import comfy.model_sampling
 import torch
 from comfy.model_base import ModelType
 from comfy.model_sampling import ModelSamplingDiscrete
+from comfy.patcher_extension import WrappersMP
 
 from ...glmimage_core import cogview3_base, memory
 from ...glmimage_core.cogview3 import TOKENS, CogView3, velocity
@@ -17,8 +18,9 @@ from ...glmimage_core.cogview3_base import GUIDANCE, CogView3Unet, predicted_noi
 from ...glmimage_core.component import Component
 from ...glmimage_core.geometry import LATENT_PX
 from . import micro_conditions_of
+from .aside import sampled_alone
 from .dit_model import ModelConfig, NormalisedLatents
-from .patchers import Patcher, bring_own_tensors, modules_with_own_tensors, streamable
+from .patchers import Patcher, bring_own_tensors, modules_with_own_tensors, offload_device, streamable
 
 NO_SIGNAL = 4.8973451890853435e-08  # what ComfyUI has for none, at the start of a schedule: its sigmas are finite
 
@@ -118,6 +120,8 @@ class CogView3BaseModel(PaintingModel):
 
 def painting_patcher(component: CogView3 | CogView3Unet, device: torch.device) -> comfy.model_patcher.ModelPatcher:
     """CogView3-Plus or a UNet of CogView3-Base as what travels on a MODEL wire, to compute on a device."""
-    offload = model_management.unet_offload_device()
+    rest = offload_device(device, model_management.unet_offload_device())
     kind = CogView3Model if isinstance(component, CogView3) else CogView3BaseModel
-    return Patcher(kind(component, device, offload), load_device=device, offload_device=offload)
+    patcher = Patcher(kind(component, device, rest), load_device=device, offload_device=rest)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "glm_image", sampled_alone)
+    return patcher

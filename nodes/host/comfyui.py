@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,11 +27,12 @@ from ...glmimage_core.denoise import Dit, Shortcuts, initial_noise
 from ...glmimage_core.geometry import latent_grid
 from ...glmimage_core.lora import layer_of
 from ...glmimage_core.prior import Progress, image_seeds
+from ...glmimage_core.residency import current
 from ...glmimage_core.schedule import partial_schedule, progress_of, whole_steps
 from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import Vae
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, warn_without
-from .aside import Worker, beside_nodes, current, stop_if_asked
+from .aside import at_work, beside_nodes, others_compute, stop_if_asked, worker_for
 from .cogview3_model import PaintingModel, painting_patcher
 from .dit_model import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
 from .patchers import READ_BY_EACH_TOKEN, Patched, is_dynamic, load, patched, streamed_bytes
@@ -51,7 +51,6 @@ class ComfyHost:
 
     def __init__(self):
         folder_paths.add_model_folder_path("LLM", str(Path(folder_paths.models_dir) / "LLM"))  # ComfyUI has none for these
-        self._workers: dict[torch.device, Worker] = defaultdict(Worker)
 
     def checkpoint_roots(self) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
@@ -107,7 +106,7 @@ class ComfyHost:
             return dit_patcher(component, chosen)
         if isinstance(component, CogView3 | CogView3Unet):
             return painting_patcher(component, chosen)
-        return patched(component, chosen, model_management.text_encoder_offload_device())
+        return patched(component, chosen)
 
     def component(self, wire: Any) -> Any:
         if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel | PaintingModel):
@@ -116,23 +115,28 @@ class ComfyHost:
 
     @contextmanager
     def placed(self, wire: Patched | GlmImageVae, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
-        device = _patcher(wire, part).load_device
-        with self._workers[device].at_work, current(device):
-            yield self._place(wire, working_bytes, part)
+        with at_work(_patcher(wire, part)):
+            component = self._place(wire, working_bytes, part)
+            # Recording the steps of a model that stays there fails, and makes others fail, while something else uses a GPU.
+            yield replace(component, settled=component.settled and not others_compute(_patcher(wire, part)))
 
     async def aside(self, wire: Patched, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
         patcher = _patcher(wire, part)
         if patcher.load_device == self.device():
             with self.placed(wire, working_bytes, part) as component:
                 return work(component)
-        worker = self._workers[patcher.load_device]
+        worker = worker_for(patcher)
         placed = await worker.component(patcher, working_bytes, lambda room: self._place(wire, room, part))
-        # What finds out whether a step can be recorded makes every other thread fail that waits for a GPU.
-        component = replace(placed, settled=False)
+        if not placed.settled:  # what ComfyUI brings layer by layer, it brings for one thread at a time
+            try:
+                with current(patcher.load_device):
+                    return work(placed)
+            finally:
+                worker.give_up()
 
         def run() -> Result:
             with current(patcher.load_device):
-                return work(component)
+                return work(replace(placed, settled=False))  # nothing is recorded, as in placed
 
         return await beside_nodes(worker, run)
 
@@ -226,7 +230,7 @@ class ComfyHost:
         sampler = "euler"
         if painting.latents is not None:
             low = unet.space.normalise(painting.latents)
-            sampler = comfy.samplers.KSAMPLER(_relay, {"run": run, "low": low})
+            sampler = Relay(_relay, {"run": run, "low": low})
         if unet.is_distilled:
             positive = [[text, options | {"guidance": painting.cfg}] for text, options in painting.positive]
             painting = painting._replace(positive=positive, cfg=1.0)
@@ -243,22 +247,28 @@ class ComfyHost:
         """A painting along sigmas, as host.paint returns it."""
         guider.set_conds(painting.positive, painting.negative)
         guider.set_cfg(painting.cfg)
-        with self._workers[guider.model_patcher.load_device].at_work:
-            samples = guider.sample(
-                noise,
-                torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise),
-                comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
-                sigmas,
-                denoise_mask=painting.mask,
-                callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
-                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-                seed=painting.seed,
-            )
+        samples = guider.sample(
+            noise,
+            torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise),
+            comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
+            sigmas,
+            denoise_mask=painting.mask,
+            callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=painting.seed,
+        )
         return samples.float().cpu()
 
 
 def _patcher(wire: Patched | GlmImageVae, part: str) -> ModelPatcher:
     return wire.patchers[part] if isinstance(wire, Patched) else wire.patcher
+
+
+class Relay(comfy.samplers.KSAMPLER):
+    """Starts from a latent, however strong the noise on it is."""
+
+    def max_denoise(self, model_wrap, sigmas):
+        return False
 
 
 def _relay(model, x, sigmas, extra_args=None, callback=None, disable=None, *, run: list[Step], low: torch.Tensor):

@@ -27,7 +27,8 @@ from ...glmimage_core.references import Reference, check_references, sizes_of
 from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
 from ...glmimage_core.vae import LatentSpace, check_channels
 from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, applied_prior
-from .patchers import Patcher, streamable
+from .aside import sampled_alone
+from .patchers import Patcher, offload_device, streamable
 
 log = logging.getLogger(__name__)
 
@@ -314,10 +315,10 @@ def _attention_patches(model: torch.nn.Module, patches: list[Callable], options:
 
 def dit_patcher(dit: Dit, device: torch.device, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The DiT as what travels on a MODEL wire, to compute on a device."""
-    offload_device = model_management.unet_offload_device()
+    rest = offload_device(device, model_management.unet_offload_device())
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else Patcher
-    model = GlmImageModel(dit, device, offload_device)
-    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    patcher = patcher_class(GlmImageModel(dit, device, rest), load_device=device, offload_device=rest)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "glm_image", sampled_alone)
     # How ComfyUI gets a second copy, where a node needs one that does not stream on demand
     settings = (str(dit.model.dtype).removeprefix("torch."), quantization_of(dit.model), dit.attention, dit.compiled)
     patcher.cached_patcher_init = (_reload, (dit.checkpoint, dit.roots, *settings, device))

@@ -101,14 +101,20 @@ class Patched:
         return Patched(self.component, {part: patcher.clone() for part, patcher in self.patchers.items()})
 
 
-def patched(component: Component, device: torch.device, offload_device: torch.device) -> Patched:
+def offload_device(device: torch.device, usual: torch.device) -> torch.device:
+    """Where a model rests that computes on a device: the usual place, or the CPU for another device than the default one."""
+    return usual if device == model_management.get_torch_device() else torch.device("cpu")
+
+
+def patched(component: Component, device: torch.device) -> Patched:
     """A component that ComfyUI manages, computing on a device in a precision that it is good at."""
+    rest = offload_device(device, model_management.text_encoder_offload_device())
     component = component.on(device, streamable(component.model, device))
     patchers = {}
     for part, model in component.parts.items():
         # Every token reads every weight, so they are brought to the device once and stay, where a step can be recorded.
         kind = comfy.model_patcher.ModelPatcher if part in READ_BY_EACH_TOKEN else Patcher
-        patchers[part] = kind(HOLDERS[part](model), device, offload_device)
+        patchers[part] = kind(HOLDERS[part](model), device, rest)
     return Patched(component, patchers)
 
 

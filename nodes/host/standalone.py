@@ -18,7 +18,7 @@ from ...glmimage_core.denoise import Dit, sample
 from ...glmimage_core.lora import LayeredLora, laid_over
 from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.references import sizes_of
-from ...glmimage_core.residency import Residency, free_device_bytes
+from ...glmimage_core.residency import Residency, current, free_device_bytes
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, micro_conditions_of, warn_without
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class StandaloneHost:
     @contextmanager
     def placed(self, wire: Component, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
         model = wire.parts[part]
-        with self._placing(wire).hold(model, working_bytes, wire.blocks) as device, laid_over(model, wire.loras):
+        with self._placing(wire).hold(model, working_bytes, wire.blocks) as device, laid_over(model, wire.loras), current(device):
             yield replace(wire.on(device), settled=not wire.blocks)  # which may come one by one
 
     async def aside(self, wire: Component, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:

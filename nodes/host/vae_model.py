@@ -1,12 +1,14 @@
 """The VAE as what travels on a VAE wire: ComfyUI's own class around the checkpoint's model."""
 
+import comfy.model_management as model_management
 import comfy.sd
 import torch
 
 from ...glmimage_core import memory
 from ...glmimage_core.geometry import LATENT_PX
 from ...glmimage_core.vae import Vae
-from .patchers import Holder, Patcher, streamable
+from .aside import at_work
+from .patchers import Holder, Patcher, offload_device, streamable
 
 
 class GlmImageVaeModel(Holder):
@@ -42,5 +44,21 @@ class GlmImageVae(comfy.sd.VAE):
         self.memory_used_decode = lambda shape, dtype: memory.vae_decode_bytes(
             config, dtype.itemsize, shape[3] * LATENT_PX, shape[2] * LATENT_PX
         )
-        offload_device = comfy.model_management.vae_offload_device()
-        self.patcher = Patcher(self.first_stage_model, load_device=self.device, offload_device=offload_device)
+        rest = offload_device(self.device, model_management.vae_offload_device())
+        self.patcher = Patcher(self.first_stage_model, load_device=self.device, offload_device=rest)
+
+    def encode(self, *arguments, **options):
+        with at_work(self.patcher):
+            return super().encode(*arguments, **options)
+
+    def encode_tiled(self, *arguments, **options):
+        with at_work(self.patcher):
+            return super().encode_tiled(*arguments, **options)
+
+    def decode(self, *arguments, **options):
+        with at_work(self.patcher):
+            return super().decode(*arguments, **options)
+
+    def decode_tiled(self, *arguments, **options):
+        with at_work(self.patcher):
+            return super().decode_tiled(*arguments, **options)

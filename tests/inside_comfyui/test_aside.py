@@ -14,6 +14,7 @@ from execution import PromptExecutor
 from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
+from glm_image_pack.nodes.host.aside import POLL_SECONDS, ROOM, Worker
 from server import PromptServer
 
 import nodes as stock
@@ -23,27 +24,32 @@ SECONDS = 20
 
 @pytest.fixture
 def apart(monkeypatch):
-    """A second device: PyTorch takes cpu:0 for another one than cpu, and computes there."""
+    """A second device, as large as it likes: PyTorch takes cpu:0 for another one than cpu, and computes there."""
     devices = {"default": torch.device("cpu"), "gpu:1": torch.device("cpu:0")}
     monkeypatch.setattr(type(host), "device", lambda self, choice="default": devices[choice])
+    monkeypatch.setattr(model_management, "is_device_cpu", lambda device: device == torch.device("cpu"))
+    roomy = lambda device=None, torch_free_too=False: (10**12, 10**12) if torch_free_too else 10**12  # noqa: E731
+    monkeypatch.setattr(model_management, "get_free_memory", roomy)
 
 
 @pytest.fixture
-def ar(folder, run, apart):
+def writer(folder, run, apart):
     yield run("GLMImageLoadAR", checkpoint="GLM-Image", dtype="auto", quantization="none", device="gpu:1")[0]
     gc.collect()  # ComfyUI keeps no count of what nobody holds
 
 
 @pytest.fixture
 def steps(monkeypatch):
-    """steps["prompt"] is set when a plan for the prompt has begun."""
+    """steps["prompt"] is set when a plan for the prompt has begun; its `share` is how much of it is there."""
     from glm_image_pack.nodes import prior
 
     begun: dict[str, threading.Event] = {}
 
     def watched(writer, prompt, *arguments):
         def step(done, total, preview=None):
-            begun.setdefault(prompt, threading.Event()).set()
+            event = begun.setdefault(prompt, threading.Event())
+            event.share = done / total
+            event.set()
             arguments[-1](done, total, preview)
 
         return generate_prior(writer, prompt, *arguments[:-1], step)
@@ -52,16 +58,23 @@ def steps(monkeypatch):
     return begun
 
 
-def plan(ar, prompt, side=256):
-    return NODES["GLMImageGeneratePrior"]().generate(ar, prompt, side, side, 1, 0)
+def plan(writer, prompt, side=256):
+    return NODES["GLMImageGeneratePrior"]().generate(writer, prompt, side, side, 1, 0)
 
 
-def test_a_plan_is_the_same_beside_others(ar, library):
-    (prior,) = asyncio.run(plan(ar, "a tree"))
+async def begun(planning: asyncio.Task, has_begun) -> None:
+    """Let a plan begin. Raises what it raises, if it fails before."""
+    while not has_begun():
+        assert not planning.done(), planning.result()
+        await asyncio.sleep(0.001)
+
+
+def test_a_plan_is_the_same_beside_others(writer, library):
+    (prior,) = asyncio.run(plan(writer, "a tree"))
     assert torch.equal(prior.tokens, generate_prior(library["ar"], "a tree", 256, 256, seed=0).tokens)
 
 
-def test_the_next_picture_is_planned_while_one_is_painted(ar, model, prompt, steps, monkeypatch, folder):
+def test_the_next_picture_is_planned_while_one_is_painted(writer, model, prompt, steps, monkeypatch, folder):
     """ComfyUI's own executor, two branches: the first picture is not done before the second plan has begun."""
     steps |= {"first": threading.Event(), "second": threading.Event()}
     painted = []
@@ -72,7 +85,7 @@ def test_the_next_picture_is_planned_while_one_is_painted(ar, model, prompt, ste
         INPUT_TYPES = classmethod(lambda cls: {"required": {}})
 
         def give(self):
-            return (ar, model, *prompt)
+            return (writer, model, *prompt)
 
     class Painted:
         RETURN_TYPES = ()
@@ -114,13 +127,13 @@ def test_the_next_picture_is_planned_while_one_is_painted(ar, model, prompt, ste
     assert executor.success and sorted(painted) == [("first", True), ("second", True)]
 
 
-def test_two_plans_wait_for_each_other(ar, steps):
+def test_two_plans_wait_for_each_other(writer, steps):
     """They share a device: the second begins when the first is done."""
     order = []
 
     async def both():
         async def one(name):
-            await plan(ar, name)
+            await plan(writer, name)
             order.append(name)
 
         first = asyncio.create_task(one("first"))
@@ -134,12 +147,47 @@ def test_two_plans_wait_for_each_other(ar, steps):
     assert order == ["first", "second"] and set(steps) == {"first", "second"}
 
 
-def test_no_model_is_placed_on_a_device_that_computes(ar, vae, picture, run, monkeypatch):
+@pytest.fixture
+def there(run, apart):
+    """A DiT and a VAE on the second device."""
+    (model,) = run("GLMImageLoadDiT", checkpoint="GLM-Image", dtype="auto", quantization="none", device="gpu:1")
+    (vae,) = run("GLMImageLoadVAE", checkpoint="GLM-Image", dtype="auto", device="gpu:1")
+    yield model, vae
+    del model, vae
+    gc.collect()
+
+
+def encode_reference(run, writer, there, conditioned, picture):
+    run("GLMImageEncodeReference", ar=writer, vae=there[1], image=picture)
+
+
+def stock_sampler(run, writer, there, conditioned, picture):
+    positive, negative, _ = conditioned
+    settings = {"seed": 0, "steps": 1, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    latent = {"samples": torch.zeros(1, 16, 36, 32)}
+    run("KSampler", model=there[0], positive=positive, negative=negative, latent_image=latent, **settings)
+
+
+def own_sampler(run, writer, there, conditioned, picture):
+    positive, negative, _ = conditioned
+    run("GLMImageSampler", model=there[0], positive=positive, negative=negative, seed=0, steps=1, cfg=1.5)
+
+
+def stock_decoder(run, writer, there, conditioned, picture):
+    run("VAEDecode", vae=there[1], samples={"samples": torch.zeros(1, 16, 32, 32)})
+
+
+def stock_encoder(run, writer, there, conditioned, picture):
+    run("VAEEncode", vae=there[1], pixels=picture)
+
+
+@pytest.mark.parametrize("use", [encode_reference, stock_sampler, own_sampler, stock_decoder, stock_encoder])
+def test_no_model_is_placed_on_a_device_that_computes(use, writer, there, conditioned, picture, run, monkeypatch):
     """ComfyUI may move what is there to make room."""
     from glm_image_pack.nodes import prior
-    from glm_image_pack.nodes.host import comfyui
 
     computing, placed = threading.Event(), []
+    given = conditioned(False)
 
     def planned(*arguments):
         computing.set()
@@ -148,30 +196,108 @@ def test_no_model_is_placed_on_a_device_that_computes(ar, vae, picture, run, mon
         finally:
             computing.clear()
 
-    def watched(patcher, working_bytes):
-        placed.append(patcher.load_device == torch.device("cpu:0") and computing.is_set())
-        load(patcher, working_bytes)
+    def watched(needed, device, *arguments, **options):
+        placed.append((device, computing.is_set()))
+        return free_memory(needed, device, *arguments, **options)
 
-    load = comfyui.load
+    free_memory = model_management.free_memory
     monkeypatch.setattr(prior, "generate_prior", planned)
-    monkeypatch.setattr(comfyui, "load", watched)
+    monkeypatch.setattr(model_management, "free_memory", watched)
 
     async def both():
-        planning = asyncio.create_task(plan(ar, "a tree", 512))
-        while not computing.is_set():
-            await asyncio.sleep(0.001)
-        run("GLMImageEncodeReference", ar=ar, vae=vae, image=picture)  # holds up the loop, as in ComfyUI
+        planning = asyncio.create_task(plan(writer, "a tree", 512))
+        await begun(planning, computing.is_set)
+        placed.clear()
+        use(run, writer, there, given, picture)  # holds up the loop, as in ComfyUI
         return await planning
 
     (prior,) = asyncio.run(both())
-    assert prior.tokens.shape == (1, 16, 16) and placed == [False, False, False]
+    assert prior.tokens.shape == (1, 16, 16)
+    assert (torch.device("cpu:0"), False) in placed and (torch.device("cpu:0"), True) not in placed
 
 
-def test_a_stop_reaches_the_plan_and_stays_for_the_node_beside_it(ar, steps):
+def test_on_the_cpu_only_the_model_at_work_is_waited_for(folder, run, steps, monkeypatch):
+    """Nothing there has to make room."""
+    monkeypatch.setattr(
+        type(host), "device", lambda self, choice="default": torch.device("meta" if choice == "default" else "cpu")
+    )
+    (writer,) = run("GLMImageLoadAR", checkpoint="GLM-Image", dtype="auto", quantization="none", device="cpu")
+    (glyphs,) = run("GLMImageLoadGlyphEncoder", checkpoint="GLM-Image", dtype="auto", device="cpu")
+
+    async def both():
+        planning = asyncio.create_task(plan(writer, "first", 512))
+        await begun(planning, lambda: "first" in steps)
+        run("GLMImageEncodePrompt", glyph_encoder=glyphs, prompt='a sign "OPEN"', negative_prompt="", glyph_text="")
+        share = steps["first"].share
+        await planning
+        return share
+
+    assert asyncio.run(both()) < 1
+
+
+# The worker alone
+
+
+class Patcher:
+    load_device = torch.device("cpu")
+
+
+def test_a_job_joins_one_for_the_same_model_that_needs_no_less_room():
+    worker, one, other, placed = Worker(), Patcher(), Patcher(), []
+
+    async def jobs():
+        def place(room):
+            placed.append(room)
+            return object()
+
+        first = await worker.component(one, 1, place)
+        assert await worker.component(one, ROOM, place) is first  # rounded up
+        waiting = [asyncio.create_task(worker.component(*what, place)) for what in ((one, ROOM + 1), (other, 1))]
+        await asyncio.sleep(3 * POLL_SECONDS)
+        assert not any(task.done() for task in waiting)
+        waiting[1].cancel()
+        for _ in range(2):
+            worker.give_up()
+        assert await waiting[0] is not first and placed == [ROOM, 2 * ROOM]
+        worker.give_up()
+
+    asyncio.run(jobs())
+    assert not worker.at_work.locked()
+
+
+def test_a_model_that_cannot_be_placed_leaves_the_device_free():
+    worker = Worker()
+
+    def place(room):
+        raise torch.OutOfMemoryError("too small")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        asyncio.run(worker.component(Patcher(), 1, place))
+    assert not worker.at_work.locked()
+
+
+def test_a_job_that_is_given_up_before_it_begins_is_not_done():
+    worker, done, hold = Worker(), [], threading.Event()
+
+    async def jobs():
+        for _ in range(2):
+            await worker.component(patcher, 1, lambda room: object())
+        first, second = worker.begin(lambda: hold.wait(SECONDS)), worker.begin(lambda: done.append(1))
+        assert second.cancel()
+        hold.set()
+        await asyncio.wrap_future(first)
+
+    patcher = Patcher()
+    asyncio.run(jobs())
+    while worker.at_work.locked():
+        time.sleep(0.001)
+    assert done == []
+
+
+def test_a_stop_reaches_the_plan_and_stays_for_the_node_beside_it(writer, steps):
     async def stopped():
-        planning = asyncio.create_task(plan(ar, "first", 512))
-        while "first" not in steps:
-            await asyncio.sleep(0.01)
+        planning = asyncio.create_task(plan(writer, "first", 512))
+        await begun(planning, lambda: "first" in steps)
         model_management.interrupt_current_processing(True)
         await planning
 
@@ -181,24 +307,22 @@ def test_a_stop_reaches_the_plan_and_stays_for_the_node_beside_it(ar, steps):
         assert model_management.processing_interrupted()
     finally:
         model_management.interrupt_current_processing(False)
-    asyncio.run(plan(ar, "second"))  # the device is free again
+    asyncio.run(plan(writer, "second"))  # the device is free again
 
 
-def test_a_plan_that_nobody_waits_for_stops(ar, steps):
+def test_a_plan_that_nobody_waits_for_stops(writer, steps):
     async def left():
-        planning = asyncio.create_task(plan(ar, "first", 1024))
-        while "first" not in steps:
-            await asyncio.sleep(0.01)
+        planning = asyncio.create_task(plan(writer, "first", 1024))
+        await begun(planning, lambda: "first" in steps)
         planning.cancel()
         await asyncio.gather(planning, return_exceptions=True)
 
     asyncio.run(left())
-    began = time.monotonic()
-    asyncio.run(plan(ar, "second"))
-    assert "second" in steps and time.monotonic() - began < SECONDS
+    asyncio.run(plan(writer, "second"))  # waits until the device is free
+    assert steps["first"].share < 0.9 and steps["second"].share == 1
 
 
-def test_a_failure_leaves_the_device_free(ar, monkeypatch):
+def test_a_failure_leaves_the_device_free(writer, monkeypatch):
     from glm_image_pack.nodes import prior
 
     def fails(*arguments):
@@ -207,5 +331,5 @@ def test_a_failure_leaves_the_device_free(ar, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(prior, "generate_prior", fails)
         with pytest.raises(ValueError, match="no plan"):
-            asyncio.run(plan(ar, "a tree"))
-    asyncio.run(plan(ar, "a tree"))
+            asyncio.run(plan(writer, "a tree"))
+    asyncio.run(plan(writer, "a tree"))
