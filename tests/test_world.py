@@ -139,3 +139,19 @@ def test_a_shape_that_is_cut_off_is_read_as_one_within_the_picture():
     (shape,) = reading.read(picture).shapes
     drawing.draw(world.Scene(6, 6, "white", (shape,)))
     assert shape.row + shape.height <= 6
+
+
+@pytest.mark.parametrize("pixels", [-1, 1, 2])
+@pytest.mark.parametrize("size", world.SPANS)
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_a_shape_that_is_painted_thinner_or_bolder_is_of_its_kind(kind, size, pixels):
+    reading = pytest.importorskip("glm_image_pack.training.reading", reason="needs SciPy")
+    scene = world.Scene(5, 5, "orange", (world.Shape(kind, "yellow", size, 1, 1),))
+    picture = drawing.draw(scene).movedim(-1, 0)[None]
+    yellow, orange = (drawing.rgb(name)[:, None, None] for name in ("yellow", "orange"))
+    inside = ((picture - yellow).norm(dim=1, keepdim=True) < (picture - orange).norm(dim=1, keepdim=True)).float()
+    wide = 2 * abs(pixels) + 1
+    pool = torch.nn.functional.max_pool2d
+    inside = pool(inside, wide, 1, wide // 2) if pixels > 0 else 1 - pool(1 - inside, wide, 1, wide // 2)
+    seen = reading.read((orange + inside * (yellow - orange))[0].movedim(0, -1))
+    assert [(shape.kind, shape.size) for shape in seen.shapes] == [(kind, size)]

@@ -18,7 +18,7 @@ from .loop import Plan
 from .structure import structured
 from .world import CODES, beginnings, random_scene, tokens_of
 
-PLAN = Plan(steps=8000, rate=2e-3, warmup=150)
+PLAN = Plan(steps=12700, rate=2e-3, warmup=150)
 PICTURES, CHANGES = 18, {1: 18, 2: 12}  # of a batch; changes by their number of references
 DECISION = 12.0  # what a token counts at which a thing may begin
 SIDES = (8, 8, 8, 6, 7, 9, 10, 12)  # cells
@@ -98,7 +98,7 @@ def tell_place(attention, rotary, start: torch.Tensor, common: torch.Tensor) -> 
 
 def random_size(rng: random.Random) -> tuple[int, int]:
     """Rows and columns of cells."""
-    return (8, 8) if rng.random() < 0.5 else (rng.choice(SIDES), rng.choice(SIDES))
+    return (8, 8) if rng.random() < 0.35 else (rng.choice(SIDES), rng.choice(SIDES))
 
 
 def random_pictures(ar: ArModel, rng: random.Random) -> list[Sequence]:

@@ -22,7 +22,7 @@ def read(picture: torch.Tensor) -> Scene:
     colours = colour_map(picture)
     height, width = colours.shape
     ground = int(np.bincount(colours.ravel(), minlength=len(COLOURS)).argmax())
-    shapes, rest = _shapes(colours, ground)
+    shapes, rest = _shapes(picture, colours, ground)
     names = list(COLOURS)
     contrast = (picture - rgb(names[ground])).norm(dim=-1).numpy()
     word = _word(rest, colours, contrast)
@@ -35,7 +35,7 @@ def colour_map(picture: torch.Tensor) -> np.ndarray:
     return torch.cdist(picture.flatten(0, 1).float(), palette).argmin(1).reshape(picture.shape[:2]).numpy()
 
 
-def _shapes(colours: np.ndarray, ground: int) -> tuple[list[Shape], np.ndarray]:
+def _shapes(picture: torch.Tensor, colours: np.ndarray, ground: int) -> tuple[list[Shape], np.ndarray]:
     """Connected areas as large as a shape, and a mask of all else that is not ground."""
     rest = colours != ground
     found = []
@@ -53,14 +53,23 @@ def _shapes(colours: np.ndarray, ground: int) -> tuple[list[Shape], np.ndarray]:
             for place, pixels in zip(middle, rest.shape, strict=True)
         )
         colour = int(np.bincount(colours[rows, columns][mask]).argmax())
-        found.append(Shape(kind_of(mask), list(COLOURS)[colour], size, row, column))
+        ink = mask & _nearer(picture[rows, columns], colour, ground)
+        found.append(Shape(kind_of(ink, size), list(COLOURS)[colour], size, row, column))
         rest[rows, columns][mask] = False
     return found, rest
 
 
-def kind_of(mask: np.ndarray) -> str:
-    """The kind whose moments are nearest."""
-    return min(KINDS, key=lambda kind: np.linalg.norm(moments(mask) - _moments_of(kind)))
+def _nearer(picture: torch.Tensor, colour: int, ground: int) -> np.ndarray:
+    """Which pixels [H, W, 3] are nearer to a colour than to the ground: those of an edge are half and half."""
+    palette = torch.tensor(list(COLOURS.values())) / 255
+    ink, other = ((picture - palette[index]).norm(dim=-1) for index in (colour, ground))
+    return (ink < other).numpy()
+
+
+def kind_of(mask: np.ndarray, size: str) -> str:
+    """The kind whose moments at that size are nearest, painted thinner or bolder than drawn too."""
+    own = moments(mask)
+    return min(KINDS, key=lambda kind: np.linalg.norm(_moments_of(kind, size) - own, axis=1).min())
 
 
 def moments(mask: np.ndarray) -> np.ndarray:
@@ -69,20 +78,22 @@ def moments(mask: np.ndarray) -> np.ndarray:
     eta_pq = sum x^p y^q / area^(1 + (p + q) / 2), with x and y from the centre of mass. [6]
     """
     y, x = np.nonzero(mask)
-    area = len(x)
+    area, box = len(x), (np.ptp(x) + 1) * (np.ptp(y) + 1)
     x, y = x - x.mean(), y - y.mean()
 
     def eta(p: int, q: int) -> float:
         return float((x**p * y**q).sum() / area ** (1 + (p + q) / 2))
 
-    return np.array([eta(2, 0) + eta(0, 2), eta(0, 3) * 4, eta(4, 0) * 4, eta(0, 4) * 4, eta(2, 2) * 8, area / mask.size])
+    return np.array([eta(2, 0) + eta(0, 2), eta(0, 3) * 4, eta(4, 0) * 4, eta(0, 4) * 4, eta(2, 2) * 8, area / box])
 
 
 @cache
-def _moments_of(kind: str) -> np.ndarray:
-    mask = shape_mask(kind, "large").numpy() > 0.5
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return moments(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+def _moments_of(kind: str, size: str) -> np.ndarray:
+    """As drawn, and with an edge of a pixel less, one more, and two more: [4, 6]."""
+    drawn = np.pad(shape_mask(kind, size).numpy() > 0.5, 3)
+    around = np.ones((3, 3), bool)
+    bolder = [ndimage.binary_dilation(drawn, around, times) for times in (1, 2)]
+    return np.stack([moments(mask) for mask in (ndimage.binary_erosion(drawn, around), drawn, *bolder)])
 
 
 def _word(rest: np.ndarray, colours: np.ndarray, contrast: np.ndarray) -> Word | None:
