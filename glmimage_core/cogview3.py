@@ -277,12 +277,15 @@ def _shares(scheduler: "CogVideoXDDIMScheduler", timestep: int) -> tuple[float, 
 
 def check_text(dit: CogView3, *embeddings: torch.Tensor) -> None:
     """Raise ValueError for embeddings that are not of CogView3-Plus."""
-    width = dit.model.config.text_embed_dim
+    check_embeddings(embeddings, TOKENS, dit.model.config.text_embed_dim, "CogView3-Plus", "CogView3 Encode Prompt")
+
+
+def check_embeddings(embeddings: Sequence[torch.Tensor], tokens: int, width: int, reader: str, source: str) -> None:
+    """Raise ValueError, with the source to connect, unless all are [batch, tokens, width], as their reader wants them."""
     for side in embeddings:
-        if side.shape[-1] != width or side.shape[1] != TOKENS:
+        if side.shape[-1] != width or side.shape[1] != tokens:
             raise ValueError(
-                f"the conditioning is {list(side.shape)}, and CogView3-Plus reads [batch, {TOKENS}, {width}]; connect "
-                "CogView3 Encode Prompt"
+                f"the conditioning is {list(side.shape)}, and {reader} reads [batch, {tokens}, {width}]; connect {source}"
             )
 
 

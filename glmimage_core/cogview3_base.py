@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .checkpoint import load_pretrained
-from .cogview3 import MicroConditions, check_part, whole_space
+from .cogview3 import MicroConditions, check_embeddings, check_part, whole_space
 from .component import Component
 from .denoise import initial_noise, share_a_pass
 from .description import resolve_dtype
@@ -251,13 +251,8 @@ def check_run(
 
 def check_text(unet: CogView3Unet, *embeddings: torch.Tensor) -> None:
     """Raise ValueError for embeddings that are not of CogView3-Base."""
-    width = unet.model.config.cross_attention_dim
-    for side in embeddings:
-        if side.shape[-1] != width or side.shape[1] != TOKENS:
-            raise ValueError(
-                f"the conditioning is {list(side.shape)}, and CogView3-Base reads [batch, {TOKENS}, {width}]; connect "
-                "CogView3 Encode Prompt with family CogView3-Base"
-            )
+    width, source = unet.model.config.cross_attention_dim, "CogView3 Encode Prompt with family CogView3-Base"
+    check_embeddings(embeddings, TOKENS, width, "CogView3-Base", source)
 
 
 class Guide(NamedTuple):

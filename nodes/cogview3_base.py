@@ -102,8 +102,9 @@ class GLMImageCogView3BaseSampler:
 
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg):
         check_run(cogview3_unet(model), "base", width, height, batch_size, steps, cfg)
+        _check_sides(self, model, positive, negative)
         painting = CogView3BasePainting(positive, negative, width, height, seed, batch_size, steps, cfg)
-        return _painted(self, model, painting)
+        return ({"samples": host.paint_cogview3_base(model, painting)},)
 
 
 class GLMImageCogView3Relay:
@@ -135,16 +136,16 @@ class GLMImageCogView3Relay:
     def sample(self, model, vae, image, positive, negative, seed, steps, relay_steps, cfg):
         height, width = (2 * side for side in image.shape[1:3])
         check_run(cogview3_unet(model), "relay", width, height, len(image), steps, cfg, relay_steps)
+        _check_sides(self, model, positive, negative)
         with placed_vae(vae, "auto", memory.vae_encode_bytes, width, height) as (coder, tiled):
             low = encode(coder, enlarged(image), tiled)
         painting = CogView3BasePainting(positive, negative, width, height, seed, len(image), steps, cfg, relay_steps, low)
-        return _painted(self, model, painting)
+        return ({"samples": host.paint_cogview3_base(model, painting)},)
 
 
-def _painted(node, model, painting: CogView3BasePainting) -> tuple:
-    sides = (("positive", painting.positive), ("negative", painting.negative))
+def _check_sides(node, model, positive: list, negative: list) -> None:
+    sides = (("positive", positive), ("negative", negative))
     check_text(cogview3_unet(model), *(one_conditioning(side, name, node.TITLE)[0] for name, side in sides))
-    return ({"samples": host.paint_cogview3_base(model, painting)},)
 
 
 def _side(name: str) -> tuple:

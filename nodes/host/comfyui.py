@@ -30,7 +30,7 @@ from ...glmimage_core.prior import Progress, image_seeds
 from ...glmimage_core.residency import current
 from ...glmimage_core.schedule import partial_schedule, progress_of, whole_steps
 from ...glmimage_core.step_cache import StepCache
-from ...glmimage_core.vae import Vae
+from ...glmimage_core.vae import LatentSpace, Vae
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, warn_without
 from .aside import at_work, beside_nodes, others_compute, stop_if_asked, worker_for
 from .cogview3_model import PaintingModel, painting_patcher
@@ -185,8 +185,7 @@ class ComfyHost:
         if painting.denoise == 0:
             return latents.expand(painting.batch, -1, -1, -1).clone()
         dit = self.component(model)
-        grid = latent_grid(prior.width, prior.height)
-        noise = initial_noise(image_seeds(painting.seed, painting.batch), len(dit.space.mean), grid)
+        noise = _noise(dit.space, painting.seed, painting.batch, prior.width, prior.height)
         if isinstance(model.get_model_object("model_sampling"), ModelSampling):
             model = self.for_size(model, prior.width, prior.height)
             mu = dit.shift.of_size(prior.width, prior.height)
@@ -211,9 +210,7 @@ class ComfyHost:
         if painting.denoise == 0:
             return painting.latents.expand(painting.batch, -1, -1, -1).clone()
         dit = self.component(model)
-        noise = initial_noise(
-            image_seeds(painting.seed, painting.batch), len(dit.space.mean), latent_grid(painting.width, painting.height)
-        )
+        noise = _noise(dit.space, painting.seed, painting.batch, painting.width, painting.height)
         sampling = model.get_model_object("model_sampling")
         timesteps = timesteps_of(dit.scheduler, painting.steps, painting.denoise)
         sigmas = torch.cat([sampling.sigmas[timesteps], sampling.sigmas.new_zeros(1)]).cpu()
@@ -221,9 +218,7 @@ class ComfyHost:
 
     def paint_cogview3_base(self, model: ModelPatcher, painting: CogView3BasePainting) -> torch.Tensor:
         unet = self.component(model)
-        noise = initial_noise(
-            image_seeds(painting.seed, painting.batch), len(unet.space.mean), latent_grid(painting.width, painting.height)
-        )
+        noise = _noise(unet.space, painting.seed, painting.batch, painting.width, painting.height)
         run = steps_of(unet, painting.steps, painting.relay_steps)
         sampling = model.get_model_object("model_sampling")
         sigmas = torch.cat([sampling.sigmas[[step.timestep for step in run]], sampling.sigmas.new_zeros(1)]).cpu()
@@ -258,6 +253,11 @@ class ComfyHost:
             seed=painting.seed,
         )
         return samples.float().cpu()
+
+
+def _noise(space: LatentSpace, seed: int, batch: int, width: int, height: int) -> torch.Tensor:
+    """Of pictures of width x height pixels."""
+    return initial_noise(image_seeds(seed, batch), len(space.mean), latent_grid(width, height))
 
 
 def _patcher(wire: Patched | GlmImageVae, part: str) -> ModelPatcher:
