@@ -27,7 +27,7 @@ def check_quantization(report: ComponentReport, quantization: str, device: torch
         if quantization not in ("none", stored):
             raise ValueError(f"{report.name} is stored as {stored}; choose quantization none, which keeps it")
         if stored in foreign.MODULES:
-            foreign.check_device(stored, report.name, device)
+            foreign.check_library_device(stored, report.name, device)
         else:
             check_format(stored, device)
     check_format(quantization, device)
@@ -112,7 +112,7 @@ def _load_quantized(model_class, folder: Path, report: ComponentReport, dtype: s
     """Quantized as it is read, so that the whole is never in memory at full width, or as it is stored."""
     if report.quantized_by:
         _check_here(report, quantization)
-        foreign.prepare(report.quantized_by)
+        foreign.import_library(report.quantized_by)
         if file := foreign.gguf_file(folder / report.name):
             model = skeleton(folder, report.name, buffers=True)
             foreign.fill_from_gguf(model, file, resolve_dtype(dtype, report))

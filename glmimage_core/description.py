@@ -165,7 +165,7 @@ def _describe_model(folder: Path, name: str, stamp: tuple) -> ComponentReport:
         headers, marks = read_headers(folder / name, report)
         if method:
             _count_foreign(folder, name, method, headers, report)
-            foreign.check_installed(method)
+            foreign.check_library(method)
         else:
             report.count(headers, marks)
             if marks:

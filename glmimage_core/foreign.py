@@ -45,13 +45,13 @@ def gguf_file(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.gguf"))), None)
 
 
-def check_installed(method: str) -> None:
+def check_library(method: str) -> None:
     """Raise ImportError, with what to install, where the library of a method is missing."""
     if importlib.util.find_spec(MODULES[method]) is None:
         raise ImportError(f"these weights are quantized by {method}, which is missing: pip install {method}")
 
 
-def check_device(method: str, name: str, device: torch.device) -> None:
+def check_library_device(method: str, name: str, device: torch.device) -> None:
     """Raise ValueError where a component quantized so cannot be loaded."""
     if method == "bitsandbytes" and name == "transformer" and device.type != "cuda":
         raise ValueError(
@@ -60,14 +60,14 @@ def check_device(method: str, name: str, device: torch.device) -> None:
         )
 
 
-def prepare(method: str) -> None:
+def import_library(method: str) -> None:
     """Import the library: SDNQ makes itself known to transformers and diffusers that way."""
     importlib.import_module(MODULES[method])
 
 
 def gguf_headers(file: Path) -> dict[str, Header]:
     """The headers of a GGUF file by name. Quantized tensors are bytes. Raises ValueError for a broken file."""
-    check_installed("gguf")
+    check_library("gguf")
     import gguf
 
     try:

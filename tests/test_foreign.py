@@ -146,7 +146,7 @@ def test_an_unknown_method_is_refused(root):
 
 
 def test_a_dit_of_bitsandbytes_without_cuda_is_told_what_to_do_instead():
-    foreign.check_device("bitsandbytes", "vision_language_encoder", torch.device("cpu"))
-    foreign.check_device("bitsandbytes", "transformer", torch.device("cuda"))
+    foreign.check_library_device("bitsandbytes", "vision_language_encoder", torch.device("cpu"))
+    foreign.check_library_device("bitsandbytes", "transformer", torch.device("cuda"))
     with pytest.raises(ValueError, match="the original checkpoint and quantization nf4"):
-        foreign.check_device("bitsandbytes", "transformer", torch.device("cpu"))
+        foreign.check_library_device("bitsandbytes", "transformer", torch.device("cpu"))
