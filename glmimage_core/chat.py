@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from .endpoint import Endpoint, Refused, client_of, watched
-from .pixels import to_png
+from .images import to_png
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -18,12 +18,10 @@ import torch
 
 from .checkpoint import load_pretrained
 from .component import Component
-from .denoise import initial_noise, share_a_pass
 from .description import ComponentReport, check_class, check_libraries, read_headers, resolve_dtype
+from .diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass, whole_steps
 from .folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
-from .geometry import LATENT_PX, dit_token_count, latent_grid
-from .prior import Progress, no_progress
-from .schedule import whole_steps
+from .progress import Progress, no_progress
 from .vae import LatentSpace, Vae, check_channels
 
 if TYPE_CHECKING:

@@ -23,11 +23,10 @@ import torch
 from .checkpoint import load_pretrained
 from .cogview3 import MicroConditions, check_embeddings, check_part, whole_space
 from .component import Component
-from .denoise import initial_noise, share_a_pass
 from .description import resolve_dtype
+from .diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass
 from .folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
-from .geometry import LATENT_PX, dit_token_count, latent_grid
-from .prior import Progress, no_progress
+from .progress import Progress, no_progress
 from .vae import LatentSpace, Vae, check_channels
 
 if TYPE_CHECKING:

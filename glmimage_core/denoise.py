@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from .component import Component
-from .geometry import LATENT_PX, Grid, dit_token_count, latent_grid, prior_for_dit
-from .prior import Prior, Progress, no_progress
+from .diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass
+from .geometry import prior_for_dit
+from .prior import Prior
+from .progress import Progress, no_progress
 from .schedule import Shift, partial_schedule, progress_of
 from .step_cache import Branch, StepCache
 from .vae import LatentSpace
@@ -26,14 +28,10 @@ if TYPE_CHECKING:
     from .references import Reference
     from .transformer import GlmImageDit
 
-log = logging.getLogger(__name__)
 
+log = logging.getLogger(__name__)
 KEPT_BYTES = 4 * 2**30
 """Caches that the current run does not need are dropped beyond this; two of 1024 x 1024 pixels fit in bfloat16."""
-
-TOGETHER_TOKENS = 4096
-"""DiT tokens up to which both sides of the guidance share a pass, where they can; one 1024 x 1024 picture fills a device."""
-
 LayerKeysValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, each [1, tokens, heads, head width]."""
 
@@ -171,12 +169,6 @@ def sample(
     return dit.space.denormalise(x).cpu()
 
 
-def initial_noise(seeds: Sequence[int], channels: int, grid: Grid) -> torch.Tensor:
-    """Unit noise, the first of a fresh CPU generator for each seed: [B, channels, *grid] float32."""
-    draws = [torch.randn(1, channels, *grid, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.cat(draws)
-
-
 @dataclass(frozen=True)
 class Guide:
     """Both sides of the guidance. Only the positive one reads the reference cache; without guidance there is no negative."""
@@ -189,11 +181,6 @@ class Guide:
 
     def steps_before(self, side: str) -> Branch | None:
         return None if self.step_cache is None else self.step_cache.branch(side)
-
-
-def share_a_pass(side: int) -> bool:
-    """Whether both sides of the guidance, of so many DiT tokens each, go through the DiT together where they can."""
-    return 2 * side <= TOGETHER_TOKENS
 
 
 def guided_velocity(guide: Guide, x: torch.Tensor, time: torch.Tensor, cfg: float) -> torch.Tensor:

@@ -5,25 +5,13 @@ One prior token covers 32 x 32 pixels, one DiT token 16 x 16, one latent cell 8 
 
 import itertools
 import math
-from typing import NamedTuple
 
 import torch
 
+from .diffusion import Grid
+
 PRIOR_PX = 32  # pixels along a side of one prior token
-DIT_PX = 16  # pixels along a side of one DiT token: VAE factor 8 times patch 2
-LATENT_PX = 8  # pixels along a side of one latent cell
 MIN_SIDE, MAX_SIDE = 192, 4096  # pixels
-
-
-class Grid(NamedTuple):
-    """Rows and columns of a grid of tokens."""
-
-    height: int
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        return self.height * self.width
 
 
 def check_size(width: int, height: int) -> None:
@@ -72,16 +60,6 @@ def preview_grid(large: Grid) -> Grid:
     """
     ratio = large.height / large.width
     return Grid(int(math.sqrt(ratio) * 16), int(math.sqrt(1 / ratio) * 16))
-
-
-def latent_grid(width: int, height: int) -> Grid:
-    """The latent cells of a picture of width x height pixels."""
-    return Grid(height // LATENT_PX, width // LATENT_PX)
-
-
-def dit_token_count(width: int, height: int) -> int:
-    """How many tokens the DiT sees for a picture of width x height pixels."""
-    return (height // DIT_PX) * (width // DIT_PX)
 
 
 def prior_for_dit(tokens: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .denoise import share_a_pass
-from .geometry import LATENT_PX, dit_token_count, preview_grid, prior_grid
+from .diffusion import LATENT_PX, dit_token_count, share_a_pass
+from .geometry import preview_grid, prior_grid
 from .prior import READ_EVERY
 from .quantization import product_bytes, sizes_when
 

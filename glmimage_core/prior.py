@@ -10,35 +10,25 @@ Knows nothing of devices beyond where the model is, and nothing of the process's
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
 from .component import Component
 from .decoder import decoder, prefill
-from .geometry import Grid, check_size, preview_grid, prior_grid
+from .diffusion import Grid, image_seeds
+from .geometry import check_size, preview_grid, prior_grid
 from .preview import token_picture
+from .progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration
 
     from .references import Reference
 
+
 log = logging.getLogger(__name__)
-
 READ_EVERY = 8  # tokens between two looks at an accelerator's work
-
-
-class Progress(Protocol):
-    """Called after each step and after each token or every few. Whatever it raises stops the loop and reaches the caller."""
-
-    def __call__(self, done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
-        """preview draws what there is so far; calling it costs a little time, so not everyone does each time."""
-
-
-def no_progress(done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
-    """Shows nothing and never stops a loop."""
 
 
 class ArHalf(torch.nn.ModuleDict):
@@ -151,11 +141,6 @@ class Prior:
     @property
     def batch(self) -> int:
         return len(self.tokens)
-
-
-def image_seeds(seed: int, count: int) -> list[int]:
-    """The seeds of a batch: image i of it can be made again alone with seed + i (modulo 2^64)."""
-    return [(seed + i) % 2**64 for i in range(count)]
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .description import check_libraries, check_model, read_header, skeleton
 from .folders import read_json, weight_files
-from .prior import Progress, no_progress
+from .progress import Progress, no_progress
 from .quantization import (
     FORMATS,
     MARK,

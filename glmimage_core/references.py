@@ -12,8 +12,9 @@ from functools import cached_property
 import torch
 from PIL import Image
 
-from .geometry import PRIOR_PX, Grid, reference_grid
-from .pixels import from_picture
+from .diffusion import Grid
+from .geometry import PRIOR_PX, reference_grid
+from .images import from_picture
 from .prior import ArModel
 from .vae import LatentSpace, Vae, encode
 

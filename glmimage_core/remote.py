@@ -21,7 +21,7 @@ from PIL import Image
 
 from .endpoint import NOT_THERE, Endpoint, Refused, causes_of, client_of, watched
 from .geometry import check_size
-from .pixels import to_png
+from .images import to_png
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

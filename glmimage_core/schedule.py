@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .geometry import dit_token_count
+from .diffusion import dit_token_count, whole_steps
 
 TRAIN_STEPS = 1000
 
@@ -73,11 +73,6 @@ def full_schedule(steps: int, mu: float) -> Schedule:
     timesteps = torch.from_numpy(np.linspace(TRAIN_STEPS, 1, steps + 1)[:-1].astype(np.int64)).double()
     sigmas = shift_sigma(timesteps / TRAIN_STEPS, mu)
     return Schedule((timesteps - 1).float(), torch.cat([sigmas, sigmas.new_zeros(1)]).float())
-
-
-def whole_steps(steps: int, denoise: float) -> int:
-    """How many steps the schedule has of which `steps` are the last `denoise` (0 < denoise <= 1)."""
-    return max(steps, int(steps / denoise))
 
 
 def partial_schedule(steps: int, denoise: float, mu: float) -> Schedule:

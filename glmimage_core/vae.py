@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .component import Component
-from .geometry import LATENT_PX
-from .pixels import to_rgb
+from .diffusion import LATENT_PX
+from .images import to_rgb
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -18,7 +18,7 @@ from .component import Component
 from .description import ComponentReport, check_libraries, read_headers, resolve_dtype
 from .folders import find_below, find_named, read_json
 from .memory import answer_bytes
-from .prior import Progress, no_progress
+from .progress import Progress, no_progress
 from .quantization import quantizable, quantize
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Reference images: encoded once by the AR model and the VAE, used by both stages."""
 
 from ..glmimage_core import memory
-from ..glmimage_core.pixels import to_pictures
+from ..glmimage_core.images import to_pictures
 from ..glmimage_core.references import Reference, check_references, fit, latents_of, vision_tokens
 from .host import host
 from .sockets import AR, CATEGORY, REFERENCES, glm_ar, glm_vae

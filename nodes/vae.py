@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..glmimage_core import memory
-from ..glmimage_core.geometry import LATENT_PX
+from ..glmimage_core.diffusion import LATENT_PX
 from ..glmimage_core.vae import TILE_PX, Vae, check_latents, decode, encode, tiles_by_size
 from .host import host
 from .sockets import CATEGORY, glm_vae

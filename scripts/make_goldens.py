@@ -7,20 +7,18 @@ The references have sizes that the pipeline takes as they are (multiples of 32 w
 """
 
 import json
-import runpy
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from _pack import ROOT
+from glm_image_pack.glmimage_core.tiny import write_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
 sys.path.insert(0, str(ROOT / "tests"))
-runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
 
-from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
 from oracle import load_pipeline, run_pipeline  # noqa: E402
 
 from pictures import pattern  # noqa: E402

@@ -3,20 +3,16 @@
 python scripts/make_locale_en.py
 """
 
-import importlib
 import json
-import runpy
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
-NODES = importlib.import_module("glm_image_pack.nodes").NODE_CLASS_MAPPINGS
+from _pack import ROOT
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
 
 
 def node_definitions() -> dict:
     """Titles, descriptions and tooltips in the form of ComfyUI's nodeDefs.json."""
     definitions = {}
-    for name, node in NODES.items():
+    for name, node in NODE_CLASS_MAPPINGS.items():
         entries = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES().get("optional", {})}
         outputs = zip(node.RETURN_NAMES, node.OUTPUT_TOOLTIPS, strict=True)
         definitions[name] = {

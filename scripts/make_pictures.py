@@ -3,19 +3,13 @@
 python scripts/make_pictures.py
 """
 
-import importlib
-import runpy
-from pathlib import Path
-
+from _pack import ROOT
+from glm_image_pack.glmimage_core.images import to_pictures
+from glm_image_pack.training import world
+from glm_image_pack.training.drawing import draw
 from PIL import Image, ImageDraw
 
-ROOT = Path(__file__).resolve().parents[1]
 INPUT = ROOT / "workflows" / "input"
-PACK = "glm_image_pack"
-runpy.run_path(str(ROOT / "__main__.py"))["load_pack"](PACK)
-world = importlib.import_module(f"{PACK}.training.world")
-draw = importlib.import_module(f"{PACK}.training.drawing").draw
-to_pictures = importlib.import_module(f"{PACK}.glmimage_core.pixels").to_pictures
 SMOOTH = 4  # drawn larger, then reduced
 
 

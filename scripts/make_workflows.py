@@ -6,20 +6,16 @@ UI format is laid out here and converted to API format by the pack's own convert
 after a change to a node's inputs; a test compares the files with what it writes.
 """
 
-import importlib
 import json
-import runpy
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-PACK = "glm_image_pack"
-runpy.run_path(str(ROOT / "__main__.py"))["load_pack"](PACK)
-workflow_format = importlib.import_module(f"{PACK}.nodes.headless.workflow")
-NANO = importlib.import_module(f"{PACK}.glmimage_core.folders").NANO
-OWN_NODES = importlib.import_module(f"{PACK}.nodes.headless.cli").ALL_NODES
+from _pack import ROOT
+from glm_image_pack.glmimage_core.folders import NANO
+from glm_image_pack.nodes.headless import ALL_NODES as OWN_NODES
+from glm_image_pack.nodes.headless import workflow as workflow_format
 
 
 def _stock(title: str, outputs: tuple[str, ...], **inputs) -> type:

@@ -9,18 +9,13 @@ The exact model is the checkpoint in bfloat16. Needs comfy-kitchen.
 """
 
 import argparse
-import importlib
-import runpy
 from pathlib import Path
 from unittest.mock import patch
 
+import _pack  # noqa: F401, before what it loads
 import torch
-
-runpy.run_path(str(Path(__file__).resolve().parents[1] / "__main__.py"))["load_pack"]("glm_image_pack")
-checkpoints, denoise, prior, quantization, residency = (
-    importlib.import_module(f"glm_image_pack.glmimage_core.{name}")
-    for name in ("checkpoint", "denoise", "prior", "quantization", "residency")
-)
+from glm_image_pack.glmimage_core import checkpoint as checkpoints
+from glm_image_pack.glmimage_core import denoise, prior, quantization, residency
 
 STEPS = 10
 

@@ -4,7 +4,6 @@ Everything in the suite runs the real model classes of transformers and diffuser
 """
 
 import os
-import runpy
 import sys
 import threading
 from functools import partial
@@ -16,10 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test
 # Before torch is imported: models this small gain nothing from threads, and lose tenfold where another program has a core.
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
-pack = runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
-
+import _pack  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from endpoint_server import Server  # noqa: E402

@@ -8,8 +8,7 @@ import torch
 from diffusers import CogView3PlusPipeline
 from glm_image_pack.glmimage_core import cogview3, memory
 from glm_image_pack.glmimage_core.cogview3 import MicroConditions
-from glm_image_pack.glmimage_core.denoise import initial_noise
-from glm_image_pack.glmimage_core.geometry import latent_grid
+from glm_image_pack.glmimage_core.diffusion import initial_noise, latent_grid
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless.bench.measure import allocator_peak

@@ -15,7 +15,7 @@ from diffusers.pipelines import LatentConsistencyModelPipeline
 from glm_image_pack.glmimage_core import cogview3, memory, sat_checkpoint
 from glm_image_pack.glmimage_core import cogview3_base as base
 from glm_image_pack.glmimage_core.cogview3 import MicroConditions
-from glm_image_pack.glmimage_core.denoise import initial_noise
+from glm_image_pack.glmimage_core.diffusion import initial_noise
 from glm_image_pack.glmimage_core.sat_checkpoint import UNET, WEIGHTS, convert, published_name, unet_of
 from glm_image_pack.glmimage_core.streaming import streamed
 from glm_image_pack.glmimage_core.tiny_cogview3_base import CHECKPOINTS, VAE_FILE, published_unet, write_published

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import denoise
-from glm_image_pack.glmimage_core.denoise import Shortcuts, guided_velocity, initial_noise, reference_cache, sample
-from glm_image_pack.glmimage_core.geometry import Grid, prior_grid
+from glm_image_pack.glmimage_core import denoise, diffusion
+from glm_image_pack.glmimage_core.denoise import Shortcuts, guided_velocity, reference_cache, sample
+from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
+from glm_image_pack.glmimage_core.geometry import prior_grid
 from glm_image_pack.glmimage_core.prior import Prior, Sampling
 
 from pictures import pattern
@@ -83,7 +84,7 @@ def test_guidance_is_linear_from_the_negative(dit, glyphs):
 def test_both_sides_share_a_pass_where_their_texts_are_of_one_length(dit, glyphs, monkeypatch, seeds):
     same = glyphs[0], glyphs[0].flip(1)
     apart = [sample(dit, plan(), *same, seeds=[seed], steps=3) for seed in seeds]
-    monkeypatch.setattr(denoise, "TOGETHER_TOKENS", 0)
+    monkeypatch.setattr(diffusion, "TOGETHER_TOKENS", 0)
     expected = sample(dit, plan(), *same, seeds=seeds, steps=3)
     assert torch.allclose(torch.cat(apart), expected, atol=1e-5)
     monkeypatch.undo()

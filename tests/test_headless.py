@@ -117,6 +117,7 @@ def test_both_formats_of_a_workflow_are_one_graph_and_as_the_script_writes_them(
 def test_the_script_writes_the_shipped_files(tmp_path):
     program = (
         "import runpy, sys, pathlib\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
         f"runpy.run_path({str(ROOT / 'scripts' / 'make_workflows.py')!r})['write'](pathlib.Path({str(tmp_path)!r}))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)

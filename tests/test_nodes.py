@@ -4,7 +4,6 @@ holds what has been published, and a change to it may only add at the end of a l
 
 import asyncio
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from glm_image_pack.glmimage_core.residency import Residency
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
 from glm_image_pack.nodes.host import DEVICES, device_of
+from make_locale_en import node_definitions
 from test_denoise import plan
 
 from pictures import pattern
@@ -218,7 +218,7 @@ def test_every_node_has_a_help_page_that_names_its_inputs(name):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_node_input_and_output_has_its_words_in_each_language(language):
     words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
-    own = runpy.run_path(str(ROOT / "scripts" / "make_locale_en.py"))["node_definitions"]()
+    own = node_definitions()
     assert list(words) == list(own)
     for name, node in own.items():
         for section in ("inputs", "outputs"):

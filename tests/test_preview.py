@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.geometry import Grid
-from glm_image_pack.glmimage_core.preview import codebook_palette, colour_chart, fit_latent_colours, token_picture
+from glm_image_pack.glmimage_core.diffusion import Grid
+from glm_image_pack.glmimage_core.latent_preview import colour_chart, fit_latent_colours
+from glm_image_pack.glmimage_core.preview import codebook_palette, token_picture
 from glm_image_pack.glmimage_core.vae import decode, encode
 
 

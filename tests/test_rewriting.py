@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from glm_image_pack.glmimage_core.glyphs import find_glyph_texts
+from glm_image_pack.glmimage_core.quoted import find_glyph_texts
 from glm_image_pack.glmimage_core.rewriting import (
     KINDS,
     LANGUAGES,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.geometry import dit_token_count
+from glm_image_pack.glmimage_core.diffusion import dit_token_count
 from glm_image_pack.glmimage_core.schedule import Shift, full_schedule, partial_schedule, timestep_of_sigma
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core import denoise
-from glm_image_pack.glmimage_core.denoise import Shortcuts, conditions_of, initial_noise, sample, velocity
-from glm_image_pack.glmimage_core.geometry import Grid
+from glm_image_pack.glmimage_core.denoise import Shortcuts, conditions_of, sample, velocity
+from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.step_cache import Branch, StepCache
 from test_denoise import plan

@@ -9,8 +9,9 @@ import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.denoise import Dit, reference_keys_values
 from glm_image_pack.glmimage_core.description import describe, scheduler_shift
-from glm_image_pack.glmimage_core.geometry import Grid, prior_for_dit
-from glm_image_pack.glmimage_core.pixels import to_pictures
+from glm_image_pack.glmimage_core.diffusion import Grid
+from glm_image_pack.glmimage_core.geometry import prior_for_dit
+from glm_image_pack.glmimage_core.images import to_pictures
 from glm_image_pack.glmimage_core.prior import Sampling, generate_prior
 from glm_image_pack.glmimage_core.references import Reference, encode_reference, vision_tokens
 from glm_image_pack.nodes.headless.cli import main

@@ -9,16 +9,9 @@ from diffusers import GlmImageTransformer2DModel
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 from glm_image_pack.glmimage_core import transformer
 from glm_image_pack.glmimage_core.checkpoint import load_dit
-from glm_image_pack.glmimage_core.denoise import (
-    Conditions,
-    conditions_of,
-    initial_noise,
-    reference_keys_values,
-    rope,
-    sample,
-    velocity,
-)
-from glm_image_pack.glmimage_core.geometry import Grid, prior_for_dit
+from glm_image_pack.glmimage_core.denoise import Conditions, conditions_of, reference_keys_values, rope, sample, velocity
+from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
+from glm_image_pack.glmimage_core.geometry import prior_for_dit
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.transformer import ATTENTION_BACKENDS, compile_blocks, use_attention_backend
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES

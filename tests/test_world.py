@@ -89,7 +89,7 @@ def test_what_an_edit_comes_to_is_right_and_what_it_starts_from_is_not(kind, lan
 
 
 def test_a_word_stands_in_quotes_that_the_library_finds():
-    from glm_image_pack.glmimage_core.glyphs import find_glyph_texts
+    from glm_image_pack.glmimage_core.quoted import find_glyph_texts
 
     for language in captions.LANGUAGES:
         for scene in scenes(40, with_word=1):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import cross_entropy, pad
 
-from ..glmimage_core.geometry import Grid, preview_grid
+from ..glmimage_core.diffusion import Grid
+from ..glmimage_core.geometry import preview_grid
 from ..glmimage_core.prior import ArModel, emitted_positions, prompt_ids, prompt_positions
 from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, describe, random_edit
 from .loop import Plan

@@ -5,7 +5,7 @@ import random
 import torch
 from torch.nn.functional import cross_entropy, interpolate, normalize
 
-from ..glmimage_core.geometry import Grid
+from ..glmimage_core.diffusion import Grid
 from .drawing import draw
 from .loop import Plan
 from .structure import structured

@@ -11,7 +11,7 @@ import torch
 from ...glmimage_core.denoise import Shortcuts
 from ...glmimage_core.description import DTYPES
 from ...glmimage_core.folders import BUILT_IN, NANO, is_checkpoint
-from ...glmimage_core.pixels import to_pictures
+from ...glmimage_core.images import to_pictures
 from ...glmimage_core.quantization import CHOICES
 from .bench.table import Table
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from ...glmimage_core.pixels import from_picture
+from ...glmimage_core.images import from_picture
 
 
 @dataclass(frozen=True)

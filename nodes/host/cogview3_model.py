@@ -16,7 +16,7 @@ from ...glmimage_core import cogview3_base, memory
 from ...glmimage_core.cogview3 import TOKENS, CogView3, velocity
 from ...glmimage_core.cogview3_base import GUIDANCE, CogView3Unet, predicted_noise, sizes_embedding, strength_embedding
 from ...glmimage_core.component import Component
-from ...glmimage_core.geometry import LATENT_PX
+from ...glmimage_core.diffusion import LATENT_PX
 from . import micro_conditions_of
 from .aside import sampled_alone
 from .dit_model import ModelConfig, NormalisedLatents

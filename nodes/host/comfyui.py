@@ -23,12 +23,12 @@ from PIL import Image
 from ...glmimage_core.cogview3 import CogView3, timesteps_of
 from ...glmimage_core.cogview3_base import CogView3Unet, Step, steps_of
 from ...glmimage_core.component import Component
-from ...glmimage_core.denoise import Dit, Shortcuts, initial_noise
-from ...glmimage_core.geometry import latent_grid
+from ...glmimage_core.denoise import Dit, Shortcuts
+from ...glmimage_core.diffusion import image_seeds, initial_noise, latent_grid, whole_steps
 from ...glmimage_core.lora import layer_of
-from ...glmimage_core.prior import Progress, image_seeds
+from ...glmimage_core.progress import Progress
 from ...glmimage_core.residency import current
-from ...glmimage_core.schedule import partial_schedule, progress_of, whole_steps
+from ...glmimage_core.schedule import partial_schedule, progress_of
 from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import LatentSpace, Vae
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, warn_without

@@ -20,8 +20,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from ...glmimage_core import memory, single_file
 from ...glmimage_core.checkpoint import load_vae
 from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, velocity
-from ...glmimage_core.geometry import LATENT_PX, dit_token_count
-from ...glmimage_core.preview import LatentColours, fit_latent_colours
+from ...glmimage_core.diffusion import LATENT_PX, dit_token_count
+from ...glmimage_core.latent_preview import LatentColours, fit_latent_colours
 from ...glmimage_core.quantization import quantization_of
 from ...glmimage_core.references import Reference, check_references, sizes_of
 from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma

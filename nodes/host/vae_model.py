@@ -5,7 +5,7 @@ import comfy.sd
 import torch
 
 from ...glmimage_core import memory
-from ...glmimage_core.geometry import LATENT_PX
+from ...glmimage_core.diffusion import LATENT_PX
 from ...glmimage_core.vae import Vae
 from .aside import at_work
 from .patchers import Holder, Patcher, offload_device, streamable

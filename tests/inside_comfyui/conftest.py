@@ -116,7 +116,7 @@ def prompt(folder, run):
 
 @pytest.fixture(scope="session")
 def picture() -> torch.Tensor:
-    from glm_image_pack.glmimage_core.pixels import from_picture
+    from glm_image_pack.glmimage_core.images import from_picture
 
     from pictures import pattern
 

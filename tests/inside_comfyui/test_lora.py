@@ -157,7 +157,7 @@ def test_a_lora_changes_the_ar_model_as_merged_weights_would(folder, library, ar
 
 
 def test_a_lora_goes_to_the_half_of_the_ar_model_that_has_the_layer(folder, library, ar, vae, picture, run):
-    from glm_image_pack.glmimage_core.pixels import to_pictures
+    from glm_image_pack.glmimage_core.images import to_pictures
     from glm_image_pack.glmimage_core.references import fit, vision_tokens
 
     vision = "model.visual.blocks.0.attn.proj"

@@ -337,7 +337,7 @@ def on_demand(monkeypatch):
 def test_the_patcher_that_streams_on_demand_gives_the_same(on_demand, library, folder, picture, conditioned, run):
     from glm_image_pack.glmimage_core.denoise import sample
     from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
-    from glm_image_pack.glmimage_core.pixels import to_pictures
+    from glm_image_pack.glmimage_core.images import to_pictures
     from glm_image_pack.glmimage_core.prior import generate_prior
     from glm_image_pack.glmimage_core.references import fit, vision_tokens
     from glm_image_pack.glmimage_core.vae import encode

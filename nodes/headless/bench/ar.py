@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import linear
 
-from ....glmimage_core.geometry import Grid, preview_grid, prior_grid
+from ....glmimage_core.diffusion import Grid
+from ....glmimage_core.geometry import preview_grid, prior_grid
 from ....glmimage_core.prior import ArModel, generate_prior, prompt_ids
 from .inputs import PROMPT
 from .measure import Case, copy_rate, medians, numbers

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from ....glmimage_core.denoise import Dit, sample
-from ....glmimage_core.geometry import dit_token_count
-from ....glmimage_core.prior import image_seeds
+from ....glmimage_core.diffusion import dit_token_count, image_seeds
 from .inputs import GLYPHS, random_glyphs, random_prior, random_reference
 from .measure import Case, Stopwatch, alternate, numbers, product_rate, seconds
 from .models import Models

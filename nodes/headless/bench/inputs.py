@@ -2,7 +2,8 @@
 
 import torch
 
-from ....glmimage_core.geometry import latent_grid, prior_grid
+from ....glmimage_core.diffusion import latent_grid
+from ....glmimage_core.geometry import prior_grid
 from ....glmimage_core.prior import Prior, Sampling
 from ....glmimage_core.references import Reference
 from ....glmimage_core.vae import LatentSpace

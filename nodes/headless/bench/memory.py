@@ -16,8 +16,9 @@ from ....glmimage_core import checkpoint as checkpoints
 from ....glmimage_core import description, folders, memory
 from ....glmimage_core.component import Component
 from ....glmimage_core.denoise import sample
-from ....glmimage_core.geometry import PRIOR_PX, latent_grid, reference_grid
-from ....glmimage_core.prior import generate_prior, image_seeds
+from ....glmimage_core.diffusion import image_seeds, latent_grid
+from ....glmimage_core.geometry import PRIOR_PX, reference_grid
+from ....glmimage_core.prior import generate_prior
 from ....glmimage_core.references import latents_of, vision_tokens
 from ....glmimage_core.residency import model_bytes
 from ....glmimage_core.vae import decode

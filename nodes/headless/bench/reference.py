@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from ....glmimage_core.denoise import Dit
-from ....glmimage_core.geometry import Grid, prior_for_dit, prior_grid
+from ....glmimage_core.diffusion import Grid
+from ....glmimage_core.geometry import prior_for_dit, prior_grid
 from ....glmimage_core.glyphs import GlyphEncoder
 from ....glmimage_core.prior import ArModel
 from ....glmimage_core.vae import Vae

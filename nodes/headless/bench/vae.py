@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ....glmimage_core import vae
-from ....glmimage_core.geometry import latent_grid
+from ....glmimage_core.diffusion import latent_grid
 from ....glmimage_core.vae import TILE_PX, Vae
 from .measure import Case, medians, product_rate
 from .models import Models
