@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import foreign
 from .denoise import Dit
 from .description import ComponentReport, check_model, latent_space, resolve_dtype, scheduler_shift, skeleton
 from .folders import MODEL_CLASSES, weight_files
+from .foreign import gguf_file
 from .glyphs import GlyphEncoder
 from .preview import codebook_palette
 from .prior import ArModel, halves_of
-from .quantization import check_format, fill
+from .quantization import fill
 from .vae import Vae
+from .weights.external import MODULES, check_library_device, fill_from_gguf, import_library
+from .weights.formats import check_format
 
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration, T5EncoderModel
@@ -26,8 +28,8 @@ def check_quantization(report: ComponentReport, quantization: str, device: torch
     for stored in report.quantized:
         if quantization not in ("none", stored):
             raise ValueError(f"{report.name} is stored as {stored}; choose quantization none, which keeps it")
-        if stored in foreign.MODULES:
-            foreign.check_library_device(stored, report.name, device)
+        if stored in MODULES:
+            check_library_device(stored, report.name, device)
         else:
             check_format(stored, device)
     check_format(quantization, device)
@@ -112,10 +114,10 @@ def _load_quantized(model_class, folder: Path, report: ComponentReport, dtype: s
     """Quantized as it is read, so that the whole is never in memory at full width, or as it is stored."""
     if report.quantized_by:
         _check_here(report, quantization)
-        foreign.import_library(report.quantized_by)
-        if file := foreign.gguf_file(folder / report.name):
+        import_library(report.quantized_by)
+        if file := gguf_file(folder / report.name):
             model = skeleton(folder, report.name, buffers=True)
-            foreign.fill_from_gguf(model, file, resolve_dtype(dtype, report))
+            fill_from_gguf(model, file, resolve_dtype(dtype, report))
             return model.eval()
         load = _load_transformers if MODEL_CLASSES[report.name][0] == "transformers" else _load_diffusers
         return load(model_class, folder / report.name, dtype, report)

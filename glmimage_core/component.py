@@ -8,7 +8,7 @@ import torch
 from typing_extensions import Self
 
 if TYPE_CHECKING:
-    from .lora import LayeredLora
+    from .weights.lora import LayeredLora
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 import torch
 
-from . import foreign
 from .folders import LAYOUT, MODEL_CLASSES, PIPELINE_CLASS, SIDE_FILES, is_checkpoint, read_json, weight_files
+from .foreign import gguf_file, gguf_headers, quant_method
 from .prior import HALVES
-from .quantization import FORMATS, MARK, PARTS, Header, check_installed, quantizable, read_mark, stored_headers
 from .schedule import Shift
 from .vae import LatentSpace
+from .weights.external import MODULES, check_library
+from .weights.formats import FORMATS, MARK, PARTS, Header, check_installed, read_mark, stored_headers
+from .weights.linear import quantizable
 
 REQUIRED_LIBRARIES = {"transformers": (5, 1), "diffusers": (0, 37)}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -113,7 +115,7 @@ class ComponentReport:
     @property
     def quantized_by(self) -> str:
         """The library other than this one that quantized the weights, if any."""
-        return next((name for name in self.quantized if name in foreign.MODULES), "")
+        return next((name for name in self.quantized if name in MODULES), "")
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the weights in memory, with those that are not quantized in a dtype."""
@@ -161,11 +163,11 @@ def _describe_model(folder: Path, name: str, stamp: tuple) -> ComponentReport:
     try:
         config_file = folder / name / "config.json"
         check_class(read_json(config_file), report.class_name, config_file)
-        method = foreign.quant_method(folder / name)
+        method = quant_method(folder / name)
         headers, marks = read_headers(folder / name, report)
         if method:
             _count_foreign(folder, name, method, headers, report)
-            foreign.check_library(method)
+            check_library(method)
         else:
             report.count(headers, marks)
             if marks:
@@ -204,9 +206,9 @@ def read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Heade
 
     Raises FileNotFoundError for a missing file, ValueError for a broken one.
     """
-    if file := foreign.gguf_file(folder):
+    if file := gguf_file(folder):
         report.disk_bytes = file.stat().st_size
-        return foreign.gguf_headers(file), {}
+        return gguf_headers(file), {}
     files = weight_files(folder)
     if not files:
         raise FileNotFoundError(f"{folder} is missing its weights (*.safetensors)")

@@ -14,7 +14,7 @@ import torch
 from .diffusion import LATENT_PX, dit_token_count, share_a_pass
 from .geometry import preview_grid, prior_grid
 from .prior import READ_EVERY
-from .quantization import product_bytes, sizes_when
+from .weights.linear import product_bytes, sizes_when
 
 SAMPLING_COPIES = 5  # float32 rows as wide as the head: logits, filtered, sorted, probabilities, race
 HALF = {"vae": 1.35, "dit": 1.15}  # peak elements in bfloat16 over those in float32, measured on the CPU

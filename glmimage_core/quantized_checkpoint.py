@@ -14,17 +14,9 @@ from pathlib import Path
 from .description import check_libraries, check_model, read_header, skeleton
 from .folders import read_json, weight_files
 from .progress import Progress, no_progress
-from .quantization import (
-    FORMATS,
-    MARK,
-    Header,
-    check_installed,
-    quantizable,
-    quantize_weight,
-    read_tensor,
-    stored_headers,
-    stored_parts,
-)
+from .quantization import read_tensor
+from .weights.formats import FORMATS, MARK, Header, check_installed, stored_headers, stored_parts
+from .weights.linear import quantizable, quantize_weight
 
 SHARD_BYTES = 2 * 10**9  # of a shard, all of which is in memory when it is written
 PLAN_FILE = "quantize.json"  # in an unfinished folder: what it is made of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import description, folders
-from .quantization import FORMATS, MARK, Header
+from .weights.formats import FORMATS, MARK, Header
 
 TITLES = {"vision_language_encoder": "AR model", "transformer": "DiT", "vae": "VAE"}
 

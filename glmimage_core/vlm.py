@@ -19,7 +19,7 @@ from .description import ComponentReport, check_libraries, read_headers, resolve
 from .folders import find_below, find_named, read_json
 from .memory import answer_bytes
 from .progress import Progress, no_progress
-from .quantization import quantizable, quantize
+from .weights.linear import quantizable, quantize
 
 if TYPE_CHECKING:
     from transformers import BatchFeature

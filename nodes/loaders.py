@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..glmimage_core import checkpoint as checkpoints
 from ..glmimage_core import description, folders, single_file, vlm
-from ..glmimage_core.quantization import CHOICES
+from ..glmimage_core.weights.formats import CHOICES
 from .host import DEVICES, host
 from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, verdict
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from ..glmimage_core.lora import LoraError, Match, match, read_lora
+from ..glmimage_core.weights.lora import LoraError, Match, match, read_lora
 from .host import host
 from .sockets import AR, CATEGORY, glm_ar, glm_dit
 

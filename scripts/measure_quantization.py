@@ -15,7 +15,9 @@ from unittest.mock import patch
 import _pack  # noqa: F401, before what it loads
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import denoise, prior, quantization, residency
+from glm_image_pack.glmimage_core import denoise, prior, residency
+from glm_image_pack.glmimage_core.weights.formats import FORMATS, dequantized
+from glm_image_pack.glmimage_core.weights.linear import QuantizedLinear
 
 STEPS = 10
 
@@ -55,9 +57,9 @@ def paint(dit, planned) -> torch.Tensor:
 def at_full_width(component):
     """fp8 and nf4 compute with the weights at full width: the same numbers without widening them for each product."""
     for layer in component.model.modules():
-        if isinstance(layer, quantization.QuantizedLinear) and layer.weight._layout_cls != "TensorWiseINT8Layout":
+        if isinstance(layer, QuantizedLinear) and layer.weight._layout_cls != "TensorWiseINT8Layout":
             layer.__class__ = torch.nn.Linear
-            layer.weight = torch.nn.Parameter(quantization.dequantized(layer.weight), requires_grad=False)
+            layer.weight = torch.nn.Parameter(dequantized(layer.weight), requires_grad=False)
     return component
 
 
@@ -71,7 +73,7 @@ def measure(folder: Path, size: int, seeds: range) -> None:
     pictures = [paint(dit, planned) for planned in plans]
     sizes = [residency.model_bytes(one.model) / 1e6 for one in (ar, dit)]
     print(f"| {folder.name} | none | 100 % | 100 % | 0 | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB |", flush=True)
-    for form in quantization.FORMATS:
+    for form in FORMATS:
         ar, dit = checkpoints.load_ar(folder, "bfloat16", form), checkpoints.load_dit(folder, "bfloat16", form)
         sizes = [residency.model_bytes(one.model) / 1e6 for one in (ar, dit)]
         ar, dit = at_full_width(ar), at_full_width(dit)

@@ -13,9 +13,9 @@ from glm_image_pack.glmimage_core.denoise import Shortcuts, sample
 from glm_image_pack.glmimage_core.description import describe
 from glm_image_pack.glmimage_core.folders import BUILT_IN, NANO
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.lora import LayeredLora, laid_over
 from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.vae import decode, encode
+from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.training import scoring
 from glm_image_pack.training.captions import random_edit

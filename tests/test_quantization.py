@@ -5,16 +5,18 @@ import shutil
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import quantization as quantizations
 from glm_image_pack.glmimage_core.denoise import sample
-from glm_image_pack.glmimage_core.lora import LayeredLora, laid_over
 from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.residency import model_bytes
+from glm_image_pack.glmimage_core.weights import formats as weights_formats
+from glm_image_pack.glmimage_core.weights.formats import check_format, dequantized, parts_of
+from glm_image_pack.glmimage_core.weights.linear import QuantizedLinear, quantizable, quantization_of, quantize, quantize_weight
+from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import load_file, save_file
 from test_denoise import plan
 
-FORMATS = tuple(quantizations.FORMATS)
+FORMATS = tuple(weights_formats.FORMATS)
 CPU = torch.device("cpu")
 LAYER = "transformer_blocks.0.attn1.to_q"
 
@@ -25,7 +27,7 @@ def kitchen():
 
 
 def quantized_names(model: torch.nn.Module) -> set[str]:
-    return {name for name, layer in model.named_modules() if isinstance(layer, quantizations.QuantizedLinear)}
+    return {name for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
 
 
 @pytest.mark.parametrize(("quantization", "error"), [("int8", 0.01), ("fp8", 0.03), ("nf4", 0.1)])
@@ -38,10 +40,10 @@ def test_a_weight_comes_back_nearly_and_a_product_is_nearly_the_same(kitchen, qu
     layer.weight.data = weight.clone()
     x = torch.randn(3, 192, generator=generator)
     expected = layer(x)
-    quantizations.quantize(model, quantization)
+    quantize(model, quantization)
     assert quantized_names(model) == {"transformer_blocks.0.ff.0"}
     assert layer.weight.shape == weight.shape and layer.weight.dtype == weight.dtype
-    assert (quantizations.dequantized(layer.weight) - weight).norm() < error * weight.norm()
+    assert (dequantized(layer.weight) - weight).norm() < error * weight.norm()
     with torch.inference_mode():
         difference = layer(x) - expected
         assert 0 < difference.norm() < 2 * error * expected.norm()
@@ -51,10 +53,10 @@ def test_a_weight_comes_back_nearly_and_a_product_is_nearly_the_same(kitchen, qu
 
 def test_nf4_has_the_codes_and_scales_of_bitsandbytes_and_can_compute_by_it(kitchen):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="compares with bitsandbytes")
-    from glm_image_pack.glmimage_core import nf4
+    from glm_image_pack.glmimage_core.weights import nf4
 
     weight = torch.randn(96, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
-    ours = quantizations.quantize_weight(weight, "nf4")
+    ours = quantize_weight(weight, "nf4")
     codes, scale = nf4.NF4Layout.get_plain_tensors(ours)
     theirs, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
     assert torch.equal(codes.view(-1), theirs.view(-1)) and torch.equal(scale.view(-1), state.absmax)
@@ -68,13 +70,13 @@ def test_nf4_has_the_codes_and_scales_of_bitsandbytes_and_can_compute_by_it(kitc
 def test_quantized_while_loading_is_quantized_afterwards(kitchen, folder, quantization):
     """The streaming load gives every tensor and buffer that the libraries' own load gives."""
     for load in (checkpoints.load_ar, checkpoints.load_dit):
-        there = quantizations.quantize(load(folder).model, quantization)
+        there = quantize(load(folder).model, quantization)
         model = load(folder, "auto", quantization).model
         expected, loaded = there.state_dict(), model.state_dict()
         assert expected.keys() == loaded.keys() and all(torch.equal(expected[key], loaded[key]) for key in expected)
         assert sum(key.endswith(".weight_scale") for key in loaded) == 12
         assert all(torch.equal(*pair) for pair in zip(there.buffers(), model.buffers(), strict=True))
-        assert not model.training and quantizations.quantization_of(model) == quantization
+        assert not model.training and quantization_of(model) == quantization
         assert {parameter.dtype for parameter in load(folder, "bfloat16", quantization).model.parameters()} == {torch.bfloat16}
 
 
@@ -114,11 +116,11 @@ def test_a_lora_is_laid_over_quantized_weights_and_taken_off_bit_for_bit(kitchen
     up, down = torch.randn(64, 4, generator=generator), torch.randn(4, 64, generator=generator)
     lora = LayeredLora({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}, strength=0.5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    expected = quantizations.dequantized(layer.weight) + up @ down
+    expected = dequantized(layer.weight) + up @ down
     with laid_over(model, [lora, lora]):
-        laid = quantizations.dequantized(layer.weight)
+        laid = dequantized(layer.weight)
         assert (laid - expected).norm() < 0.1 * expected.norm()
-        assert quantizations.quantization_of(model) == quantization
+        assert quantization_of(model) == quantization
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
 
@@ -127,13 +129,13 @@ def test_a_lora_is_laid_over_quantized_weights_and_taken_off_bit_for_bit(kitchen
 def test_the_bytes_that_are_there_are_counted_and_moved(kitchen, folder, quantization, bits):
     plain = checkpoints.load_dit(folder, "bfloat16").model
     model = checkpoints.load_dit(folder, "bfloat16", quantization).model
-    layers = quantizations.quantizable(model)
+    layers = quantizable(model)
     weights = sum(layer.weight.numel() for layer in layers.values())
-    codes = sum(parts[0].nbytes for parts in (quantizations.parts_of(layer.weight) for layer in layers.values()))
+    codes = sum(parts[0].nbytes for parts in (parts_of(layer.weight) for layer in layers.values()))
     assert codes == weights * bits // 8
     assert 0 < model_bytes(model) - (model_bytes(plain) - weights * 2 + codes) < 0.3 * codes  # and the scales
     model.to("meta")
-    assert {part.device.type for parameter in model.parameters() for part in quantizations.parts_of(parameter)} == {"meta"}
+    assert {part.device.type for parameter in model.parameters() for part in parts_of(parameter)} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_the_bytes_that_are_there_are_counted_and_moved(kitchen, folder, quantiz
 )
 def test_a_device_that_cannot_is_told_with_what_can(quantization, device, expected):
     with pytest.raises(ValueError, match=expected):
-        quantizations.check_format(quantization, torch.device(device))
+        check_format(quantization, torch.device(device))
 
 
 def test_without_comfy_kitchen_the_loader_says_what_to_install(quiet_host, monkeypatch):
@@ -158,7 +160,7 @@ def test_the_loaders_take_a_quantization(kitchen, quiet_host):
     for node, wire in (("GLMImageLoadAR", 0), ("GLMImageLoadDiT", 0)):
         assert NODES[node].VALIDATE_INPUTS("GLM-Image", "fp8") is True
         assert "int4" in NODES[node].VALIDATE_INPUTS("GLM-Image", "int4")
-        assert quantizations.quantization_of(NODES[node]().load("GLM-Image", "auto", "fp8")[wire].model) == "fp8"
+        assert quantization_of(NODES[node]().load("GLM-Image", "auto", "fp8")[wire].model) == "fp8"
 
 
 def test_a_tensor_that_is_not_found_is_told(folder, tmp_path, kitchen):

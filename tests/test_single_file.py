@@ -10,9 +10,9 @@ from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description, recognise, single_file
 from glm_image_pack.glmimage_core.denoise import sample
 from glm_image_pack.glmimage_core.prior import generate_prior
-from glm_image_pack.glmimage_core.quantization import Header
 from glm_image_pack.glmimage_core.tiny import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
+from glm_image_pack.glmimage_core.weights.formats import Header
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless.cli import main
 from PIL import Image
@@ -401,8 +401,8 @@ def test_inspect_describes_a_file(folder, tmp_path, capsys):
 def test_a_quantized_single_file_is_the_quantized_folder(folder, tmp_path, component, quantization):
     """Stored so, and quantized as it is loaded."""
     pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
-    from glm_image_pack.glmimage_core.quantization import parts_of
     from glm_image_pack.glmimage_core.quantized_checkpoint import quantize_checkpoint
+    from glm_image_pack.glmimage_core.weights.formats import parts_of
 
     quantize_checkpoint(folder, tmp_path / "quantized", {component: quantization})
     stored = load_file(next((tmp_path / "quantized" / component).glob("*.safetensors")))

@@ -10,11 +10,11 @@ import torch
 from glm_image_pack.glmimage_core.checkpoint import load_dit
 from glm_image_pack.glmimage_core.denoise import conditions_of, sample, velocity
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.lora import LayeredLora, laid_over
-from glm_image_pack.glmimage_core.quantization import quantize
 from glm_image_pack.glmimage_core.residency import Residency, model_bytes
 from glm_image_pack.glmimage_core.streaming import resident_blocks, streamed
 from glm_image_pack.glmimage_core.tiny import fill
+from glm_image_pack.glmimage_core.weights.linear import quantize
+from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
 from test_denoise import plan
 
 from pictures import pattern

@@ -14,7 +14,6 @@ from ...glmimage_core.description import DTYPES, ComponentReport, describe, skel
 from ...glmimage_core.folders import MODEL_CLASSES, is_checkpoint
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
 from ...glmimage_core.prior import ArLanguage
-from ...glmimage_core.quantization import CHOICES, sizes_when
 from ...glmimage_core.quantized_checkpoint import quantize_checkpoint
 from ...glmimage_core.residency import HEADROOM, Residency
 from ...glmimage_core.sat_checkpoint import convert
@@ -24,6 +23,8 @@ from ...glmimage_core.tiny import write_checkpoint
 from ...glmimage_core.tiny_cogview3 import write_cogview3
 from ...glmimage_core.tiny_cogview3_base import write_cogview3_base
 from ...glmimage_core.tiny_vlm import write_vlm
+from ...glmimage_core.weights.formats import CHOICES
+from ...glmimage_core.weights.linear import sizes_when
 from ..host import host
 from ..host.standalone import best_device, usable_device
 from . import ALL_NODES

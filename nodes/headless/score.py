@@ -12,7 +12,7 @@ from ...glmimage_core.denoise import Shortcuts
 from ...glmimage_core.description import DTYPES
 from ...glmimage_core.folders import BUILT_IN, NANO, is_checkpoint
 from ...glmimage_core.images import to_pictures
-from ...glmimage_core.quantization import CHOICES
+from ...glmimage_core.weights.formats import CHOICES
 from .bench.table import Table
 
 KEPT_DB = 28.0

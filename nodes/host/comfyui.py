@@ -25,12 +25,12 @@ from ...glmimage_core.cogview3_base import CogView3Unet, Step, steps_of
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, Shortcuts
 from ...glmimage_core.diffusion import image_seeds, initial_noise, latent_grid, whole_steps
-from ...glmimage_core.lora import layer_of
 from ...glmimage_core.progress import Progress
 from ...glmimage_core.residency import current
 from ...glmimage_core.schedule import partial_schedule, progress_of
 from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import LatentSpace, Vae
+from ...glmimage_core.weights.lora import layer_of
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, warn_without
 from .aside import at_work, beside_nodes, others_compute, stop_if_asked, worker_for
 from .cogview3_model import PaintingModel, painting_patcher

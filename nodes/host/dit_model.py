@@ -22,10 +22,10 @@ from ...glmimage_core.checkpoint import load_vae
 from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, velocity
 from ...glmimage_core.diffusion import LATENT_PX, dit_token_count
 from ...glmimage_core.latent_preview import LatentColours, fit_latent_colours
-from ...glmimage_core.quantization import quantization_of
 from ...glmimage_core.references import Reference, check_references, sizes_of
 from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
 from ...glmimage_core.vae import LatentSpace, check_channels
+from ...glmimage_core.weights.linear import quantization_of
 from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, applied_prior
 from .aside import sampled_alone
 from .patchers import Patcher, offload_device, streamable

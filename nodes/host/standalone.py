@@ -16,10 +16,10 @@ from ...glmimage_core.cogview3_base import CogView3Unet
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, sample
 from ...glmimage_core.diffusion import image_seeds
-from ...glmimage_core.lora import LayeredLora, laid_over
 from ...glmimage_core.progress import Progress
 from ...glmimage_core.references import sizes_of
 from ...glmimage_core.residency import Residency, current, free_device_bytes
+from ...glmimage_core.weights.lora import LayeredLora, laid_over
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, micro_conditions_of, warn_without
 
 log = logging.getLogger(__name__)

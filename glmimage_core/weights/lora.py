@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from .quantization import QuantizedLinear
+from .linear import QuantizedLinear
 
 # up and down of one layer, by maker: PEFT and diffusers, kohya's scripts, older diffusers
 PAIRS = ((".lora_B.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_down.weight"), (".lora.up.weight", ".lora.down.weight"))
