@@ -7,32 +7,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .checkpoints.build import load_pretrained
+from .checkpoints.fill import fill
+from .checkpoints.folders import weight_files
+from .checkpoints.header import gguf_file
+from .checkpoints.report import ComponentReport, check_quantization, resolve_dtype
 from .denoise import Dit
-from .description import ComponentReport, check_model, latent_space, resolve_dtype, scheduler_shift, skeleton
-from .folders import MODEL_CLASSES, weight_files
-from .foreign import gguf_file
+from .description import check_model, latent_space, scheduler_shift, skeleton
+from .folders import MODEL_CLASSES
 from .glyphs import GlyphEncoder
 from .preview import codebook_palette
 from .prior import ArModel, halves_of
-from .quantization import fill
 from .vae import Vae
-from .weights.external import MODULES, check_library_device, fill_from_gguf, import_library
-from .weights.formats import check_format
+from .weights.external import fill_from_gguf, import_library
 
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration, T5EncoderModel
-
-
-def check_quantization(report: ComponentReport, quantization: str, device: torch.device) -> None:
-    """Raise where a component cannot be quantized so or computed with there: ValueError, or ImportError with what to install."""
-    for stored in report.quantized:
-        if quantization not in ("none", stored):
-            raise ValueError(f"{report.name} is stored as {stored}; choose quantization none, which keeps it")
-        if stored in MODULES:
-            check_library_device(stored, report.name, device)
-        else:
-            check_format(stored, device)
-    check_format(quantization, device)
 
 
 def load_ar(folder: Path, dtype: str = "auto", quantization: str = "none") -> ArModel:
@@ -148,16 +138,6 @@ def _load_transformers(model_class, folder: Path, dtype: str, report: ComponentR
 
 def _load_diffusers(model_class, folder: Path, dtype: str, report: ComponentReport):
     return load_pretrained(model_class, folder, torch_dtype=resolve_dtype(dtype, report))
-
-
-def load_pretrained(model_class, folder: Path, **precision):
-    """A model as its library loads it, on the CPU. Raises ValueError where a weight is missing."""
-    model, loaded = model_class.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **precision
-    )
-    if missing := sorted(loaded["missing_keys"]):  # the library would leave them random
-        raise ValueError(f"{folder} does not hold all its weights: {len(missing)} tensors not found, such as {missing[0]}")
-    return model.eval()
 
 
 def _pil_image_processor_class():

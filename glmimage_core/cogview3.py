@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .checkpoint import load_pretrained
+from .checkpoints.build import load_pretrained
+from .checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
+from .checkpoints.report import ComponentReport, check_part, resolve_dtype
 from .component import Component
-from .description import ComponentReport, check_class, check_libraries, read_headers, resolve_dtype
 from .diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass, whole_steps
-from .folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
 from .progress import Progress, no_progress
 from .vae import LatentSpace, Vae, check_channels
 
 if TYPE_CHECKING:
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
     from transformers import T5EncoderModel
+
 
 PIPELINE_CLASS = "CogView3PlusPipeline"
 TOKENS = 224  # of a prompt, the end mark included
@@ -119,16 +120,6 @@ def find_text_encoder(name: str, roots: Sequence[Path]) -> Path:
 def find_folder(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
     return find_named(name, list_folders(roots), roots, "CogView3-Plus", LAYOUT)
-
-
-def check_part(folder: Path, name: str, class_name: str) -> ComponentReport:
-    """What is stored of one part. Raises FileNotFoundError, ValueError or ImportError where it is not sound; reads no weights."""
-    check_libraries()
-    report = ComponentReport(name, class_name)
-    config = folder / name / "config.json"
-    check_class(read_json(config), class_name, config)
-    report.count(*read_headers(folder / name, report))
-    return report
 
 
 def check_folder(folder: Path) -> None:

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from .checkpoint import load_pretrained
-from .cogview3 import MicroConditions, check_embeddings, check_part, whole_space
+from .checkpoints.build import load_pretrained
+from .checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
+from .checkpoints.report import check_part, resolve_dtype
+from .cogview3 import MicroConditions, check_embeddings, whole_space
 from .component import Component
-from .description import resolve_dtype
 from .diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass
-from .folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
 from .progress import Progress, no_progress
 from .vae import LatentSpace, Vae, check_channels
 

@@ -11,10 +11,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from .description import check_libraries, check_model, read_header, skeleton
-from .folders import read_json, weight_files
+from .checkpoints.build import check_libraries
+from .checkpoints.fill import read_tensor
+from .checkpoints.folders import read_json, weight_files
+from .checkpoints.header import read_header
+from .description import check_model, skeleton
 from .progress import Progress, no_progress
-from .quantization import read_tensor
 from .weights.formats import FORMATS, MARK, Header, check_installed, stored_headers, stored_parts
 from .weights.linear import quantizable, quantize_weight
 

@@ -8,7 +8,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import description, folders
+from ..glmimage_core import folders
+from .checkpoints.header import FileHeader
+from .checkpoints.report import check_class
+from .description import space_in
 from .weights.formats import FORMATS, MARK, Header
 
 TITLES = {"vision_language_encoder": "AR model", "transformer": "DiT", "vae": "VAE"}
@@ -50,7 +53,7 @@ class Part:
         return _merged(ASSUMED[self.component], self.measured, self.stated)
 
 
-def recognise(file: Path, header: description.FileHeader) -> Part:
+def recognise(file: Path, header: FileHeader) -> Part:
     """The component that a file's header is of. Raises ValueError for another model and for a config that is not its."""
     component, root = _component_and_root(file, list(header.tensors))
     keys = {_name_in_model(component, key.removeprefix(root)): key for key in header.tensors if key.startswith(root)}
@@ -66,8 +69,8 @@ def recognise(file: Path, header: description.FileHeader) -> Part:
     except (KeyError, IndexError, ValueError) as error:  # not there, or of fewer dimensions
         raise ValueError(f"{file} does not hold all weights of the {TITLES[component]}: {error}; download it again") from error
     stated = _stated(file, header.metadata)
-    description.check_class(stated, folders.MODEL_CLASSES[component][1], file)
-    if component == "vae" and measured["block_out_channels"] != VAE_BLOCKS and description.space_in(stated) is None:
+    check_class(stated, folders.MODEL_CLASSES[component][1], file)
+    if component == "vae" and measured["block_out_channels"] != VAE_BLOCKS and space_in(stated) is None:
         widths, released = ("/".join(map(str, blocks)) for blocks in (measured["block_out_channels"], VAE_BLOCKS))
         raise ValueError(
             f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "

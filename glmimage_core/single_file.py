@@ -10,9 +10,14 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint as checkpoints
-from . import description, folders
+from ..glmimage_core import checkpoint as checkpoints
+from .checkpoints.build import check_libraries
+from .checkpoints.folders import read_json, walk
+from .checkpoints.header import read_header
+from .checkpoints.report import ComponentReport, compare_with_config, resolve_dtype, unquantized_shapes
 from .denoise import Dit
+from .description import build, describe_model, latent_space, scheduler_shift, side_problems, space_in
+from .folders import MODEL_CLASSES, SIDE_FILES, is_checkpoint, list_checkpoints
 from .prior import ArModel
 from .recognise import TITLES, Part, recognise
 from .schedule import Shift
@@ -42,7 +47,7 @@ def list_files(component: str, roots: Iterable[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for root in roots:
-        for folder, _, names in folders.walk(root):
+        for folder, _, names in walk(root):
             for file in (folder / name for name in names if name.endswith(SUFFIX)):
                 if _component_of(file) == component:
                     found.setdefault(file.relative_to(root).as_posix(), file)
@@ -73,7 +78,7 @@ def _component_of(file: Path) -> str | None:
 @lru_cache(maxsize=4096)
 def _recognised(file: Path, *stamp: int) -> str | None:
     try:
-        return recognise(file, description.read_header(file)).component
+        return recognise(file, read_header(file)).component
     except ValueError:
         return None
 
@@ -83,20 +88,20 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def describe_file(file: Path) -> description.ComponentReport:
+def describe_file(file: Path) -> ComponentReport:
     """Report on a single file. Raises ValueError for one that is broken or no part of GLM-Image."""
     return _described(file, *_stamp(file))[1]
 
 
 @lru_cache(maxsize=64)
-def _described(file: Path, *stamp: int) -> tuple[Part, description.ComponentReport]:
-    part = recognise(file, description.read_header(file))
-    report = description.ComponentReport(part.component, folders.MODEL_CLASSES[part.component][1], disk_bytes=file.stat().st_size)
+def _described(file: Path, *stamp: int) -> tuple[Part, ComponentReport]:
+    part = recognise(file, read_header(file))
+    report = ComponentReport(part.component, MODEL_CLASSES[part.component][1], disk_bytes=file.stat().st_size)
     report.count(part.headers, part.marks)
     try:
-        model = description.build(part.component, part.config, part.file)
-        shapes = description.unquantized_shapes(model, part.headers, part.marks, file)
-        description.compare_with_config(model, shapes, part.file)
+        model = build(part.component, part.config, part.file)
+        shapes = unquantized_shapes(model, part.headers, part.marks, file)
+        compare_with_config(model, shapes, part.file)
         if unknown := sorted(shapes.keys() - model.state_dict().keys()):
             raise ValueError(
                 f"{file} holds {len(unknown)} tensors that a {report.class_name} does not have, such as {unknown[0]}: it is "
@@ -109,7 +114,7 @@ def _described(file: Path, *stamp: int) -> tuple[Part, description.ComponentRepo
     return part, report
 
 
-def check_file(file: Path, component: str, roots: Iterable[Path]) -> description.ComponentReport:
+def check_file(file: Path, component: str, roots: Iterable[Path]) -> ComponentReport:
     """The report of a sound file of a component, whose small files are there.
 
     Raises ValueError where the file is broken or of something else, FileNotFoundError where small files are missing.
@@ -124,8 +129,8 @@ def check_file(file: Path, component: str, roots: Iterable[Path]) -> description
     return report
 
 
-def _checked(file: Path, component: str) -> tuple[Part, description.ComponentReport]:
-    description.check_libraries()
+def _checked(file: Path, component: str) -> tuple[Part, ComponentReport]:
+    check_libraries()
     part, report = _described(file, *_stamp(file))
     if part.component != component:
         raise ValueError(f"{file} holds GLM-Image's {TITLES[part.component]}, and here its {TITLES[component]} is wanted")
@@ -142,7 +147,7 @@ def load_ar(file: Path, dtype: str = "auto", roots: Iterable[Path] = (), quantiz
 
     if quantization != "none" or report.quantized:
         return checkpoints.ar_model(_load_quantized(part, dtype, report, quantization), folder)
-    precision = description.resolve_dtype(dtype, report)
+    precision = resolve_dtype(dtype, report)
     model = GlmImageForConditionalGeneration.from_pretrained(
         None, config=GlmImageConfig.from_dict(part.config), state_dict=_weights(part, precision), dtype=precision
     )
@@ -177,8 +182,8 @@ def load_vae_of(space: LatentSpace, dtype: str, roots: Iterable[Path], file_root
     Raises FileNotFoundError where there is none.
     """
     roots = list(roots)
-    for folder in folders.list_checkpoints(roots).values():
-        if not description.describe_model(folder, "vae").problems and description.latent_space(folder) == space:
+    for folder in list_checkpoints(roots).values():
+        if not describe_model(folder, "vae").problems and latent_space(folder) == space:
             return checkpoints.load_vae(folder, dtype)
     for file in list_files("vae", file_roots).values():
         part, report = _described(file, *_stamp(file))
@@ -195,25 +200,25 @@ def _weights(part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return {name: tensors.get_tensor(key).to(dtype) for name, key in part.keys.items()}
 
 
-def _load(part: Part, dtype: str, report: description.ComponentReport) -> torch.nn.Module:
-    model = description.build(part.component, part.config, part.file)
-    model.load_state_dict(_weights(part, description.resolve_dtype(dtype, report)), assign=True)
+def _load(part: Part, dtype: str, report: ComponentReport) -> torch.nn.Module:
+    model = build(part.component, part.config, part.file)
+    model.load_state_dict(_weights(part, resolve_dtype(dtype, report)), assign=True)
     return model.eval()
 
 
-def _load_quantized(part: Part, dtype: str, report: description.ComponentReport, quantization: str) -> torch.nn.Module:
+def _load_quantized(part: Part, dtype: str, report: ComponentReport, quantization: str) -> torch.nn.Module:
     """Quantized as it is read, or as it is stored."""
-    model = description.build(part.component, part.config, part.file, buffers=True)
+    model = build(part.component, part.config, part.file, buffers=True)
     return checkpoints.filled(model, [part.file], report, dtype, quantization, part.keys)
 
 
 def _companions(part: Part, wanted: str, roots: Iterable[Path]) -> Iterator[Path]:
     """Folders that hold the wanted small file of a GLM-Image whose config agrees with the part's, the nearest first."""
-    for folder in [part.file.parent, *(folder for root in roots for folder, _, _ in folders.walk(root))]:
-        if (folder / wanted).is_file() and (folders.is_checkpoint(folder) or _is_processor(folder / "processor")):
+    for folder in [part.file.parent, *(folder for root in roots for folder, _, _ in walk(root))]:
+        if (folder / wanted).is_file() and (is_checkpoint(folder) or _is_processor(folder / "processor")):
             config = folder / part.component / "config.json"
             try:
-                if not config.is_file() or _agree(part.config, folders.read_json(config), part.measured):
+                if not config.is_file() or _agree(part.config, read_json(config), part.measured):
                     yield folder
             except ValueError:
                 continue  # a damaged config agrees with nothing
@@ -237,14 +242,14 @@ def _is_processor(folder: Path) -> bool:
 def _processor_for(part: Part, roots: Iterable[Path]) -> Path:
     """The folder whose `processor` goes with an AR model. Raises FileNotFoundError or ValueError where none is whole."""
     roots = list(roots)
-    folder = next(_companions(part, f"processor/{folders.SIDE_FILES['processor'][0]}", roots), None)
+    folder = next(_companions(part, f"processor/{SIDE_FILES['processor'][0]}", roots), None)
     if folder is None:
         raise FileNotFoundError(
             f"{part.file} holds weights only. Copy the folder processor of zai-org/GLM-Image (tokenizer.json, "
             f"tokenizer_config.json, chat_template.jinja, preprocessor_config.json) to {part.file.parent / 'processor'}"
             + "".join(f" or {root / 'GLM-Image' / 'processor'}" for root in roots[:1])
         )
-    for problem in description.side_problems(folder, "processor"):
+    for problem in side_problems(folder, "processor"):
         raise problem
     return folder
 
@@ -252,7 +257,7 @@ def _processor_for(part: Part, roots: Iterable[Path]) -> Path:
 def _space_for(part: Part, roots: Iterable[Path]) -> LatentSpace:
     """The latent space of a DiT or VAE: its own, a checkpoint's, or the released one. Raises ValueError where none fits."""
     beside = next(_companions(part, "vae/config.json", roots), None)
-    space = description.space_in(part.config) or (description.latent_space(beside) if beside else SPACE)
+    space = space_in(part.config) or (latent_space(beside) if beside else SPACE)
     channels = part.config["latent_channels" if part.component == "vae" else "in_channels"]
     if len(space.mean) != channels:
         raise ValueError(
@@ -265,4 +270,4 @@ def _space_for(part: Part, roots: Iterable[Path]) -> LatentSpace:
 def _shift_for(part: Part, roots: Iterable[Path]) -> Shift:
     """The shift of a checkpoint's scheduler, else the released one."""
     beside = next(_companions(part, "scheduler/scheduler_config.json", roots), None)
-    return description.scheduler_shift(beside) if beside else Shift()
+    return scheduler_shift(beside) if beside else Shift()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .folders import PIPELINE_CLASS, check_empty
+from .checkpoints.folders import check_empty
+from .folders import PIPELINE_CLASS
 from .sizes import SIZES, Size
 
 SPECIAL = ("<|endoftext|>", "<sop>", "<eop>", "<|image|>")

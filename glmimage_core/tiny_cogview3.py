@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from .checkpoints.folders import PIPELINE_INDEX, check_empty
 from .cogview3 import PIPELINE_CLASS, TOKENS
-from .folders import PIPELINE_INDEX, check_empty
 from .tiny import fill
 
 WIDTH = 32  # of the text's embeddings

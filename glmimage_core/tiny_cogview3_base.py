@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .folders import check_empty
+from .checkpoints.folders import check_empty
 from .sat_checkpoint import UNET, WEIGHTS, published_name, unet_of
 from .tiny import fill
 from .tiny_cogview3 import WIDTH

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .folders import check_empty
+from .checkpoints.folders import check_empty
 from .tiny import fill
 
 SPECIAL = (

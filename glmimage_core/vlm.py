@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 
-from .checkpoint import check_quantization, load_pretrained
+from .checkpoints.build import check_libraries, load_pretrained
+from .checkpoints.folders import find_below, find_named, read_json
+from .checkpoints.report import ComponentReport, check_quantization, read_headers, resolve_dtype
 from .component import Component
-from .description import ComponentReport, check_libraries, read_headers, resolve_dtype
-from .folders import find_below, find_named, read_json
 from .memory import answer_bytes
 from .progress import Progress, no_progress
 from .weights.linear import quantizable, quantize

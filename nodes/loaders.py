@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
-from ..glmimage_core import checkpoint as checkpoints
-from ..glmimage_core import description, folders, single_file, vlm
+from ..glmimage_core import folders, single_file, vlm
+from ..glmimage_core.checkpoint import load_ar, load_glyph_encoder, load_vae
+from ..glmimage_core.checkpoints.report import DTYPES, ComponentReport, check_quantization
+from ..glmimage_core.description import check_model
 from ..glmimage_core.weights.formats import CHOICES
 from .host import DEVICES, host
 from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, verdict
 
 DTYPE = (
-    ["auto", *description.DTYPES],
+    ["auto", *DTYPES],
     {
         "default": "auto",
         "tooltip": "Precision of the weights. auto keeps the one they are stored in, bfloat16 in the released checkpoint.",
@@ -81,13 +83,13 @@ class _Loader:
     def _check(cls, checkpoint, quantization="none", device="default") -> None:
         if checkpoint is not None:  # else it comes over a link and is checked when it is loaded
             report = cls._report(cls._path(checkpoint))
-            checkpoints.check_quantization(report, quantization or "none", host.device(device or "default"))
+            check_quantization(report, quantization or "none", host.device(device or "default"))
 
     @classmethod
-    def _report(cls, path: Path) -> description.ComponentReport:
+    def _report(cls, path: Path) -> ComponentReport:
         if path.is_file():
             return single_file.check_file(path, cls.COMPONENT, host.checkpoint_roots())
-        return description.check_model(path, cls.COMPONENT)
+        return check_model(path, cls.COMPONENT)
 
     @classmethod
     def _path(cls, checkpoint: str) -> Path:
@@ -124,7 +126,7 @@ class GLMImageLoadAR(_QuantizingLoader):
         path = self._path(checkpoint)
         if path.is_file():
             return (host.wire(single_file.load_ar(path, dtype, host.checkpoint_roots(), quantization), device),)
-        return (host.wire(checkpoints.load_ar(path, dtype, quantization), device),)
+        return (host.wire(load_ar(path, dtype, quantization), device),)
 
 
 class GLMImageLoadGlyphEncoder(_Loader):
@@ -137,7 +139,7 @@ class GLMImageLoadGlyphEncoder(_Loader):
     OUTPUT_TOOLTIPS = ("The glyph encoder with its tokenizer, for Encode Prompt.",)
 
     def load(self, checkpoint, dtype, device="default"):
-        return (host.wire(checkpoints.load_glyph_encoder(self._path(checkpoint), dtype), device),)
+        return (host.wire(load_glyph_encoder(self._path(checkpoint), dtype), device),)
 
 
 class GLMImageLoadDiT(_QuantizingLoader):
@@ -187,7 +189,7 @@ class GLMImageLoadVAE(_Loader):
         path = self._path(checkpoint)
         if path.is_file():
             return (host.wire(single_file.load_vae(path, dtype, host.checkpoint_roots()), device),)
-        return (host.wire(checkpoints.load_vae(path, dtype), device),)
+        return (host.wire(load_vae(path, dtype), device),)
 
 
 class GLMImageLoadVLM(_QuantizingLoader):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description, folders
+from glm_image_pack.glmimage_core.checkpoints import build
 from glm_image_pack.glmimage_core.tiny import write_checkpoint
 from safetensors.torch import load_file, save_file
 
@@ -281,7 +282,7 @@ def test_a_library_too_old_or_missing_says_what_to_install(folder, monkeypatch, 
             raise description.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(description, "version", version)
+    monkeypatch.setattr(build, "version", version)
     with pytest.raises(ImportError, match=message):
         checkpoints.load_vae(folder)
 

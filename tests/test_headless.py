@@ -14,6 +14,7 @@ import torch
 import transformers
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description
+from glm_image_pack.glmimage_core.checkpoints import build
 from glm_image_pack.glmimage_core.folders import NANO as BUILT_IN
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.cli import main
@@ -694,6 +695,6 @@ def test_a_library_missing_is_named(models, output, command, monkeypatch):
             raise description.PackageNotFoundError(name)
         return "99.0"
 
-    monkeypatch.setattr(description, "version", version)
+    monkeypatch.setattr(build, "version", version)
     assert command(*render(models, output)).status == 2
     assert "pip install -U diffusers" in command.messages[0]

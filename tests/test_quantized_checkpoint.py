@@ -69,7 +69,7 @@ def test_its_report_counts_what_is_quantized(folder, written):
 
 def test_its_report_counts_each_half_of_the_ar_model(written):
     report = description.describe_model(written, "vision_language_encoder")
-    sizes = {half: report.part(half).weight_bytes(torch.float32) for half in ("language", "vision")}
+    sizes = {half: description.report_of_part(report, half).weight_bytes(torch.float32) for half in ("language", "vision")}
     assert sum(sizes.values()) == report.weight_bytes(torch.float32)
     for half, model in checkpoints.load_ar(written).halves.items():
         buffers = sum(buffer.nbytes for buffer in model.buffers())

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import description, recognise, single_file
+from glm_image_pack.glmimage_core import recognise, single_file
+from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
 from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.description import build, describe_model, latent_space, model_class_of
 from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.tiny import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -125,16 +127,16 @@ def test_shapes_say_the_config_where_the_metadata_does_not():
     }
     with torch.device("meta"):
         models = {
-            "transformer": description.model_class_of("transformer")(**released["transformer"]),
+            "transformer": model_class_of("transformer")(**released["transformer"]),
             "vae": AutoencoderKL(**released["vae"]),
             "vision_language_encoder": GlmImageForConditionalGeneration(GlmImageConfig(**released["vision_language_encoder"])),
         }
     for component, model in models.items():
         headers = {name: Header(torch.bfloat16, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
-        header = description.FileHeader(headers, {}, {})
+        header = FileHeader(headers, {}, {})
         part = recognise.recognise(Path("one.safetensors"), header)
         assert part.component == component
-        built = description.build(component, part.config, "the header")
+        built = build(component, part.config, "the header")
         assert _config(built) == _config(model)
 
 
@@ -270,7 +272,7 @@ def test_space_and_shift_come_from_a_checkpoint_else_they_are_the_released_ones(
     scheduler = beside / "scheduler" / "scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace("0.75", "0.5"))
     dit = single_file.load_dit(file, roots=[tmp_path / "diffusers"])
-    assert dit.space == description.latent_space(folder) != single_file.SPACE
+    assert dit.space == latent_space(folder) != single_file.SPACE
     assert dit.shift == (0.25, 0.5, 256)
 
 
@@ -286,7 +288,7 @@ def test_a_space_of_another_number_of_channels_says_what_to_add(folder, tmp_path
 
 
 def test_a_vae_of_the_latent_space_is_found_in_a_checkpoint_or_a_file(folder, tmp_path):
-    space = description.latent_space(folder)
+    space = latent_space(folder)
     assert single_file.load_vae_of(space, "float32", [folder.parent], []).space == space
     with pytest.raises(FileNotFoundError):
         single_file.load_vae_of(space, "float32", [], [tmp_path])
@@ -383,7 +385,7 @@ def test_inspect_describes_a_file(folder, tmp_path, capsys):
     file = write_file(folder / "transformer", tmp_path / "dit.safetensors", "diffusion_model.", torch.bfloat16)
     assert main(["inspect", str(file)]) == 0
     line = capsys.readouterr().out.splitlines()[1]
-    parameters = description.describe_model(folder, "transformer").parameters
+    parameters = describe_model(folder, "transformer").parameters
     assert line.startswith("transformer ") and f"{parameters:,}" in line and line.endswith("bfloat16")
     write_file(folder / "transformer", file, **{"transformer_blocks.1.attn1.to_k.weight": None})
     assert main(["inspect", str(file)]) == 1

@@ -9,8 +9,9 @@ import torch
 
 from ...glmimage_core import memory
 from ...glmimage_core.checkpoint import load_image_processor, reference_limits
+from ...glmimage_core.checkpoints.report import DTYPES, ComponentReport
 from ...glmimage_core.cogview3_base import STAGES
-from ...glmimage_core.description import DTYPES, ComponentReport, describe, skeleton
+from ...glmimage_core.description import describe, report_of_part, skeleton
 from ...glmimage_core.folders import MODEL_CLASSES, is_checkpoint
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
 from ...glmimage_core.prior import ArLanguage
@@ -187,7 +188,7 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
     configs = {name: model.config for name, model in models.items()}
     stages = memory.predict(configs, itemsizes, job, on_cpu=best_device().type == "cpu")
     whole = sum(reports[name].weight_bytes(dtypes[name]) for name in MODEL_CLASSES)
-    weights = {stage: reports[name].part(part).weight_bytes(dtypes[name]) for stage, (name, part, _) in stages.items()}
+    weights = {stage: report_of_part(reports[name], part).weight_bytes(dtypes[name]) for stage, (name, part, _) in stages.items()}
     print(
         f"\nPredicted memory at {options.width}x{options.height} with {options.references} reference(s) of that size "
         f"(fitted to {fitted[0]}x{fitted[1]}), weights as stored, cfg above 1:"

@@ -8,8 +8,9 @@ import weakref
 import comfy.model_management as model_management
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description, memory
+from glm_image_pack.glmimage_core.checkpoint import load_ar
+from glm_image_pack.glmimage_core.checkpoints import build as checkpoints_build
 from glm_image_pack.nodes.host import patchers
 from glm_image_pack.nodes.host.comfyui import ComfyHost
 
@@ -102,7 +103,7 @@ def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_
     there = torch.device("meta")
     monkeypatch.setattr(model_management, "get_torch_device", lambda: there)
     monkeypatch.setattr(model_management, "is_device_cpu", lambda device: device.type == "cpu")
-    wire = patchers.patched(checkpoints.load_ar(folder, "bfloat16"), there)
+    wire = patchers.patched(load_ar(folder, "bfloat16"), there)
 
     only_a_part_fits()
     patcher, vision = (wire.patchers[half] for half in ("language", "vision"))
@@ -199,7 +200,7 @@ def test_unloaded_models_run_again_without_reading_the_disk(stages, monkeypatch)
     before = {name: compute() for name, (_, compute) in stages.items()}
     model_management.unload_all_models()
     assert not model_management.current_loaded_models
-    monkeypatch.setattr(checkpoints, "load_pretrained", lambda *args, **kwargs: pytest.fail("read the disk"))
+    monkeypatch.setattr(checkpoints_build, "load_pretrained", lambda *args, **kwargs: pytest.fail("read the disk"))
     for name, (_, compute) in stages.items():
         assert torch.equal(compute(), before[name]), name
 

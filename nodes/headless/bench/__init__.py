@@ -19,7 +19,8 @@ from types import ModuleType
 
 import torch
 
-from ....glmimage_core.description import DTYPES, check_libraries
+from ....glmimage_core.checkpoints.build import check_libraries
+from ....glmimage_core.checkpoints.report import DTYPES
 from ....glmimage_core.sizes import SIZES
 from ...host.standalone import best_device, usable_device
 from . import ar, dit, e2e, memory, vae

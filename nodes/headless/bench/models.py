@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from ....glmimage_core import checkpoint as checkpoints
-from ....glmimage_core import description, folders
+from ....glmimage_core import description
+from ....glmimage_core.checkpoints import folders
 from ....glmimage_core.component import Component
 from ....glmimage_core.denoise import Dit
 from ....glmimage_core.glyphs import GlyphEncoder

@@ -1,20 +1,12 @@
-"""Weights in fewer bits: which layers, in which formats, and a linear layer that computes with them.
-
-    int8   8 bits, a scale for each row; the products are of int8 too, with a scale for each row of the input
-    fp8    float8_e4m3fn, one scale for the whole weight; brought back to full width for each product
-    nf4    4 bits, a scale for each 64 weights (nf4.py); brought back likewise
-
-The weight of a quantized layer is a QuantizedTensor of comfy-kitchen, which ComfyUI's memory manager moves, streams and
-patches. In files it takes ComfyUI's names: `weight`, `weight_scale`, and `comfy_quant`, the format as JSON.
-"""
+"""Give a model the weights of safetensors files, quantized as they come or as they are stored."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
-from .weights.formats import MARK, PARTS, check_installed, read_mark
-from .weights.linear import _from_parts, _give, quantizable, quantize_weight
+from ..weights.formats import MARK, PARTS, check_installed, read_mark
+from ..weights.linear import _from_parts, _give, quantizable, quantize_weight
 
 
 def fill(

@@ -1,0 +1,8 @@
+"""Files on disk, of any model family: plumbing that knows none.
+
+folders   folders of models in diffusers' layout, and finding one below some roots
+header    the headers of safetensors and GGUF files: names, shapes, formats
+report    what headers and config say of a component, and what is wrong with it
+build     a model from its config, or as its library loads it
+fill      the weights of safetensors files into a model, quantized on the way or as they are stored
+"""

@@ -1,0 +1,61 @@
+"""A model from its config, or as its library loads it."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+REQUIRED_LIBRARIES = {"transformers": (5, 1), "diffusers": (0, 37)}
+
+
+def check_libraries() -> None:
+    """Raise ImportError, with what to install, when transformers or diffusers is missing or too old."""
+    for library, needed in REQUIRED_LIBRARIES.items():
+        wanted = ".".join(map(str, needed))
+        try:
+            installed = version(library)
+        except PackageNotFoundError:
+            raise ImportError(f"GLM-Image needs {library} {wanted} or newer, which is missing: pip install -U {library}")
+        if tuple(int(part) for part in installed.split(".")[:2]) < needed:
+            raise ImportError(f"GLM-Image needs {library} {wanted} or newer, not {installed}: pip install -U {library}")
+
+
+def load_pretrained(model_class, folder: Path, **precision):
+    """A model as its library loads it, on the CPU. Raises ValueError where a weight is missing."""
+    model, loaded = model_class.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **precision
+    )
+    if missing := sorted(loaded["missing_keys"]):  # the library would leave them random
+        raise ValueError(f"{folder} does not hold all its weights: {len(missing)} tensors not found, such as {missing[0]}")
+    return model.eval()
+
+
+def build_model(
+    model_class: type[torch.nn.Module],
+    config: dict,
+    source: Path | str,
+    *,
+    device: torch.device | str = "meta",
+    dtype: torch.dtype = torch.float32,
+    buffers: bool = False,
+) -> torch.nn.Module:
+    """A model of a config that was read from `source`, without its weights: on the meta device shapes, elsewhere any numbers.
+
+    With `buffers`, parameters are on the meta device and buffers are created for real. Raises ValueError for a config of
+    which no model can be built.
+    """
+    from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False) if buffers else torch.device(device):
+            if hasattr(model_class, "from_config"):  # diffusers; transformers' models have a class for their config
+                return model_class.from_config(config)
+            return model_class(model_class.config_class.from_dict(config))
+    except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+        stated = config.get("_class_name", model_class.__name__)
+        raise ValueError(f"{source} describes no {stated} that can be built: {error}") from error
+    finally:
+        torch.set_default_dtype(before)
