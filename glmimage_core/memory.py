@@ -2,36 +2,17 @@
 
 Each stage's peak is where most tensors live at once; the formulas count those tensors. They were checked against the
 allocator on the CPU (tests/test_memory.py does it again): within 10 % for float32. In bfloat16 some tensors are float32
-all the same, which the factors of HALF say.
+all the same, which BF16_OVERHEAD accounts for.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
-
 from .diffusion import LATENT_PX, dit_token_count, share_a_pass
 from .geometry import preview_grid, prior_grid
+from .placement.prediction import BF16_OVERHEAD, SAMPLING_COPIES, Job
 from .prior import READ_EVERY
-from .weights.linear import product_bytes, sizes_when
-
-SAMPLING_COPIES = 5  # float32 rows as wide as the head: logits, filtered, sorted, probabilities, race
-HALF = {"vae": 1.35, "dit": 1.15}  # peak elements in bfloat16 over those in float32, measured on the CPU
-
-
-class Job(NamedTuple):
-    """A run to predict: sides in pixels, references as fitted (width, height) in pixels."""
-
-    width: int = 1024
-    height: int = 1024
-    batch: int = 1
-    references: tuple[tuple[int, int], ...] = ()
-    prompt_tokens: int = 256
-    glyph_tokens: int = 64
-    guided: bool = True
-    step_cache: bool = False
-    one_length: bool = False  # whether the texts of both sides of the guidance have one, so that they may share a pass
+from .vae import vae_decode_bytes, vae_encode_bytes
 
 
 class Stage(NamedTuple):
@@ -67,27 +48,12 @@ def vision_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
     return max(quantizing, encoding)
 
 
-def vae_encode_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
-    """The encoder's first resnet at full resolution: input, normed, activated and convolved, and the picture."""
-    return _vae_bytes(4 * config.block_out_channels[0] + 7, itemsize, width, height)
-
-
-def vae_decode_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
-    """The decoder's last block at full resolution, where the second width meets the first."""
-    narrow, wide = config.block_out_channels[:2]
-    return _vae_bytes(round(3.2 * wide) + narrow, itemsize, width, height)
-
-
-def _vae_bytes(channels: int, itemsize: int, width: int, height: int) -> int:
-    return round(channels * width * height * itemsize * (HALF["vae"] if itemsize < 4 else 1))
-
-
 def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = True, on_cpu: bool = False) -> int:
     """The sampler: its own passes, which read the caches of all references, or the pass that writes the largest one.
 
     Caches are kept on the CPU, which may be the device; a run has them on the device, or only those of one layer at a time.
     """
-    half = HALF["dit"] if itemsize < 4 else 1
+    half = BF16_OVERHEAD if itemsize < 4 else 1
     width = config.num_attention_heads * config.attention_head_dim
     picture = job.batch * dit_token_count(job.width, job.height)
     shared = job.guided and job.one_length and not job.references and share_a_pass(picture)
@@ -128,7 +94,7 @@ def cogview3_bytes(config: Any, itemsize: int, job: Job) -> int:
     together = job.guided and share_a_pass(side)
     width = config.num_attention_heads * config.attention_head_dim
     latents = job.batch * config.in_channels * (job.width // LATENT_PX) * (job.height // LATENT_PX) * 4
-    half = HALF["dit"] if itemsize < 4 else 1
+    half = BF16_OVERHEAD if itemsize < 4 else 1
     return round(13.4 * half * side * (2 if together else 1) * width * itemsize + latents * (1 if job.guided else 0))
 
 
@@ -152,39 +118,6 @@ def t5_bytes(config: Any, itemsize: int, tokens: int) -> int:
     feeding = tokens * (3 * config.d_ff + 4 * config.d_model) * itemsize
     attending = config.num_heads * tokens**2 * 4 * itemsize + tokens * 6 * config.d_model * itemsize
     return max(feeding, attending)
-
-
-class Setting(NamedTuple):
-    """How to load a component on a card: its quantization, whether it comes block by block, and the peak in bytes."""
-
-    quantization: str
-    streamed: bool
-    peak: int
-
-
-def setting_for(
-    room: int, model: torch.nn.Module, itemsize: int, working: int, lean: int | None = None, blocks: str = ""
-) -> Setting | None:
-    """The most exact setting in which a model on the meta device fits in `room` bytes.
-
-    working: bytes that its stages need beside the weights; lean: those of a run block by block, if it has `blocks`, the prefix
-    of their names. A whole model comes before one that is brought in every pass; nf4, which changes most, comes last. None
-    where nothing fits.
-    """
-    whole, by_blocks = [("none", False), ("int8", False)], [("none", True), ("int8", True)]
-    for quantization, streamed in (*whole, *(by_blocks if blocks else ()), ("nf4", False)):
-        sizes = sizes_when(model, quantization, itemsize)
-        there = sum(sizes.values())
-        if streamed:
-            each = Counter()
-            for name, size in sizes.items():
-                if name.startswith(blocks):
-                    each[name.removeprefix(blocks).split(".")[0]] += size
-            there -= each.total() - 2 * max(each.values())  # one that computes and one on its way
-        peak = there + product_bytes(model, quantization) + (lean if streamed else working)
-        if peak <= room:
-            return Setting(quantization, streamed, peak)
-    return None
 
 
 def predict(configs: Mapping[str, Any], itemsizes: Mapping[str, int], job: Job, on_cpu: bool = False) -> dict[str, Stage]:

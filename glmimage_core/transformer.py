@@ -4,24 +4,19 @@ Its own forward projects the prior tokens, the glyph embeddings and the time emb
 methods, called as often as their inputs change, and what is left is the forward. Importing this imports diffusers.
 """
 
-import shutil
-from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers import GlmImageTransformer2DModel
-from diffusers.models.attention_dispatch import attention_backend
+
+from .placement.compute import compile_blocks, use_attention_backend
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .denoise import Dit, ReferenceLayer, WrittenLayer
     from .step_cache import Branch
-
-
-# By diffusers' names. Each gets queries, keys and values after the rotary embedding and with the references joined.
-ATTENTION_BACKENDS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "flash", "sage": "sage"}
-PACKAGES = {"flash": "flash-attn", "sage": "sageattention"}
 
 
 class GlmImageDit(GlmImageTransformer2DModel):
@@ -82,53 +77,6 @@ class GlmImageDit(GlmImageTransformer2DModel):
         for block, kv_cache in blocks:
             image, text = block(image, text, time, rope, kv_cache=kv_cache)
         return image, text
-
-
-def check_attention_backend(attention: str, device: torch.device) -> None:
-    """Raise where attention cannot be computed so: ImportError, with what to install, or ValueError for a device."""
-    if attention == "auto":
-        return
-    if attention not in ATTENTION_BACKENDS:
-        raise ValueError(f"attention {attention!r} is not one of auto, {', '.join(ATTENTION_BACKENDS)}")
-    try:
-        with attention_backend(ATTENTION_BACKENDS[attention]):
-            pass
-    except RuntimeError as error:
-        raise ImportError(
-            f"attention {attention} needs {PACKAGES.get(attention, 'a newer PyTorch')}, which is missing or too old; install it, "
-            f"or choose auto or sdpa ({error})"
-        ) from error
-    if attention != "sdpa" and device.type != "cuda":
-        raise ValueError(f"attention {attention} runs on CUDA, not on {device.type}; choose auto or sdpa")
-
-
-def use_attention_backend(model: GlmImageDit, attention: str, device: torch.device) -> None:
-    """Have a model's attention computed by one of ATTENTION_BACKENDS; auto leaves it to diffusers."""
-    check_attention_backend(attention, device)
-    if attention in PACKAGES and model.dtype == torch.float32:
-        raise ValueError(
-            f"attention {attention} computes in bfloat16 and float16, and this DiT is in float32; choose another dtype"
-        )
-    if attention != "auto":
-        backend = ATTENTION_BACKENDS[attention]
-        with attention_backend(backend):  # afterwards, other models have theirs again, which diffusers would change too
-            model.set_attention_backend(backend)
-
-
-def check_compiler() -> None:
-    """Raise ImportError where torch.compile cannot make kernels for the device of this machine."""
-    if torch.cuda.is_available():
-        if find_spec("triton") is None:
-            raise ImportError("compile needs Triton, which is missing: pip install triton (on Windows, triton-windows)")
-    elif not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        raise ImportError("compile needs a C++ compiler, and none was found; install one, or switch compile off")
-
-
-def compile_blocks(model: GlmImageDit) -> None:
-    """Have each block compiled when it first runs, which takes a minute or so; all of them share what is compiled."""
-    check_compiler()
-    for block in model.transformer_blocks:
-        block.compile()
 
 
 def computing(dit: "Dit", attention: str, compiled: bool, device: torch.device) -> "Dit":

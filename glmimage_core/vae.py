@@ -7,7 +7,7 @@ and standard deviation. Pictures are [B, H, W, 3] in 0..1 outside, [B, 3, H, W] 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,7 +18,9 @@ from .images import to_rgb
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+
 TILE_PX = 512  # pixels along a side of a tile, a quarter of it blended with its neighbours
+BF16_OVERHEAD = 1.35  # peak elements in bfloat16 over those in float32, some of which stay float32; measured on the CPU
 WHOLE_PX = 2048 * 2048  # pixels up to which a picture is decoded whole, memory permitting
 
 
@@ -126,3 +128,18 @@ def tiling(vae: Vae, tiled: bool) -> Iterator[None]:
 
 def _to_model(vae: Vae, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(device=vae.device, dtype=vae.dtype)
+
+
+def vae_encode_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
+    """The encoder's first resnet at full resolution: input, normed, activated and convolved, and the picture."""
+    return _vae_bytes(4 * config.block_out_channels[0] + 7, itemsize, width, height)
+
+
+def vae_decode_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
+    """The decoder's last block at full resolution, where the second width meets the first."""
+    narrow, wide = config.block_out_channels[:2]
+    return _vae_bytes(round(3.2 * wide) + narrow, itemsize, width, height)
+
+
+def _vae_bytes(channels: int, itemsize: int, width: int, height: int) -> int:
+    return round(channels * width * height * itemsize * (BF16_OVERHEAD if itemsize < 4 else 1))

@@ -1,8 +1,8 @@
 """CogView3-Base: a picture of 512 x 512 pixels, and a relay that paints it anew at twice the sides."""
 
-from ..glmimage_core import cogview3, cogview3_base, memory
+from ..glmimage_core import cogview3, cogview3_base
 from ..glmimage_core.cogview3_base import STAGES, check_folder, check_run, check_text, enlarged
-from ..glmimage_core.vae import encode
+from ..glmimage_core.vae import encode, vae_encode_bytes
 from .host import CogView3BasePainting, host
 from .loaders import DEVICE, DTYPE
 from .sampling import STEPS, cfg_input
@@ -137,7 +137,7 @@ class GLMImageCogView3Relay:
         height, width = (2 * side for side in image.shape[1:3])
         check_run(cogview3_unet(model), "relay", width, height, len(image), steps, cfg, relay_steps)
         _check_sides(self, model, positive, negative)
-        with placed_vae(vae, "auto", memory.vae_encode_bytes, width, height) as (coder, tiled):
+        with placed_vae(vae, "auto", vae_encode_bytes, width, height) as (coder, tiled):
             low = encode(coder, enlarged(image), tiled)
         painting = CogView3BasePainting(positive, negative, width, height, seed, len(image), steps, cfg, relay_steps, low)
         return ({"samples": host.paint_cogview3_base(model, painting)},)

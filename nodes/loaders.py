@@ -159,7 +159,7 @@ class GLMImageLoadDiT(_QuantizingLoader):
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint, quantization="none", attention="auto", compile=False, device="default"):
         """Also whether attention and compiler are there."""
-        from ..glmimage_core.transformer import check_attention_backend, check_compiler
+        from ..glmimage_core.placement.compute import check_attention_backend, check_compiler
 
         def check() -> None:
             cls._check(checkpoint, quantization, device)

@@ -1,7 +1,8 @@
 """Prior tokens: the AR stage, and handing its plan to the sampler."""
 
-from ..glmimage_core import memory
 from ..glmimage_core.geometry import MIN_SIDE, check_size
+from ..glmimage_core.memory import prior_bytes
+from ..glmimage_core.placement.prediction import Job
 from ..glmimage_core.prior import ArModel, Prior, Sampling, check_prompt, generate_prior
 from ..glmimage_core.references import check_references, sizes_of
 from .host import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, host
@@ -95,13 +96,13 @@ class GLMImageGeneratePrior:
         check_prompt(writer, prompt)
         check_references(references, codebook=writer.codebook)
         sampling = Sampling(temperature, top_p, top_k)
-        job = memory.Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
+        job = Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
 
         def plan(writer: ArModel) -> Prior:
             progress = host.progress("Generate Prior", "tokens")
             return generate_prior(writer, prompt, width, height, seed, batch_size, sampling, references, progress)
 
-        needed = memory.prior_bytes(writer.model.config, writer.dtype.itemsize, job)
+        needed = prior_bytes(writer.model.config, writer.dtype.itemsize, job)
         return (await host.aside(ar, needed, "language", plan),)
 
 

@@ -1,8 +1,9 @@
 """Reference images: encoded once by the AR model and the VAE, used by both stages."""
 
-from ..glmimage_core import memory
 from ..glmimage_core.images import to_pictures
+from ..glmimage_core.memory import vision_bytes
 from ..glmimage_core.references import Reference, check_references, fit, latents_of, vision_tokens
+from ..glmimage_core.vae import vae_encode_bytes
 from .host import host
 from .sockets import AR, CATEGORY, REFERENCES, glm_ar, glm_vae
 from .vae import placed_vae
@@ -42,12 +43,12 @@ class GLMImageEncodeReference:
         steps = 2 * len(pictures)
 
         largest = max(pictures, key=lambda picture: picture.width * picture.height).size
-        with host.placed(ar, memory.vision_bytes(reader.model.config, reader.dtype.itemsize, *largest), "vision") as reader:
+        with host.placed(ar, vision_bytes(reader.model.config, reader.dtype.itemsize, *largest), "vision") as reader:
             tokens = []
             for picture in pictures:
                 tokens.append(vision_tokens(reader, picture))
                 progress(len(tokens), steps)
-        with placed_vae(vae, "auto", memory.vae_encode_bytes, *largest) as (placed, tiled):
+        with placed_vae(vae, "auto", vae_encode_bytes, *largest) as (placed, tiled):
             latents = []
             for picture in pictures:
                 latents.append(latents_of(placed, picture, tiled))

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..glmimage_core import memory
 from ..glmimage_core.diffusion import LATENT_PX
-from ..glmimage_core.vae import TILE_PX, Vae, check_latents, decode, encode, tiles_by_size
+from ..glmimage_core.vae import TILE_PX, Vae, check_latents, decode, encode, tiles_by_size, vae_decode_bytes, vae_encode_bytes
 from .host import host
 from .sockets import CATEGORY, glm_vae
 
@@ -31,7 +30,7 @@ class GLMImageVAEEncode:
         }
 
     def encode(self, vae, image):
-        with placed_vae(vae, "auto", memory.vae_encode_bytes, image.shape[2], image.shape[1]) as (placed, tiled):
+        with placed_vae(vae, "auto", vae_encode_bytes, image.shape[2], image.shape[1]) as (placed, tiled):
             return ({"samples": encode(placed, image, tiled)},)
 
 
@@ -66,7 +65,7 @@ class GLMImageVAEDecode:
         latents = samples["samples"]
         check_latents(glm_vae(vae), latents)
         height, width = (side * LATENT_PX for side in latents.shape[2:])
-        with placed_vae(vae, tiling, memory.vae_decode_bytes, width, height) as (placed, tiled):
+        with placed_vae(vae, tiling, vae_decode_bytes, width, height) as (placed, tiled):
             return (decode(placed, latents, tiled),)
 
 

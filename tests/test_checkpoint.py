@@ -279,7 +279,7 @@ def test_a_description_counts_parameters_and_bytes(folder):
 def test_a_library_too_old_or_missing_says_what_to_install(folder, monkeypatch, installed, message):
     def version(name):
         if name not in installed:
-            raise description.PackageNotFoundError(name)
+            raise build.PackageNotFoundError(name)
         return installed[name]
 
     monkeypatch.setattr(build, "version", version)

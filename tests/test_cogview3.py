@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 from diffusers import CogView3PlusPipeline
-from glm_image_pack.glmimage_core import cogview3, memory
+from glm_image_pack.glmimage_core import cogview3
 from glm_image_pack.glmimage_core.cogview3 import MicroConditions
 from glm_image_pack.glmimage_core.diffusion import initial_noise, latent_grid
+from glm_image_pack.glmimage_core.memory import cogview3_bytes, t5_bytes
+from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless.bench.measure import allocator_peak
@@ -191,13 +193,13 @@ def test_settings_that_mean_nothing_are_refused_before_the_model_runs(dit, setti
 def test_memory_is_predicted_within_10_percent(dit, width, height, pictures, cfg):
     side = torch.zeros(1, 224, 32)
     measured = allocator_peak(lambda: cogview3.sample(dit, side, side, width, height, [0] * pictures, 1, cfg))
-    job = memory.Job(width, height, pictures, glyph_tokens=224, guided=cfg != 1)
-    assert memory.cogview3_bytes(dit.model.config, 4, job) == pytest.approx(measured, rel=0.1)
+    job = Job(width, height, pictures, glyph_tokens=224, guided=cfg != 1)
+    assert cogview3_bytes(dit.model.config, 4, job) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_text_encoder_takes_no_more_memory_than_predicted(encoder):
     measured = allocator_peak(lambda: cogview3.encode(encoder, PROMPT))
-    assert 0.7 < measured / memory.t5_bytes(encoder.model.config, 4, 224) < 1.02
+    assert 0.7 < measured / t5_bytes(encoder.model.config, 4, 224) < 1.02
 
 
 def test_a_conditioning_of_glm_image_is_refused(wires):

@@ -12,12 +12,14 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.pipelines import LatentConsistencyModelPipeline
-from glm_image_pack.glmimage_core import cogview3, memory, sat_checkpoint
+from glm_image_pack.glmimage_core import cogview3, sat_checkpoint
 from glm_image_pack.glmimage_core import cogview3_base as base
 from glm_image_pack.glmimage_core.cogview3 import MicroConditions
 from glm_image_pack.glmimage_core.diffusion import initial_noise
+from glm_image_pack.glmimage_core.memory import unet_bytes
+from glm_image_pack.glmimage_core.placement.prediction import Job
+from glm_image_pack.glmimage_core.placement.streaming import streamed
 from glm_image_pack.glmimage_core.sat_checkpoint import UNET, WEIGHTS, convert, published_name, unet_of
-from glm_image_pack.glmimage_core.streaming import streamed
 from glm_image_pack.glmimage_core.tiny_cogview3_base import CHECKPOINTS, VAE_FILE, published_unet, write_published
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
@@ -353,8 +355,8 @@ def test_the_stages_are_not_taken_for_each_other(unets, sides):
 def test_memory_is_predicted_within_10_percent(unets, width, height, pictures, cfg):
     text = torch.zeros(1, 225, 32)
     measured = allocator_peak(lambda: base.sample(unets[BASE], text, text, width, height, [0] * pictures, 1, cfg))
-    job = memory.Job(width, height, pictures, guided=cfg != 1)
-    assert memory.unet_bytes(unets[BASE].model.config, 4, job) == pytest.approx(measured, rel=0.1)
+    job = Job(width, height, pictures, guided=cfg != 1)
+    assert unet_bytes(unets[BASE].model.config, 4, job) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_vae_is_never_computed_in_float16(models):

@@ -13,7 +13,6 @@ import pytest
 import torch
 import transformers
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import description
 from glm_image_pack.glmimage_core.checkpoints import build
 from glm_image_pack.glmimage_core.folders import NANO as BUILT_IN
 from glm_image_pack.nodes.headless import ALL_NODES
@@ -692,7 +691,7 @@ def test_the_command_line_runs_from_anywhere(models, output, tmp_path):
 def test_a_library_missing_is_named(models, output, command, monkeypatch):
     def version(name):
         if name == "diffusers":
-            raise description.PackageNotFoundError(name)
+            raise build.PackageNotFoundError(name)
         return "99.0"
 
     monkeypatch.setattr(build, "version", version)

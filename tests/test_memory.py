@@ -6,8 +6,10 @@ import re
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import description, folders, memory
-from glm_image_pack.glmimage_core.residency import HEADROOM, Residency, model_bytes
+from glm_image_pack.glmimage_core import description, folders
+from glm_image_pack.glmimage_core.memory import dit_bytes, prior_bytes
+from glm_image_pack.glmimage_core.placement.prediction import Job, setting_for
+from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes
 from glm_image_pack.glmimage_core.sizes import RELEASED
 from glm_image_pack.glmimage_core.tiny import write_layout
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
@@ -61,8 +63,8 @@ def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_referenc
         sample(dit, plan(side, side), glyphs, glyphs, [0], 1, references=encoded)
         dit.kept.clear()
 
-    job = memory.Job(side, side, references=references, glyph_tokens=glyphs.shape[1], one_length=True)
-    assert memory.dit_bytes(dit.model.config, 4, job, on_cpu=True) == pytest.approx(allocator_peak(run), rel=0.1)
+    job = Job(side, side, references=references, glyph_tokens=glyphs.shape[1], one_length=True)
+    assert dit_bytes(dit.model.config, 4, job, on_cpu=True) == pytest.approx(allocator_peak(run), rel=0.1)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -70,8 +72,8 @@ def test_the_ar_stages_memory_is_predicted_within_10_percent(ar, batch):
     from glm_image_pack.glmimage_core.prior import generate_prior
 
     measured = allocator_peak(lambda: generate_prior(ar, "a prompt of some length", 256, 256, 0, batch))
-    job = memory.Job(256, 256, batch, prompt_tokens=40)
-    assert memory.prior_bytes(ar.model.config, 4, job) == pytest.approx(measured, rel=0.1)
+    job = Job(256, 256, batch, prompt_tokens=40)
+    assert prior_bytes(ar.model.config, 4, job) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_ar_model_runs_by_halves_where_the_whole_of_it_does_not_fit(quiet_host, folder, ar, vae):
@@ -85,8 +87,8 @@ def test_the_ar_model_runs_by_halves_where_the_whole_of_it_does_not_fit(quiet_ho
         return prior.tokens
 
     expected = plan(ar)
-    job = memory.Job(256, 256, references=((256, 256),), prompt_tokens=len("an edit"))
-    working = memory.prior_bytes(small.model.config, 4, job)
+    job = Job(256, 256, references=((256, 256),), prompt_tokens=len("an edit"))
+    working = prior_bytes(small.model.config, 4, job)
     budget = working + model_bytes(small.halves["language"])
     residency = Residency(torch.device("cpu", 0), lambda: budget - sum(map(model_bytes, residency.resident)))
     quiet_host.residency = residency
@@ -110,8 +112,8 @@ def test_on_a_small_device_one_big_model_is_there_at_a_time_and_the_picture_is_t
     )
     expected = edit(models, 256)[0]
     together = []
-    job = memory.Job(256, 256, references=((256, 256),), glyph_tokens=8)
-    budget = {"size": model_bytes(models[2].model) + memory.dit_bytes(models[2].model.config, 4, job)}
+    job = Job(256, 256, references=((256, 256),), glyph_tokens=8)
+    budget = {"size": model_bytes(models[2].model) + dit_bytes(models[2].model.config, 4, job)}
     residency = Residency(
         torch.device("cpu", 0), lambda: budget["size"] - sum(model_bytes(model) for model in residency.resident)
     )
@@ -149,7 +151,7 @@ def released(tmp_path_factory):
 )
 def test_settings_for_cards_at_1024_of_the_released_models(released, card, text, edit, capsys):
     for references, expected in (((), text), (((1024, 1024),), edit)):
-        _print_settings(memory.Job(references=references), released)
+        _print_settings(Job(references=references), released)
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  {card:2} GB"))
         found = re.findall(r"(\S[^()]*) \(peak ([\d.]+) GB\)", line.removeprefix(f"  {card:2} GB"))
         assert tuple(setting for setting, _ in found) == expected
@@ -159,6 +161,6 @@ def test_settings_for_cards_at_1024_of_the_released_models(released, card, text,
 
 def test_no_setting_where_nothing_fits(released):
     dit = released["transformer"]
-    assert memory.setting_for(5 * 10**8, dit, 2, working=0, lean=0, blocks="transformer_blocks.") is None
-    assert memory.setting_for(4 * 10**9, dit, 2, working=0, lean=0, blocks="transformer_blocks.").streamed
-    assert memory.setting_for(4 * 10**9, dit, 2, working=0) is None
+    assert setting_for(5 * 10**8, dit, 2, working=0, lean=0, blocks="transformer_blocks.") is None
+    assert setting_for(4 * 10**9, dit, 2, working=0, lean=0, blocks="transformer_blocks.").streamed
+    assert setting_for(4 * 10**9, dit, 2, working=0) is None

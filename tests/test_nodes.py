@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.residency import Residency
+from glm_image_pack.glmimage_core.placement.residency import Residency
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
 from glm_image_pack.nodes.host import DEVICES, device_of

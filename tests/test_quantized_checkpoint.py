@@ -7,7 +7,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description, folders, quantized_checkpoint
-from glm_image_pack.glmimage_core.residency import model_bytes
+from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import linear as quantizations
 from glm_image_pack.nodes.headless.cli import main
 from safetensors import safe_open

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.residency import Residency, model_bytes
+from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
 from torch.nn import Linear
 
 DEVICE = torch.device("cpu", 0)

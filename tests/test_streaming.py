@@ -10,8 +10,8 @@ import torch
 from glm_image_pack.glmimage_core.checkpoint import load_dit
 from glm_image_pack.glmimage_core.denoise import conditions_of, sample, velocity
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.residency import Residency, model_bytes
-from glm_image_pack.glmimage_core.streaming import resident_blocks, streamed
+from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
+from glm_image_pack.glmimage_core.placement.streaming import resident_blocks, streamed
 from glm_image_pack.glmimage_core.tiny import fill
 from glm_image_pack.glmimage_core.weights.linear import quantize
 from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
@@ -77,7 +77,7 @@ def test_two_blocks_at_most_are_there_beside_the_resident_ones(deep, dit, reside
 
 
 def test_a_block_is_on_its_way_while_the_one_before_computes(deep, dit, monkeypatch):
-    from glm_image_pack.glmimage_core import streaming
+    from glm_image_pack.glmimage_core.placement import streaming
 
     events = []
     depart = streaming._Copied.depart
@@ -164,7 +164,9 @@ def test_a_resident_model_makes_room_for_its_own_work(dit):
 def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(
     quiet_host, encoder, encode_reference, folder, monkeypatch
 ):
-    from glm_image_pack.glmimage_core import denoise, memory
+    from glm_image_pack.glmimage_core import denoise
+    from glm_image_pack.glmimage_core.memory import dit_bytes
+    from glm_image_pack.glmimage_core.placement.prediction import Job
     from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 
     dit = load_dit(folder)
@@ -176,8 +178,8 @@ def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(
     asked = []
     reference_cache = denoise.reference_cache
     monkeypatch.setattr(denoise, "reference_cache", lambda *inputs: asked.append(inputs[2]) or reference_cache(*inputs))
-    job = memory.Job(256, 256, references=((256, 256),), glyph_tokens=positive[0][0].shape[1])
-    room = model_bytes(dit.model) + memory.dit_bytes(dit.model.config, 4, job)
+    job = Job(256, 256, references=((256, 256),), glyph_tokens=positive[0][0].shape[1])
+    room = model_bytes(dit.model) + dit_bytes(dit.model.config, 4, job)
     for free in (room, room - 1):
         residency = Residency(torch.device("cpu", 0), lambda: free - sum(map(model_bytes, residency.resident)))  # noqa: B023
         quiet_host.residency = residency

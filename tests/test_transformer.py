@@ -7,13 +7,13 @@ import pytest
 import torch
 from diffusers import GlmImageTransformer2DModel
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
-from glm_image_pack.glmimage_core import transformer
 from glm_image_pack.glmimage_core.checkpoint import load_dit
 from glm_image_pack.glmimage_core.denoise import Conditions, conditions_of, reference_keys_values, rope, sample, velocity
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.geometry import prior_for_dit
 from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.transformer import ATTENTION_BACKENDS, compile_blocks, use_attention_backend
+from glm_image_pack.glmimage_core.placement import compute
+from glm_image_pack.glmimage_core.placement.compute import ATTENTION_BACKENDS, compile_blocks, use_attention_backend
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
 from test_denoise import plan
@@ -124,12 +124,12 @@ def test_a_backend_that_is_not_installed_is_told_before_anything_runs(models, qu
 
 
 def test_a_missing_compiler_is_told_before_anything_runs(models, quiet_host, monkeypatch):
-    monkeypatch.setattr(transformer.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compute.shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image") is True
     assert "C++ compiler" in NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image", compile=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(transformer, "find_spec", lambda name: None)
+    monkeypatch.setattr(compute, "find_spec", lambda name: None)
     assert "Triton" in NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image", compile=True)
 
 

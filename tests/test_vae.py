@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import memory
+from glm_image_pack.glmimage_core import vae as memory
 from glm_image_pack.glmimage_core.images import from_picture
 from glm_image_pack.glmimage_core.vae import decode, encode, tiles_by_size
 from glm_image_pack.nodes.host import host

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 
-from ...glmimage_core import memory
 from ...glmimage_core.checkpoint import load_image_processor, reference_limits
 from ...glmimage_core.checkpoints.report import DTYPES, ComponentReport
 from ...glmimage_core.cogview3_base import STAGES
 from ...glmimage_core.description import describe, report_of_part, skeleton
 from ...glmimage_core.folders import MODEL_CLASSES, is_checkpoint
 from ...glmimage_core.geometry import PRIOR_PX, check_size, reference_grid
+from ...glmimage_core.memory import dit_bytes, predict
+from ...glmimage_core.placement.prediction import Job, Setting, setting_for
+from ...glmimage_core.placement.residency import HEADROOM, Residency
 from ...glmimage_core.prior import ArLanguage
 from ...glmimage_core.quantized_checkpoint import quantize_checkpoint
-from ...glmimage_core.residency import HEADROOM, Residency
 from ...glmimage_core.sat_checkpoint import convert
 from ...glmimage_core.single_file import describe_file
 from ...glmimage_core.sizes import SIZES
@@ -181,12 +182,12 @@ def _component_line(report: ComponentReport) -> str:
 def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
     grid = reference_grid(options.width, options.height, *reference_limits(load_image_processor(options.checkpoint)))
     fitted = (grid.width * PRIOR_PX, grid.height * PRIOR_PX)
-    job = memory.Job(options.width, options.height, references=(fitted,) * options.references)
+    job = Job(options.width, options.height, references=(fitted,) * options.references)
     models = {name: skeleton(options.checkpoint, name) for name in MODEL_CLASSES}
     dtypes = {name: reports[name].stored_dtype for name in MODEL_CLASSES}
     itemsizes = {name: dtype.itemsize for name, dtype in dtypes.items()}
     configs = {name: model.config for name, model in models.items()}
-    stages = memory.predict(configs, itemsizes, job, on_cpu=best_device().type == "cpu")
+    stages = predict(configs, itemsizes, job, on_cpu=best_device().type == "cpu")
     whole = sum(reports[name].weight_bytes(dtypes[name]) for name in MODEL_CLASSES)
     weights = {stage: report_of_part(reports[name], part).weight_bytes(dtypes[name]) for stage, (name, part, _) in stages.items()}
     print(
@@ -208,26 +209,26 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
 CARDS = (8, 12, 16, 24)  # GiB
 
 
-def _print_settings(job: memory.Job, models: dict[str, torch.nn.Module]) -> None:
+def _print_settings(job: Job, models: dict[str, torch.nn.Module]) -> None:
     """The loaders' settings for cards, in bfloat16 where nothing is quantized."""
     ar, dit, vae = (models[name] for name in ("vision_language_encoder", "transformer", "vae"))
-    stages = memory.predict({name: model.config for name, model in models.items()}, dict.fromkeys(models, 2), job)
+    stages = predict({name: model.config for name, model in models.items()}, dict.fromkeys(models, 2), job)
     working = {stage: needs.working for stage, needs in stages.items()}
-    lean = memory.dit_bytes(dit.config, 2, job, caches_on_device=False)
+    lean = dit_bytes(dit.config, 2, job, caches_on_device=False)
     vae_weights = sum(sizes_when(vae, "none", 2).values())
     print(f"\nSettings for cards at {job.width}x{job.height}, in bfloat16, one model at a time ({_human(HEADROOM)} left free):")
     print(f"  {'card':8} {'AR model':28} {'DiT':42} VAE Decode")
     for card in CARDS:
         room = card * 2**30 - HEADROOM
         plans = [
-            memory.setting_for(room, ArLanguage(ar), 2, working["Generate Prior"]),
-            memory.setting_for(room, dit, 2, working["Sampler"], lean=lean, blocks="transformer_blocks."),
+            setting_for(room, ArLanguage(ar), 2, working["Generate Prior"]),
+            setting_for(room, dit, 2, working["Sampler"], lean=lean, blocks="transformer_blocks."),
         ]
         whole = "whole" if vae_weights + working["VAE Decode"] <= room else "in tiles"
         print(f"  {card:2} GB    {_setting(plans[0]):28} {_setting(plans[1]):42} {whole}")
 
 
-def _setting(setting: memory.Setting | None) -> str:
+def _setting(setting: Setting | None) -> str:
     if setting is None:
         return "does not fit; smaller picture"
     how = ", block by block" if setting.streamed else ""

@@ -27,7 +27,7 @@ def add_train(commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ...glmimage_core.transformer import check_compiler
+    from ...glmimage_core.placement.compute import check_compiler
     from ...training.make import PARTS, train_part
 
     if unknown := [name for name in options.parts if name not in PARTS]:

@@ -19,7 +19,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...glmimage_core.component import Component
-from ...glmimage_core.residency import current
+from ...glmimage_core.placement.residency import current
 from . import Result
 
 POLL_SECONDS = 0.02

@@ -12,11 +12,13 @@ from comfy.model_base import ModelType
 from comfy.model_sampling import ModelSamplingDiscrete
 from comfy.patcher_extension import WrappersMP
 
-from ...glmimage_core import cogview3_base, memory
+from ...glmimage_core import cogview3_base
 from ...glmimage_core.cogview3 import TOKENS, CogView3, velocity
 from ...glmimage_core.cogview3_base import GUIDANCE, CogView3Unet, predicted_noise, sizes_embedding, strength_embedding
 from ...glmimage_core.component import Component
 from ...glmimage_core.diffusion import LATENT_PX
+from ...glmimage_core.memory import cogview3_bytes, unet_bytes
+from ...glmimage_core.placement.prediction import Job
 from . import micro_conditions_of
 from .aside import sampled_alone
 from .dit_model import ModelConfig, NormalisedLatents
@@ -56,10 +58,10 @@ class PaintingModel(comfy.model_base.BaseModel):
         return replace(self.dit, model=self.diffusion_model, compute_dtype=self.manual_cast_dtype, device=device)
 
     @staticmethod
-    def _job(input_shape: Sequence[int], tokens: int) -> memory.Job:
+    def _job(input_shape: Sequence[int], tokens: int) -> Job:
         """One pass of input_shape [B, C, height / 8, width / 8]."""
         batch, *_, height, width = input_shape
-        return memory.Job(width * LATENT_PX, height * LATENT_PX, batch, glyph_tokens=tokens, guided=False)
+        return Job(width * LATENT_PX, height * LATENT_PX, batch, glyph_tokens=tokens, guided=False)
 
 
 class CogView3Model(PaintingModel):
@@ -75,7 +77,7 @@ class CogView3Model(PaintingModel):
         return conds | {"c_crossattn": comfy.conds.CONDRegular(cross_attn)}
 
     def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006, ComfyUI's signature
-        return memory.cogview3_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, self._job(input_shape, TOKENS))
+        return cogview3_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, self._job(input_shape, TOKENS))
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **sizes):  # noqa: B006
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
@@ -107,7 +109,7 @@ class CogView3BaseModel(PaintingModel):
 
     def memory_required(self, input_shape, cond_shapes={}) -> int:  # noqa: B006, ComfyUI's signature
         job = self._job(input_shape, cogview3_base.TOKENS)
-        return memory.unet_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
+        return unet_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job)
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds):  # noqa: B006
         """x: [B, 4, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 4, h, w] float32."""

@@ -25,8 +25,8 @@ from ...glmimage_core.cogview3_base import CogView3Unet, Step, steps_of
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, Shortcuts
 from ...glmimage_core.diffusion import image_seeds, initial_noise, latent_grid, whole_steps
+from ...glmimage_core.placement.residency import current
 from ...glmimage_core.progress import Progress
-from ...glmimage_core.residency import current
 from ...glmimage_core.schedule import partial_schedule, progress_of
 from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import LatentSpace, Vae

@@ -17,11 +17,13 @@ import folder_paths
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...glmimage_core import memory, single_file
+from ...glmimage_core import single_file
 from ...glmimage_core.checkpoint import load_vae
 from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, velocity
 from ...glmimage_core.diffusion import LATENT_PX, dit_token_count
 from ...glmimage_core.latent_preview import LatentColours, fit_latent_colours
+from ...glmimage_core.memory import dit_bytes
+from ...glmimage_core.placement.prediction import Job
 from ...glmimage_core.references import Reference, check_references, sizes_of
 from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
 from ...glmimage_core.vae import LatentSpace, check_channels
@@ -193,7 +195,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
         """Bytes of one pass of input_shape [B, 16, height / 8, width / 8] and of the references' caches."""
         batch, *_, height, width = input_shape  # a video latent is refused later, by name
         sizes = max(cond_shapes.get("cache", ()), key=len, default=[])
-        glyph_tokens = max((shape[1] for shape in cond_shapes.get("glyphs", ())), default=memory.Job().glyph_tokens)
+        glyph_tokens = max((shape[1] for shape in cond_shapes.get("glyphs", ())), default=Job().glyph_tokens)
         inputs = (batch, height * LATENT_PX, width * LATENT_PX, glyph_tokens, sizes)
         return self._working_bytes(*inputs, caches_on_device=self._caches_fit(*inputs))
 
@@ -201,8 +203,8 @@ class GlmImageModel(comfy.model_base.BaseModel):
         self, batch: int, height: int, width: int, glyph_tokens: int, sizes: list[int], caches_on_device: bool
     ) -> int:
         references = tuple(zip(sizes[::2], sizes[1::2], strict=True))
-        job = memory.Job(width, height, batch, references, glyph_tokens=glyph_tokens)
-        return memory.dit_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job, caches_on_device)
+        job = Job(width, height, batch, references, glyph_tokens=glyph_tokens)
+        return dit_bytes(self.diffusion_model.config, self.dit.dtype.itemsize, job, caches_on_device)
 
     def _caches_fit(self, *inputs) -> bool:
         """Whether the caches of all references fit on the device beside the weights. Otherwise they come layer by layer.

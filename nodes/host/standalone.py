@@ -9,16 +9,18 @@ from uuid import uuid4
 
 import torch
 
-from ...glmimage_core import cogview3_base, memory
+from ...glmimage_core import cogview3_base
 from ...glmimage_core.cogview3 import CogView3
 from ...glmimage_core.cogview3 import sample as sample_cogview3
 from ...glmimage_core.cogview3_base import CogView3Unet
 from ...glmimage_core.component import Component
 from ...glmimage_core.denoise import Dit, sample
 from ...glmimage_core.diffusion import image_seeds
+from ...glmimage_core.memory import cogview3_bytes, dit_bytes, unet_bytes
+from ...glmimage_core.placement.prediction import Job
+from ...glmimage_core.placement.residency import Residency, current, free_device_bytes
 from ...glmimage_core.progress import Progress
 from ...glmimage_core.references import sizes_of
-from ...glmimage_core.residency import Residency, current, free_device_bytes
 from ...glmimage_core.weights.lora import LayeredLora, laid_over
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, micro_conditions_of, warn_without
 
@@ -121,14 +123,14 @@ class StandaloneHost:
         (positive, _), (negative, _) = painting.positive[0], painting.negative[0]
         prior = painting.prior
         sizes = sizes_of(painting.references)
-        job = memory.Job(
+        job = Job(
             *(prior.width, prior.height, painting.batch, sizes),
             glyph_tokens=positive.shape[1],
             guided=painting.cfg != 1,
             one_length=positive.shape == negative.shape,
             step_cache=painting.shortcuts.step_cache > 0,
         )
-        needed, lean = (memory.dit_bytes(model.model.config, model.dtype.itemsize, job, there) for there in (True, False))
+        needed, lean = (dit_bytes(model.model.config, model.dtype.itemsize, job, there) for there in (True, False))
         whole = self._placing(model).fits(model.model, needed)
         with self.placed(model, needed if whole else lean) as dit:
             return sample(
@@ -150,10 +152,8 @@ class StandaloneHost:
 
     def paint_cogview3(self, model: CogView3, painting: CogView3Painting) -> torch.Tensor:
         (positive, options), (negative, _) = painting.positive[0], painting.negative[0]
-        job = memory.Job(
-            *(painting.width, painting.height, painting.batch), glyph_tokens=positive.shape[1], guided=painting.cfg != 1
-        )
-        with self.placed(model, memory.cogview3_bytes(model.model.config, model.dtype.itemsize, job)) as dit:
+        job = Job(*(painting.width, painting.height, painting.batch), glyph_tokens=positive.shape[1], guided=painting.cfg != 1)
+        with self.placed(model, cogview3_bytes(model.model.config, model.dtype.itemsize, job)) as dit:
             return sample_cogview3(
                 dit,
                 positive,
@@ -173,11 +173,11 @@ class StandaloneHost:
     def paint_cogview3_base(self, model: CogView3Unet, painting: CogView3BasePainting) -> torch.Tensor:
         (positive, options), (negative, _) = painting.positive[0], painting.negative[0]
         guided = painting.cfg != 1 and not model.is_distilled
-        job = memory.Job(painting.width, painting.height, painting.batch, glyph_tokens=positive.shape[1], guided=guided)
+        job = Job(painting.width, painting.height, painting.batch, glyph_tokens=positive.shape[1], guided=guided)
         seeds = image_seeds(painting.seed, painting.batch)
         micro = micro_conditions_of(options, painting.width, painting.height)
         settings = {"steps": painting.steps, "cfg": painting.cfg, "micro": micro, "progress": self.progress("Sampler")}
-        with self.placed(model, memory.unet_bytes(model.model.config, model.dtype.itemsize, job)) as unet:
+        with self.placed(model, unet_bytes(model.model.config, model.dtype.itemsize, job)) as unet:
             if painting.latents is None:
                 return cogview3_base.sample(unet, positive, negative, painting.width, painting.height, seeds, **settings)
             return cogview3_base.relay(

@@ -4,9 +4,8 @@ import comfy.model_management as model_management
 import comfy.sd
 import torch
 
-from ...glmimage_core import memory
 from ...glmimage_core.diffusion import LATENT_PX
-from ...glmimage_core.vae import Vae
+from ...glmimage_core.vae import Vae, vae_decode_bytes, vae_encode_bytes
 from .aside import at_work
 from .patchers import Holder, Patcher, offload_device, streamable
 
@@ -40,8 +39,8 @@ class GlmImageVae(comfy.sd.VAE):
         self.disable_offload = False
         self.size = None
         config = vae.model.config  # and not self, which would keep itself alive
-        self.memory_used_encode = lambda shape, dtype: memory.vae_encode_bytes(config, dtype.itemsize, shape[3], shape[2])
-        self.memory_used_decode = lambda shape, dtype: memory.vae_decode_bytes(
+        self.memory_used_encode = lambda shape, dtype: vae_encode_bytes(config, dtype.itemsize, shape[3], shape[2])
+        self.memory_used_decode = lambda shape, dtype: vae_decode_bytes(
             config, dtype.itemsize, shape[3] * LATENT_PX, shape[2] * LATENT_PX
         )
         rest = offload_device(self.device, model_management.vae_offload_device())

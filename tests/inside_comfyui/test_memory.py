@@ -8,9 +8,11 @@ import weakref
 import comfy.model_management as model_management
 import pytest
 import torch
-from glm_image_pack.glmimage_core import description, memory
+from glm_image_pack.glmimage_core import description
 from glm_image_pack.glmimage_core.checkpoint import load_ar
 from glm_image_pack.glmimage_core.checkpoints import build as checkpoints_build
+from glm_image_pack.glmimage_core.memory import prior_bytes
+from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.nodes.host import patchers
 from glm_image_pack.nodes.host.comfyui import ComfyHost
 
@@ -167,7 +169,7 @@ def test_two_halves_are_on_the_device_together_only_where_they_fit(stages, monke
 def test_the_ar_model_runs_by_halves_where_the_whole_of_it_does_not_fit(ar, stages, monkeypatch):
     """Where the language half and its work fit, and hardly more."""
     computed = {stage: stages[stage][1]() for stage in ("vision", "prior")}
-    working = memory.prior_bytes(ar.component.model.config, 4, memory.Job(256, 256, prompt_tokens=len("a tree")))
+    working = prior_bytes(ar.component.model.config, 4, Job(256, 256, prompt_tokens=len("a tree")))
     sizes = {half: patcher.model_size() for half, patcher in ar.patchers.items()}
     for patcher in ar.patchers.values():
         monkeypatch.setattr(patcher, "load_device", torch.device("cpu", 0))

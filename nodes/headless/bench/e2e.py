@@ -15,8 +15,8 @@ from PIL import Image
 
 from ....glmimage_core import denoise
 from ....glmimage_core.component import Component
+from ....glmimage_core.placement.residency import Residency
 from ....glmimage_core.references import fit, vision_tokens
-from ....glmimage_core.residency import Residency
 from ... import prior as prior_node
 from ... import prompt as prompt_node
 from ... import references as references_node

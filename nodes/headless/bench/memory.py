@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 
 from ....glmimage_core import checkpoint as checkpoints
-from ....glmimage_core import description, folders, memory
+from ....glmimage_core import description, folders
 from ....glmimage_core.component import Component
 from ....glmimage_core.denoise import sample
 from ....glmimage_core.diffusion import image_seeds, latent_grid
 from ....glmimage_core.geometry import PRIOR_PX, reference_grid
+from ....glmimage_core.memory import predict
+from ....glmimage_core.placement.prediction import Job
+from ....glmimage_core.placement.residency import model_bytes
 from ....glmimage_core.prior import generate_prior
 from ....glmimage_core.references import latents_of, vision_tokens
-from ....glmimage_core.residency import model_bytes
 from ....glmimage_core.vae import decode
 from .inputs import GLYPHS, PROMPT, random_glyphs, random_prior, random_reference
 from .measure import Case, allocator_peak, numbers
@@ -66,9 +68,9 @@ def _rows(name: str, component: Component, case: Case, references: int, folder: 
     """The stages that one component runs."""
     device, itemsize = component.device, component.dtype.itemsize
     fitted = _fitted(case, folder)
-    job = memory.Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS, one_length=True)
+    job = Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS, one_length=True)
     configs = {other: description.skeleton(folder, other).config for other in folders.MODEL_CLASSES}
-    stages = memory.predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
+    stages = predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
     for stage, (runs_on, runs, working) in stages.items():
         if runs_on == name:
             for part, module in component.parts.items():

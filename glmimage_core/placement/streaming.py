@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.nn import Module, Parameter
 
-from .weights.formats import parts_of, rebuilt
+from ..weights.formats import parts_of, rebuilt
 
 
 class _Copied:

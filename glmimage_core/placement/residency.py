@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from ..weights.formats import parts_of
 from .streaming import resident_blocks, streamed
-from .weights.formats import parts_of
 
 HEADROOM = 512 * 2**20  # bytes for what no formula knows: libraries' workspaces, fragmentation, other programs
 

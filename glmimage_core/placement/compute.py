@@ -1,0 +1,61 @@
+"""How a model computes on its device: the attention backend, torch.compile."""
+
+import shutil
+from importlib.util import find_spec
+
+import torch
+
+# By diffusers' names. Each gets queries, keys and values after the rotary embedding and with the references joined.
+ATTENTION_BACKENDS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "flash", "sage": "sage"}
+PACKAGES = {"flash": "flash-attn", "sage": "sageattention"}
+
+
+def check_attention_backend(attention: str, device: torch.device) -> None:
+    """Raise where attention cannot be computed so: ImportError, with what to install, or ValueError for a device."""
+    if attention == "auto":
+        return
+    from diffusers.models.attention_dispatch import attention_backend
+
+    if attention not in ATTENTION_BACKENDS:
+        raise ValueError(f"attention {attention!r} is not one of auto, {', '.join(ATTENTION_BACKENDS)}")
+    try:
+        with attention_backend(ATTENTION_BACKENDS[attention]):
+            pass
+    except RuntimeError as error:
+        raise ImportError(
+            f"attention {attention} needs {PACKAGES.get(attention, 'a newer PyTorch')}, which is missing or too old; install it, "
+            f"or choose auto or sdpa ({error})"
+        ) from error
+    if attention != "sdpa" and device.type != "cuda":
+        raise ValueError(f"attention {attention} runs on CUDA, not on {device.type}; choose auto or sdpa")
+
+
+def use_attention_backend(model: torch.nn.Module, attention: str, device: torch.device) -> None:
+    """Have a model's attention computed by one of ATTENTION_BACKENDS; auto leaves it to diffusers."""
+    check_attention_backend(attention, device)
+    if attention in PACKAGES and model.dtype == torch.float32:
+        raise ValueError(
+            f"attention {attention} computes in bfloat16 and float16, and this DiT is in float32; choose another dtype"
+        )
+    if attention != "auto":
+        from diffusers.models.attention_dispatch import attention_backend
+
+        backend = ATTENTION_BACKENDS[attention]
+        with attention_backend(backend):  # afterwards, other models have theirs again, which diffusers would change too
+            model.set_attention_backend(backend)
+
+
+def check_compiler() -> None:
+    """Raise ImportError where torch.compile cannot make kernels for the device of this machine."""
+    if torch.cuda.is_available():
+        if find_spec("triton") is None:
+            raise ImportError("compile needs Triton, which is missing: pip install triton (on Windows, triton-windows)")
+    elif not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise ImportError("compile needs a C++ compiler, and none was found; install one, or switch compile off")
+
+
+def compile_blocks(model: torch.nn.Module) -> None:
+    """Have each block compiled when it first runs, which takes a minute or so; all of them share what is compiled."""
+    check_compiler()
+    for block in model.transformer_blocks:
+        block.compile()
