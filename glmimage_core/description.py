@@ -20,8 +20,8 @@ from .checkpoints.report import (
     unquantized_shapes,
 )
 from .folders import LAYOUT, MODEL_CLASSES, PIPELINE_CLASS, SIDE_FILES, is_checkpoint
-from .prior import HALVES
-from .schedule import Shift
+from .glm_image.ar_model import HALVES
+from .glm_image.schedule import Shift
 from .vae import LatentSpace
 from .weights.external import check_library
 from .weights.formats import check_installed
@@ -118,7 +118,7 @@ def skeleton(folder: Path, name: str, buffers: bool = False) -> torch.nn.Module:
 def model_class_of(name: str) -> type[torch.nn.Module]:
     """The class that a component is built as."""
     if name == "transformer":
-        from .transformer import GlmImageDit
+        from .glm_image.transformer import GlmImageDit
 
         return GlmImageDit
     library, class_name = MODEL_CLASSES[name]

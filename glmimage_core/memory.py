@@ -5,71 +5,10 @@ allocator on the CPU (tests/test_memory.py does it again): within 10 % for float
 all the same, which BF16_OVERHEAD accounts for.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from .diffusion import LATENT_PX, dit_token_count, share_a_pass
-from .geometry import preview_grid, prior_grid
 from .placement.prediction import BF16_OVERHEAD, SAMPLING_COPIES, Job
-from .prior import READ_EVERY
-from .vae import vae_decode_bytes, vae_encode_bytes
-
-
-class Stage(NamedTuple):
-    """What a stage needs on the device: a part of a component, and so many bytes to work."""
-
-    component: str
-    part: str  # by its name in `Component.parts`
-    working: int
-
-
-def prior_bytes(config: Any, itemsize: int, job: Job) -> int:
-    """Generate Prior: the cache of all tokens with their rotations and the draw of the next, or the prompt's widest layer."""
-    text = config.text_config
-    prompt = job.prompt_tokens + sum(prior_grid(*size).tokens + 2 for size in job.references)
-    large = prior_grid(job.width, job.height)
-    emitted = large.tokens + (0 if job.references else preview_grid(large).tokens)
-    head_width = text.hidden_size // text.num_attention_heads
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_width * itemsize
-    cache = job.batch * (prompt + emitted) * token_bytes
-    rotation = emitted * 2 * head_width * itemsize
-    decoding = cache + rotation + job.batch * text.vision_vocab_size * 4 * (SAMPLING_COPIES + READ_EVERY)
-    prefilling = prompt * (token_bytes + (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize)
-    return max(decoding, prefilling)
-
-
-def vision_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
-    """The vision half of Encode Reference: three tables of distances from every token to every row of the codebook."""
-    tokens = prior_grid(width, height).tokens
-    vision = config.vision_config
-    quantizing = tokens * (3 * config.vq_config.num_embeddings + 4 * vision.hidden_size) * itemsize
-    positions = round(1.5 * (vision.image_size // vision.patch_size) ** 2 * vision.hidden_size * 4)
-    encoding = tokens * (3 * vision.hidden_size + 2 * vision.intermediate_size) * itemsize + positions
-    return max(quantizing, encoding)
-
-
-def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = True, on_cpu: bool = False) -> int:
-    """The sampler: its own passes, which read the caches of all references, or the pass that writes the largest one.
-
-    Caches are kept on the CPU, which may be the device; a run has them on the device, or only those of one layer at a time.
-    """
-    half = BF16_OVERHEAD if itemsize < 4 else 1
-    width = config.num_attention_heads * config.attention_head_dim
-    picture = job.batch * dit_token_count(job.width, job.height)
-    shared = job.guided and job.one_length and not job.references and share_a_pass(picture)
-    own = (2 if shared else 1) * (picture + job.batch * job.glyph_tokens)
-    cached = [dit_token_count(*size) for size in job.references]
-    # The widest place is a feed-forward, 14 tensors of the stream's width; with many cached tokens it is the attention,
-    # where each layer joins cached and own keys and values.
-    stream = max(14 * own, 12.5 * own + 2 * job.batch * sum(cached)) * half * width * itemsize
-    rope = 2 * 4 * config.attention_head_dim * dit_token_count(job.width, job.height)
-    latents = own * config.patch_size**2 * config.in_channels * 4 * (3 if job.guided else 2)
-    layer_cache = 2 * sum(cached) * width * itemsize
-    caches = layer_cache * (config.num_layers if caches_on_device else 1)
-    planned = picture * width * itemsize * (1 + (4 if job.step_cache else 0))  # a change and a rest for each side of the guidance
-    reading = stream + planned + rope + latents + caches
-    writing = (caches if on_cpu else 0) + 14 * half * max(cached, default=0) * width * itemsize
-    return round(max(reading, writing))
 
 
 def answer_bytes(config: Any, itemsize: int, prompt: int, answer: int, patches: int) -> int:
@@ -118,21 +57,3 @@ def t5_bytes(config: Any, itemsize: int, tokens: int) -> int:
     feeding = tokens * (3 * config.d_ff + 4 * config.d_model) * itemsize
     attending = config.num_heads * tokens**2 * 4 * itemsize + tokens * 6 * config.d_model * itemsize
     return max(feeding, attending)
-
-
-def predict(configs: Mapping[str, Any], itemsizes: Mapping[str, int], job: Job, on_cpu: bool = False) -> dict[str, Stage]:
-    """Each stage of a run by its name.
-
-    configs and itemsizes (bytes of one parameter) go by component.
-    """
-    ar, dit, vae = (configs[name] for name in ("vision_language_encoder", "transformer", "vae"))
-    ar_item, dit_item, vae_item = (itemsizes[name] for name in ("vision_language_encoder", "transformer", "vae"))
-    stages = {}
-    if job.references:
-        largest = max(job.references, key=lambda size: size[0] * size[1])
-        stages["Encode Reference, vision"] = Stage("vision_language_encoder", "vision", vision_bytes(ar, ar_item, *largest))
-        stages["Encode Reference, VAE"] = Stage("vae", "model", vae_encode_bytes(vae, vae_item, *largest))
-    stages["Generate Prior"] = Stage("vision_language_encoder", "language", prior_bytes(ar, ar_item, job))
-    stages["Sampler"] = Stage("transformer", "model", dit_bytes(dit, dit_item, job, on_cpu=on_cpu))
-    stages["VAE Decode"] = Stage("vae", "model", vae_decode_bytes(vae, vae_item, job.width, job.height))
-    return stages

@@ -15,12 +15,12 @@ from .checkpoints.build import check_libraries
 from .checkpoints.folders import read_json, walk
 from .checkpoints.header import read_header
 from .checkpoints.report import ComponentReport, compare_with_config, resolve_dtype, unquantized_shapes
-from .denoise import Dit
 from .description import build, describe_model, latent_space, scheduler_shift, side_problems, space_in
 from .folders import MODEL_CLASSES, SIDE_FILES, is_checkpoint, list_checkpoints
-from .prior import ArModel
+from .glm_image.ar_model import ArModel
+from .glm_image.dit import Dit
+from .glm_image.schedule import Shift
 from .recognise import TITLES, Part, recognise
-from .schedule import Shift
 from .vae import LatentSpace, Vae
 
 SUFFIX = ".safetensors"

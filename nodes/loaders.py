@@ -171,7 +171,7 @@ class GLMImageLoadDiT(_QuantizingLoader):
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False, device="default"):
         dit = single_file.load_dit_from(self._path(checkpoint), dtype, host.checkpoint_roots(), quantization)
-        from ..glmimage_core.transformer import computing
+        from ..glmimage_core.glm_image.dit import computing
 
         return (host.wire(computing(dit, attention, compile, host.device(device)), device),)
 

@@ -1,10 +1,11 @@
 """Prior tokens: the AR stage, and handing its plan to the sampler."""
 
-from ..glmimage_core.geometry import MIN_SIDE, check_size
-from ..glmimage_core.memory import prior_bytes
+from ..glmimage_core.glm_image.ar_model import ArModel
+from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
+from ..glmimage_core.glm_image.memory import prior_bytes
+from ..glmimage_core.glm_image.prior import Prior, Sampling, check_prompt, generate_prior
+from ..glmimage_core.glm_image.references import check_references, sizes_of
 from ..glmimage_core.placement.prediction import Job
-from ..glmimage_core.prior import ArModel, Prior, Sampling, check_prompt, generate_prior
-from ..glmimage_core.references import check_references, sizes_of
 from .host import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, host
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input, verdict
 

@@ -1,6 +1,6 @@
 """Prompt to conditioning: what the DiT reads of a prompt is only the text to be drawn."""
 
-from ..glmimage_core.glyphs import encode_glyph_texts
+from ..glmimage_core.glm_image.glyphs import encode_glyph_texts
 from ..glmimage_core.quoted import find_glyph_texts
 from .host import host
 from .sockets import CATEGORY, GLYPH_ENCODER

@@ -1,8 +1,9 @@
 """Reference images: encoded once by the AR model and the VAE, used by both stages."""
 
+from ..glmimage_core.glm_image.ar_model import fit, vision_tokens
+from ..glmimage_core.glm_image.memory import vision_bytes
+from ..glmimage_core.glm_image.references import Reference, check_references, latents_of
 from ..glmimage_core.images import to_pictures
-from ..glmimage_core.memory import vision_bytes
-from ..glmimage_core.references import Reference, check_references, fit, latents_of, vision_tokens
 from ..glmimage_core.vae import vae_encode_bytes
 from .host import host
 from .sockets import AR, CATEGORY, REFERENCES, glm_ar, glm_vae

@@ -2,9 +2,9 @@
 
 import torch
 
-from ..glmimage_core import remote
 from ..glmimage_core.endpoint import Endpoint
-from ..glmimage_core.geometry import MIN_SIDE, check_size
+from ..glmimage_core.glm_image import remote
+from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
 from ..glmimage_core.images import from_picture, to_pictures
 from .host import host
 from .keys import key_for

@@ -3,10 +3,10 @@
 import torch
 from torch.nn.functional import interpolate
 
-from ..glmimage_core.denoise import Shortcuts, check_sample
-from ..glmimage_core.geometry import check_size
-from ..glmimage_core.references import check_references
-from ..glmimage_core.schedule import partial_schedule
+from ..glmimage_core.glm_image.denoise import Shortcuts, check_sample
+from ..glmimage_core.glm_image.geometry import check_size
+from ..glmimage_core.glm_image.references import check_references
+from ..glmimage_core.glm_image.schedule import partial_schedule
 from .host import REFERENCES_KEY, Painting, applied_prior, host
 from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input, verdict
 

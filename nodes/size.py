@@ -1,6 +1,6 @@
 """Sizes the model was trained for, by aspect."""
 
-from ..glmimage_core.geometry import size_of
+from ..glmimage_core.glm_image.geometry import size_of
 from .host import host
 from .sockets import CATEGORY
 

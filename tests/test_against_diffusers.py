@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from glm_image_pack.glmimage_core.geometry import prior_for_dit
+from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from oracle import load_pipeline, run_pipeline
 from PIL import Image

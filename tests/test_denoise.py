@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import denoise, diffusion
-from glm_image_pack.glmimage_core.denoise import Shortcuts, guided_velocity, reference_cache, sample
+from glm_image_pack.glmimage_core import diffusion
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
-from glm_image_pack.glmimage_core.geometry import prior_grid
-from glm_image_pack.glmimage_core.prior import Prior, Sampling
+from glm_image_pack.glmimage_core.glm_image import reference_cache as caching
+from glm_image_pack.glmimage_core.glm_image.denoise import Guide, Shortcuts, guided_velocity, sample
+from glm_image_pack.glmimage_core.glm_image.dit import conditions_of
+from glm_image_pack.glmimage_core.glm_image.geometry import prior_grid
+from glm_image_pack.glmimage_core.glm_image.prior import Prior, Sampling
+from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_cache
 
 from pictures import pattern
 
@@ -18,7 +21,7 @@ def plan(width=256, height=256, batch=1, seed=0, rows=256) -> Prior:
 
 @pytest.fixture
 def glyphs(encoder):
-    from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+    from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 
     return encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
 
@@ -67,9 +70,9 @@ def test_cfg_one_leaves_the_negative_out(dit, glyphs, monkeypatch):
     assert seen == ["positive", "negative", "positive", "negative"]
 
 
-def guide_of(dit, glyphs) -> denoise.Guide:
-    positive = denoise.conditions_of(dit, glyphs[0], 256, 256, 1, plan().tokens)
-    return denoise.Guide(dit, positive, denoise.conditions_of(dit, glyphs[1], 256, 256, 1))
+def guide_of(dit, glyphs) -> Guide:
+    positive = conditions_of(dit, glyphs[0], 256, 256, 1, plan().tokens)
+    return Guide(dit, positive, conditions_of(dit, glyphs[1], 256, 256, 1))
 
 
 @torch.inference_mode()
@@ -133,7 +136,7 @@ def test_a_swapped_attention_processor_is_refused(dit, glyphs):
 
 
 def test_what_the_dit_sees_changes_the_picture(dit, glyphs, encoder, encode_reference):
-    from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+    from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 
     reference = encode_reference(pattern(128, 160, 3))
     other = encode_reference(pattern(128, 160, 5))
@@ -201,15 +204,15 @@ def test_progress_counts_steps_and_an_interruption_leaves_nothing_half_done(dit,
 def test_a_reference_is_run_once_and_what_was_used_longest_ago_is_forgotten_first(dit, glyphs, encode_reference, monkeypatch):
     first, second = encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 128, 5))
     runs = []
-    original = denoise.reference_keys_values
-    monkeypatch.setattr(denoise, "reference_keys_values", lambda d, r: runs.append(r.id) or original(d, r))
+    original = caching.reference_keys_values
+    monkeypatch.setattr(caching, "reference_keys_values", lambda d, r: runs.append(r.id) or original(d, r))
     again = encode_reference(pattern(128, 160, 3))
     for references in ([first], [first], [again], [second], [], [first], [second, first], [second]):
         sample(dit, plan(), *glyphs, seeds=[len(runs)], steps=1, references=references)
     assert runs == [first.id, second.id]
     third = encode_reference(pattern(160, 192, 7))
     room = sum(t.numel() * 4 for name in (second.id, first.id) for pair in dit.kept[name] for t in pair)
-    monkeypatch.setattr(denoise, "KEPT_BYTES", room)
+    monkeypatch.setattr(caching, "KEPT_BYTES", room)
     sample(dit, plan(), *glyphs, seeds=[0], steps=1, references=[third])
     assert list(dit.kept) == [third.id] or list(dit.kept) == [second.id, third.id]
     assert first.id not in dit.kept

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import denoise, prior
-from glm_image_pack.glmimage_core.references import fit, vision_tokens
+from glm_image_pack.glmimage_core.glm_image.ar_model import fit, halves_of, vision_tokens
+from glm_image_pack.glmimage_core.glm_image.denoise import Guide, guided_velocity, sample
+from glm_image_pack.glmimage_core.glm_image.dit import conditions_of
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
+from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_cache
 from glm_image_pack.glmimage_core.vae import decode, encode
 from test_denoise import plan
 
@@ -26,7 +29,7 @@ def moved(component, dtype=torch.bfloat16):
 def half_moved(ar, half):
     """The AR model with the weights of one half on the meta device, computing there."""
     model = copy.deepcopy(ar.model).to(torch.bfloat16)
-    halves = prior.halves_of(model)
+    halves = halves_of(model)
     halves[half].to(META)
     return replace(ar, model=model, halves=halves).on(META)
 
@@ -45,23 +48,23 @@ def last_line(raised) -> str:
 def test_the_dit(dit, encode_reference, edit):
     references = [encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 128, 5))] if edit else []
     with torch.inference_mode():
-        denoise.reference_cache(dit, references)  # on the CPU, where caches are kept
+        reference_cache(dit, references)  # on the CPU, where caches are kept
         there = moved(dit, torch.float32)
         seen = watch_inputs(there.model)
-        cache = denoise.reference_cache(there, references)
+        cache = reference_cache(there, references)
         assert {tensor.device for layer in cache or () for pair in layer.keys_values for tensor in pair} == (
             {META} if edit else set()
         )
         glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
-        guide = denoise.Guide(
+        guide = Guide(
             there,
-            denoise.conditions_of(there, glyphs, 256, 256, 2, plan().tokens),
-            denoise.conditions_of(there, glyphs[:, :2], 256, 256, 2),
+            conditions_of(there, glyphs, 256, 256, 2, plan().tokens),
+            conditions_of(there, glyphs[:, :2], 256, 256, 2),
             cache,
         )
         x = torch.empty(2, 16, 32, 32, device=META)
         time = there.model.time_states(torch.tensor([500.0], device=META), 256, 256, there.dtype)
-        v = denoise.guided_velocity(guide, x, time, 1.5)
+        v = guided_velocity(guide, x, time, 1.5)
     assert v.device == META and v.dtype == torch.float32 and v.shape == x.shape
     assert seen == {META}
 
@@ -69,7 +72,7 @@ def test_the_dit(dit, encode_reference, edit):
 def test_a_new_reference_in_the_dit(dit, encode_reference):
     reference = encode_reference(pattern(128, 160, 3))
     with torch.inference_mode(), fetching() as raised:
-        denoise.reference_cache(moved(dit), [reference])
+        reference_cache(moved(dit), [reference])
     assert "return tensor.cpu()" in last_line(raised)  # _kept
 
 
@@ -82,7 +85,7 @@ def test_the_ar_model_writes(ar):
         pytest.skip("this transformers asks the meta device for autocast, which it has not")
     there = half_moved(ar, "language")
     with fetching() as raised:
-        prior.generate_prior(there, "a red house", 256, 256, 0)
+        generate_prior(there, "a red house", 256, 256, 0)
     assert "emitted[:, :stop].cpu()" in last_line(raised)  # after READ_EVERY tokens, and nothing before
 
 
@@ -102,7 +105,7 @@ def test_each_stage_of_the_ar_model_runs_one_half_of_it(ar, half):
     called = set()
     watches = [module.register_forward_pre_hook(lambda module, args: called.add(module)) for module in ar.model.modules()]
     if half == "language":
-        prior.generate_prior(ar, "a red house", 256, 256, 0)
+        generate_prior(ar, "a red house", 256, 256, 0)
     else:
         vision_tokens(ar, fit(ar, pattern(128, 160, 3)))
     for watch in watches:
@@ -127,5 +130,5 @@ def test_a_whole_run_of_the_sampler(dit):
     there = moved(dit)
     seen = watch_inputs(there.model)
     with fetching() as raised:
-        denoise.sample(there, plan(), glyphs, glyphs, [0], steps=2, denoise=0.5, latents=latents, mask=mask)
+        sample(there, plan(), glyphs, glyphs, [0], steps=2, denoise=0.5, latents=latents, mask=mask)
     assert "denormalise(x).cpu()" in last_line(raised) and seen == {META}

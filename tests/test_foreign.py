@@ -7,9 +7,9 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description
-from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
-from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.weights import external as foreign
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless.cli import main

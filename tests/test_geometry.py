@@ -3,7 +3,7 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core.diffusion import Grid, dit_token_count
-from glm_image_pack.glmimage_core.geometry import check_size, preview_grid, prior_for_dit, prior_grid, reference_grid
+from glm_image_pack.glmimage_core.glm_image.geometry import check_size, preview_grid, prior_for_dit, prior_grid, reference_grid
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.quoted import find_glyph_texts
 
 

@@ -193,11 +193,11 @@ def test_a_new_sampler_seed_leaves_the_ar_stage_alone(runner):
 
 
 def test_a_second_edit_with_the_same_reference_does_not_run_it_again(runner, monkeypatch):
-    from glm_image_pack.glmimage_core import denoise
+    from glm_image_pack.glmimage_core.glm_image import reference_cache as caching
 
     runs = []
-    original = denoise.reference_keys_values
-    monkeypatch.setattr(denoise, "reference_keys_values", lambda dit, reference: runs.append(1) or original(dit, reference))
+    original = caching.reference_keys_values
+    monkeypatch.setattr(caching, "reference_keys_values", lambda dit, reference: runs.append(1) or original(dit, reference))
     workflow = shipped("image_edit")
     runner.run(workflow)
     set_input(workflow, "PrimitiveStringMultiline", value="another edit")

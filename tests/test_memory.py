@@ -7,7 +7,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import description, folders
-from glm_image_pack.glmimage_core.memory import dit_bytes, prior_bytes
+from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes, prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job, setting_for
 from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes
 from glm_image_pack.glmimage_core.sizes import RELEASED
@@ -51,8 +51,8 @@ def test_inspect_counts_for_a_stage_only_the_half_of_the_ar_model_that_it_runs(f
 @pytest.mark.parametrize("references", [(), ((256, 256),), ((512, 512), (256, 384))])
 @pytest.mark.parametrize("side", [256, 512])
 def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_reference, encoder, side, references):
-    from glm_image_pack.glmimage_core.denoise import sample
-    from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+    from glm_image_pack.glmimage_core.glm_image.denoise import sample
+    from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
     from test_denoise import plan
 
     glyphs = encode_glyph_texts(encoder, ["OPEN"])
@@ -69,7 +69,7 @@ def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_referenc
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_ar_stages_memory_is_predicted_within_10_percent(ar, batch):
-    from glm_image_pack.glmimage_core.prior import generate_prior
+    from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 
     measured = allocator_peak(lambda: generate_prior(ar, "a prompt of some length", 256, 256, 0, batch))
     job = Job(256, 256, batch, prompt_tokens=40)

@@ -9,11 +9,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from glm_image_pack.glmimage_core.denoise import Shortcuts, sample
 from glm_image_pack.glmimage_core.description import describe
 from glm_image_pack.glmimage_core.folders import BUILT_IN, NANO
-from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.prior import generate_prior
+from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
+from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES

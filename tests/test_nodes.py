@@ -134,7 +134,7 @@ def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
 
 @pytest.mark.parametrize("shortcuts", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}])
 def test_the_samplers_shortcuts_reach_the_library(encoder, dit, shortcuts):
-    from glm_image_pack.glmimage_core.denoise import Shortcuts, sample
+    from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
 
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, 'a sign "OPEN"')
     positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, plan())
@@ -180,7 +180,7 @@ def test_the_registry_and_pip_install_the_same():
 
 
 def test_the_scheduler_gives_the_schedule_of_the_sampler(dit):
-    from glm_image_pack.glmimage_core.schedule import full_schedule, partial_schedule
+    from glm_image_pack.glmimage_core.glm_image.schedule import full_schedule, partial_schedule
 
     scheduler = NODES["GLMImageScheduler"]()
     mu = 0.75 * 64 / 16 + 0.25  # 64 x 64 DiT tokens

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from glm_image_pack.glmimage_core.diffusion import Grid
+from glm_image_pack.glmimage_core.glm_image.token_preview import codebook_palette, token_picture
 from glm_image_pack.glmimage_core.latent_preview import colour_chart, fit_latent_colours
-from glm_image_pack.glmimage_core.preview import codebook_palette, token_picture
 from glm_image_pack.glmimage_core.vae import decode, encode
 
 

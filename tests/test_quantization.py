@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
-from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.weights import formats as weights_formats
 from glm_image_pack.glmimage_core.weights.formats import check_format, dequantized, parts_of
 from glm_image_pack.glmimage_core.weights.linear import QuantizedLinear, quantizable, quantization_of, quantize, quantize_weight

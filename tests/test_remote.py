@@ -11,9 +11,9 @@ import tracemalloc
 import pytest
 import torch
 from endpoint_server import KEY, painted, picture, send
-from glm_image_pack.glmimage_core import remote
 from glm_image_pack.glmimage_core.endpoint import Endpoint, EndpointError
-from glm_image_pack.glmimage_core.remote import Order
+from glm_image_pack.glmimage_core.glm_image import remote
+from glm_image_pack.glmimage_core.glm_image.remote import Order
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.runner import Runner

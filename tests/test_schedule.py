@@ -3,7 +3,7 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core.diffusion import dit_token_count
-from glm_image_pack.glmimage_core.schedule import Shift, full_schedule, partial_schedule, timestep_of_sigma
+from glm_image_pack.glmimage_core.glm_image.schedule import Shift, full_schedule, partial_schedule, timestep_of_sigma
 
 
 @pytest.mark.parametrize(("side", "mu"), [(512, 1.75), (1024, 3.25), (2048, 6.25)])

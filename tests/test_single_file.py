@@ -9,9 +9,9 @@ import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core import recognise, single_file
 from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
-from glm_image_pack.glmimage_core.denoise import sample
 from glm_image_pack.glmimage_core.description import build, describe_model, latent_space, model_class_of
-from glm_image_pack.glmimage_core.prior import generate_prior
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.tiny import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.glmimage_core.weights.formats import Header

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.geometry import check_size, size_of
+from glm_image_pack.glmimage_core.glm_image.geometry import check_size, size_of
 from glm_image_pack.nodes.size import ASPECTS, GLMImageSize
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import denoise
-from glm_image_pack.glmimage_core.denoise import Shortcuts, conditions_of, sample, velocity
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
-from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.step_cache import Branch, StepCache
+from glm_image_pack.glmimage_core.glm_image import denoise
+from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
+from glm_image_pack.glmimage_core.glm_image.dit import conditions_of, velocity
+from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.glm_image.step_cache import Branch, StepCache
 from test_denoise import plan
 
 from pictures import pattern

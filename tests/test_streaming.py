@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from glm_image_pack.glmimage_core.checkpoint import load_dit
-from glm_image_pack.glmimage_core.denoise import conditions_of, sample, velocity
-from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.dit import conditions_of, velocity
+from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
 from glm_image_pack.glmimage_core.placement.streaming import resident_blocks, streamed
 from glm_image_pack.glmimage_core.tiny import fill
@@ -164,8 +165,8 @@ def test_a_resident_model_makes_room_for_its_own_work(dit):
 def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(
     quiet_host, encoder, encode_reference, folder, monkeypatch
 ):
-    from glm_image_pack.glmimage_core import denoise
-    from glm_image_pack.glmimage_core.memory import dit_bytes
+    from glm_image_pack.glmimage_core.glm_image import denoise
+    from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes
     from glm_image_pack.glmimage_core.placement.prediction import Job
     from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 

@@ -7,13 +7,15 @@ import time
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core.denoise import Dit, reference_keys_values
 from glm_image_pack.glmimage_core.description import describe, scheduler_shift
 from glm_image_pack.glmimage_core.diffusion import Grid
-from glm_image_pack.glmimage_core.geometry import prior_for_dit
+from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
+from glm_image_pack.glmimage_core.glm_image.dit import Dit
+from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
+from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior
+from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values
+from glm_image_pack.glmimage_core.glm_image.references import Reference, encode_reference
 from glm_image_pack.glmimage_core.images import to_pictures
-from glm_image_pack.glmimage_core.prior import Sampling, generate_prior
-from glm_image_pack.glmimage_core.references import Reference, encode_reference, vision_tokens
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.training import ar as ar_training
 from glm_image_pack.training import captions, drawing, letters, loop, make, vision, world

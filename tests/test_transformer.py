@@ -8,10 +8,12 @@ import torch
 from diffusers import GlmImageTransformer2DModel
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 from glm_image_pack.glmimage_core.checkpoint import load_dit
-from glm_image_pack.glmimage_core.denoise import Conditions, conditions_of, reference_keys_values, rope, sample, velocity
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
-from glm_image_pack.glmimage_core.geometry import prior_for_dit
-from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.dit import Conditions, conditions_of, rope, velocity
+from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
+from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values
 from glm_image_pack.glmimage_core.placement import compute
 from glm_image_pack.glmimage_core.placement.compute import ATTENTION_BACKENDS, compile_blocks, use_attention_backend
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES

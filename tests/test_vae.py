@@ -4,9 +4,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import vae as memory
 from glm_image_pack.glmimage_core.images import from_picture
-from glm_image_pack.glmimage_core.vae import decode, encode, tiles_by_size
+from glm_image_pack.glmimage_core.vae import decode, encode, tiles_by_size, vae_decode_bytes
 from glm_image_pack.nodes.host import host
 from glm_image_pack.nodes.vae import placed_vae
 
@@ -56,11 +55,11 @@ def test_auto_tiles_what_does_not_fit_and_asks_for_no_more_room_than_it_uses(vae
     asked = []
     monkeypatch.setattr(host, "free_bytes", lambda vae: free)
     monkeypatch.setattr(host, "placed", lambda model, working: asked.append(working) or nullcontext())
-    with placed_vae(vae, "auto", memory.vae_decode_bytes, 1024, 1024) as decided:
+    with placed_vae(vae, "auto", vae_decode_bytes, 1024, 1024) as decided:
         assert decided == (None, tiled)
-    with placed_vae(vae, "auto", memory.vae_decode_bytes, 4096, 4096) as decided:
+    with placed_vae(vae, "auto", vae_decode_bytes, 4096, 4096) as decided:
         assert decided
-    assert asked[0] > asked[1] == memory.vae_decode_bytes(vae.model.config, 4, 512, 512)
+    assert asked[0] > asked[1] == vae_decode_bytes(vae.model.config, 4, 512, 512)
 
 
 @pytest.mark.parametrize(

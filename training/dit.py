@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..glmimage_core.denoise import Dit, ReferenceLayer, rope
-from ..glmimage_core.geometry import MIN_SIDE, prior_for_dit
-from ..glmimage_core.glyphs import GlyphEncoder
+from ..glmimage_core.glm_image.dit import Dit, rope
+from ..glmimage_core.glm_image.geometry import MIN_SIDE, prior_for_dit
+from ..glmimage_core.glm_image.glyphs import GlyphEncoder
+from ..glmimage_core.glm_image.kv_cache import ReferenceLayer
 from ..glmimage_core.vae import Vae
 from .captions import EDITS, random_edit
 from .drawing import draw

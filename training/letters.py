@@ -12,9 +12,9 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch.nn import Linear
 from torch.nn.functional import cross_entropy
 
-from ..glmimage_core.denoise import Dit, rope
-from ..glmimage_core.geometry import prior_for_dit
-from ..glmimage_core.glyphs import GlyphEncoder
+from ..glmimage_core.glm_image.dit import Dit, rope
+from ..glmimage_core.glm_image.geometry import prior_for_dit
+from ..glmimage_core.glm_image.glyphs import GlyphEncoder
 from ..glmimage_core.vae import Vae
 from .dit import DRAWS, Lesson, lesson_loss, random_lesson
 from .loop import Plan

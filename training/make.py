@@ -19,8 +19,8 @@ import torch
 from torch.nn import Module, ModuleDict
 
 from ..glmimage_core.checkpoint import ar_model, glyph_encoder, load_vae
-from ..glmimage_core.denoise import Dit
 from ..glmimage_core.description import model_class_of, scheduler_shift
+from ..glmimage_core.glm_image.dit import Dit
 from . import ar, dit, letters, vae, vision
 from .layout import write_nano_layout
 from .loop import Loss, Plan, averaged, train

@@ -10,10 +10,10 @@ import torch
 
 from ...glmimage_core.cogview3 import MicroConditions
 from ...glmimage_core.component import Component
-from ...glmimage_core.denoise import Shortcuts
-from ...glmimage_core.prior import Prior
+from ...glmimage_core.glm_image.denoise import Shortcuts
+from ...glmimage_core.glm_image.prior import Prior
+from ...glmimage_core.glm_image.references import Reference
 from ...glmimage_core.progress import Progress
-from ...glmimage_core.references import Reference
 
 # Entries that Apply Prior puts into a conditioning
 PRIOR_KEY = "glm_image_prior"

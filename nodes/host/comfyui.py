@@ -23,12 +23,13 @@ from PIL import Image
 from ...glmimage_core.cogview3 import CogView3, timesteps_of
 from ...glmimage_core.cogview3_base import CogView3Unet, Step, steps_of
 from ...glmimage_core.component import Component
-from ...glmimage_core.denoise import Dit, Shortcuts
 from ...glmimage_core.diffusion import image_seeds, initial_noise, latent_grid, whole_steps
+from ...glmimage_core.glm_image.denoise import Shortcuts
+from ...glmimage_core.glm_image.dit import Dit
+from ...glmimage_core.glm_image.schedule import partial_schedule, progress_of
+from ...glmimage_core.glm_image.step_cache import StepCache
 from ...glmimage_core.placement.residency import current
 from ...glmimage_core.progress import Progress
-from ...glmimage_core.schedule import partial_schedule, progress_of
-from ...glmimage_core.step_cache import StepCache
 from ...glmimage_core.vae import LatentSpace, Vae
 from ...glmimage_core.weights.lora import layer_of
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, warn_without

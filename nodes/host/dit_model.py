@@ -19,13 +19,15 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ...glmimage_core import single_file
 from ...glmimage_core.checkpoint import load_vae
-from ...glmimage_core.denoise import Conditions, Dit, check_sample, conditions_of, reference_cache, velocity
 from ...glmimage_core.diffusion import LATENT_PX, dit_token_count
+from ...glmimage_core.glm_image.denoise import check_sample
+from ...glmimage_core.glm_image.dit import Conditions, Dit, conditions_of, velocity
+from ...glmimage_core.glm_image.memory import dit_bytes
+from ...glmimage_core.glm_image.reference_cache import reference_cache
+from ...glmimage_core.glm_image.references import Reference, check_references, sizes_of
+from ...glmimage_core.glm_image.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
 from ...glmimage_core.latent_preview import LatentColours, fit_latent_colours
-from ...glmimage_core.memory import dit_bytes
 from ...glmimage_core.placement.prediction import Job
-from ...glmimage_core.references import Reference, check_references, sizes_of
-from ...glmimage_core.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
 from ...glmimage_core.vae import LatentSpace, check_channels
 from ...glmimage_core.weights.linear import quantization_of
 from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, applied_prior
@@ -337,7 +339,7 @@ def _reload(
     device: torch.device,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    from ...glmimage_core.transformer import computing
+    from ...glmimage_core.glm_image.dit import computing
 
     dit = single_file.load_dit_from(checkpoint, dtype, roots, quantization)
     return dit_patcher(computing(dit, attention, compiled, device), device, disable_dynamic)

@@ -14,13 +14,15 @@ from ...glmimage_core.cogview3 import CogView3
 from ...glmimage_core.cogview3 import sample as sample_cogview3
 from ...glmimage_core.cogview3_base import CogView3Unet
 from ...glmimage_core.component import Component
-from ...glmimage_core.denoise import Dit, sample
 from ...glmimage_core.diffusion import image_seeds
-from ...glmimage_core.memory import cogview3_bytes, dit_bytes, unet_bytes
+from ...glmimage_core.glm_image.denoise import sample
+from ...glmimage_core.glm_image.dit import Dit
+from ...glmimage_core.glm_image.memory import dit_bytes
+from ...glmimage_core.glm_image.references import sizes_of
+from ...glmimage_core.memory import cogview3_bytes, unet_bytes
 from ...glmimage_core.placement.prediction import Job
 from ...glmimage_core.placement.residency import Residency, current, free_device_bytes
 from ...glmimage_core.progress import Progress
-from ...glmimage_core.references import sizes_of
 from ...glmimage_core.weights.lora import LayeredLora, laid_over
 from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, micro_conditions_of, warn_without
 

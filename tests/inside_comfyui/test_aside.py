@@ -11,7 +11,7 @@ import comfy.model_management as model_management
 import pytest
 import torch
 from execution import PromptExecutor
-from glm_image_pack.glmimage_core.prior import generate_prior
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
 from glm_image_pack.nodes.host.aside import POLL_SECONDS, ROOM, Worker

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.nodes.host.dit_model import dit_patcher
 from safetensors.torch import save_file
 
@@ -146,7 +146,7 @@ def test_a_lora_changes_the_ar_model_as_merged_weights_would(folder, library, ar
         return run("GLMImageGeneratePrior", ar=wire, **plan, **settings)[0].tokens
 
     plain = tokens(ar)
-    from glm_image_pack.glmimage_core.prior import generate_prior
+    from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 
     writer = checkpoints.load_ar(folder)
     merged(writer.model, deltas(library["ar"].model, AR_LAYERS), 0.8)
@@ -157,8 +157,8 @@ def test_a_lora_changes_the_ar_model_as_merged_weights_would(folder, library, ar
 
 
 def test_a_lora_goes_to_the_half_of_the_ar_model_that_has_the_layer(folder, library, ar, vae, picture, run):
+    from glm_image_pack.glmimage_core.glm_image.ar_model import fit, vision_tokens
     from glm_image_pack.glmimage_core.images import to_pictures
-    from glm_image_pack.glmimage_core.references import fit, vision_tokens
 
     vision = "model.visual.blocks.0.attn.proj"
     changes = deltas(library["ar"].model, (*AR_LAYERS, vision))

@@ -11,7 +11,7 @@ import torch
 from glm_image_pack.glmimage_core import description
 from glm_image_pack.glmimage_core.checkpoint import load_ar
 from glm_image_pack.glmimage_core.checkpoints import build as checkpoints_build
-from glm_image_pack.glmimage_core.memory import prior_bytes
+from glm_image_pack.glmimage_core.glm_image.memory import prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.nodes.host import patchers
 from glm_image_pack.nodes.host.comfyui import ComfyHost
@@ -100,7 +100,7 @@ def test_what_cannot_be_streamed_is_small(folder):
 def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_part_fits):
     """On PyTorch's meta device, where only a part of the model fits: the rest is brought there layer by layer, and what cannot
     be streamed is there already."""
-    from glm_image_pack.glmimage_core import decoder
+    from glm_image_pack.glmimage_core.glm_image import decoder
 
     there = torch.device("meta")
     monkeypatch.setattr(model_management, "get_torch_device", lambda: there)
@@ -338,11 +338,11 @@ def on_demand(monkeypatch):
 
 
 def test_the_patcher_that_streams_on_demand_gives_the_same(on_demand, library, folder, picture, conditioned, run):
-    from glm_image_pack.glmimage_core.denoise import sample
-    from glm_image_pack.glmimage_core.glyphs import encode_glyph_texts
+    from glm_image_pack.glmimage_core.glm_image.ar_model import fit, vision_tokens
+    from glm_image_pack.glmimage_core.glm_image.denoise import sample
+    from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
+    from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
     from glm_image_pack.glmimage_core.images import to_pictures
-    from glm_image_pack.glmimage_core.prior import generate_prior
-    from glm_image_pack.glmimage_core.references import fit, vision_tokens
     from glm_image_pack.glmimage_core.vae import encode
 
     settings = {"checkpoint": "GLM-Image", "dtype": "auto"}
@@ -406,7 +406,7 @@ def test_the_patcher_that_streams_on_demand_keeps_the_schedules_of_two_sizes_apa
 
 
 def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(library, model, conditioned, run, monkeypatch):
-    from glm_image_pack.glmimage_core import denoise
+    from glm_image_pack.glmimage_core.glm_image import kv_cache
 
     positive, negative, _ = conditioned(True)
     shape, shapes = (1, 16, 36, 32), {"cache": [[256, 256]], "glyphs": [list(positive[0][0].shape)]}
@@ -414,10 +414,10 @@ def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(library, 
     settings = {"model": model, "positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
     (expected,) = run("GLMImageSampler", **settings)
     seen = []
-    get = denoise.ReferenceLayer.get
-    on = denoise.ReferenceLayer.on
-    monkeypatch.setattr(denoise.ReferenceLayer, "on", lambda *inputs: seen.append("on") or on(*inputs))
-    monkeypatch.setattr(denoise.ReferenceLayer, "get", lambda *inputs: seen.append("get") or get(*inputs))
+    get = kv_cache.ReferenceLayer.get
+    on = kv_cache.ReferenceLayer.on
+    monkeypatch.setattr(kv_cache.ReferenceLayer, "on", lambda *inputs: seen.append("on") or on(*inputs))
+    monkeypatch.setattr(kv_cache.ReferenceLayer, "get", lambda *inputs: seen.append("get") or get(*inputs))
     weights = model_management.module_size(model.model)
     monkeypatch.setattr(model_management, "get_total_memory", lambda *inputs, **options: weights)
     monkeypatch.setattr(model_management, "extra_reserved_memory", lambda: 0)

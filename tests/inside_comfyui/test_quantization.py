@@ -3,9 +3,9 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement import residency
-from glm_image_pack.glmimage_core.prior import generate_prior
 from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
 from glm_image_pack.nodes.host import patchers
 from safetensors.torch import save_file

@@ -6,7 +6,7 @@ import shutil
 import folder_paths
 import pytest
 import torch
-from glm_image_pack.glmimage_core.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 
 from single_files import write_file

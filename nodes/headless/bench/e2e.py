@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ....glmimage_core import denoise
 from ....glmimage_core.component import Component
+from ....glmimage_core.glm_image import reference_cache
+from ....glmimage_core.glm_image.ar_model import fit, vision_tokens
 from ....glmimage_core.placement.residency import Residency
-from ....glmimage_core.references import fit, vision_tokens
 from ... import prior as prior_node
 from ... import prompt as prompt_node
 from ... import references as references_node
@@ -45,7 +45,7 @@ STAGES = {
     "denoise": [(standalone, "sample")],
     "decode": [(vae_node, "decode")],
 }
-CACHES = {"caches": [(denoise, "reference_keys_values")]}  # a part of denoise
+CACHES = {"caches": [(reference_cache, "reference_keys_values")]}  # a part of denoise
 
 
 def add_options(parser: ArgumentParser) -> None:

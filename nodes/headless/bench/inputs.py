@@ -3,9 +3,9 @@
 import torch
 
 from ....glmimage_core.diffusion import latent_grid
-from ....glmimage_core.geometry import prior_grid
-from ....glmimage_core.prior import Prior, Sampling
-from ....glmimage_core.references import Reference
+from ....glmimage_core.glm_image.geometry import prior_grid
+from ....glmimage_core.glm_image.prior import Prior, Sampling
+from ....glmimage_core.glm_image.references import Reference
 from ....glmimage_core.vae import LatentSpace
 from .measure import Case
 

@@ -9,9 +9,9 @@ from ....glmimage_core import checkpoint as checkpoints
 from ....glmimage_core import description
 from ....glmimage_core.checkpoints import folders
 from ....glmimage_core.component import Component
-from ....glmimage_core.denoise import Dit
-from ....glmimage_core.glyphs import GlyphEncoder
-from ....glmimage_core.prior import ArModel
+from ....glmimage_core.glm_image.ar_model import ArModel
+from ....glmimage_core.glm_image.dit import Dit
+from ....glmimage_core.glm_image.glyphs import GlyphEncoder
 from ....glmimage_core.sizes import RELEASED, SIZES
 from ....glmimage_core.tiny import fill, write_layout
 from ....glmimage_core.vae import Vae

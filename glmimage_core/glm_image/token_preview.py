@@ -1,15 +1,11 @@
-"""Small pictures of work in progress: the token grid as it fills up, and latents without the VAE.
-
-Both project what a model works with to three colours: a codebook by its principal components, latents by a fit to what
-the VAE makes of them.
-"""
+"""The grid of prior tokens as a picture, while it fills up."""
 
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 
-from .diffusion import Grid
+from ..diffusion import Grid
 
 TOKEN_PX = 8  # pixels along a side of one token in its picture
 UNFILLED = 32  # grey level of a token that is not there yet

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .diffusion import dit_token_count, whole_steps
+from ..diffusion import dit_token_count, whole_steps
 
 TRAIN_STEPS = 1000
 

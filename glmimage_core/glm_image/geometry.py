@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from .diffusion import Grid
+from ..diffusion import Grid
 
 PRIOR_PX = 32  # pixels along a side of one prior token
 MIN_SIDE, MAX_SIDE = 192, 4096  # pixels

@@ -19,7 +19,7 @@ from torch.nn import Module
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from .prior import ArModel
+    from .ar_model import ArModel
 
 log = logging.getLogger(__name__)
 

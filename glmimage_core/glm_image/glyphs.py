@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .component import Component
+from ..component import Component
 
 if TYPE_CHECKING:
     from transformers import ByT5Tokenizer, T5EncoderModel

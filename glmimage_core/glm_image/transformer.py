@@ -4,18 +4,15 @@ Its own forward projects the prior tokens, the glyph embeddings and the time emb
 methods, called as often as their inputs change, and what is left is the forward. Importing this imports diffusers.
 """
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers import GlmImageTransformer2DModel
 
-from .placement.compute import compile_blocks, use_attention_backend
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .denoise import Dit, ReferenceLayer, WrittenLayer
+    from .kv_cache import ReferenceLayer, WrittenLayer
     from .step_cache import Branch
 
 
@@ -77,11 +74,3 @@ class GlmImageDit(GlmImageTransformer2DModel):
         for block, kv_cache in blocks:
             image, text = block(image, text, time, rope, kv_cache=kv_cache)
         return image, text
-
-
-def computing(dit: "Dit", attention: str, compiled: bool, device: torch.device) -> "Dit":
-    """Have a DiT compute so on a device: its attention by a backend, its blocks compiled. Raises as the checks do."""
-    use_attention_backend(dit.model, attention, device)
-    if compiled:
-        compile_blocks(dit.model)
-    return replace(dit, attention=attention, compiled=compiled)

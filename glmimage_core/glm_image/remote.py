@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .endpoint import NOT_THERE, Endpoint, Refused, causes_of, client_of, watched
+from ..endpoint import NOT_THERE, Endpoint, Refused, causes_of, client_of, watched
+from ..images import to_png
 from .geometry import check_size
-from .images import to_png
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -12,11 +12,10 @@ from functools import cached_property
 import torch
 from PIL import Image
 
-from .diffusion import Grid
-from .geometry import PRIOR_PX, reference_grid
-from .images import from_picture
-from .prior import ArModel
-from .vae import LatentSpace, Vae, encode
+from ..diffusion import Grid
+from ..images import from_picture
+from ..vae import LatentSpace, Vae, encode
+from .ar_model import ArModel, fit, vision_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,31 +49,6 @@ class Reference:
 def sizes_of(references: Sequence[Reference]) -> tuple[tuple[int, int], ...]:
     """(width, height) of each fitted picture in pixels."""
     return tuple((reference.width, reference.height) for reference in references)
-
-
-def fit(ar: ArModel, picture: Image.Image) -> Image.Image:
-    """Resize a picture of any size to the one that the AR model's vision grid implies, both sides multiples of 32 px."""
-    grid = reference_grid(*picture.size, ar.shortest_edge, ar.longest_edge)
-    size = (grid.width * PRIOR_PX, grid.height * PRIOR_PX)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
-
-
-@torch.inference_mode()
-def vision_tokens(ar: ArModel, fitted: Image.Image) -> torch.Tensor:
-    """The AR model's tokens of a fitted picture: [height / 32, width / 32] int64 on the CPU.
-
-    The picture is halved with the processor's own filter, since the AR model sees 16 x 16 pixels a token.
-    """
-    grid = Grid(fitted.height // PRIOR_PX, fitted.width // PRIOR_PX)
-    halved = fitted.resize((fitted.width // 2, fitted.height // 2), ar.image_processor.resample)
-    patches = ar.image_processor(images=halved, do_resize=False, return_tensors="pt").pixel_values  # [tokens, 3*16*16]
-    core = ar.model.model
-    features = core.visual(
-        patches.to(ar.device, ar.dtype),
-        grid_thw=torch.tensor([[1, *grid]], device=ar.device),
-    ).last_hidden_state  # [tokens, C]
-    features = features.T.reshape(1, -1, *grid)  # [1, C, H, W]
-    return core.vqmodel.encode(features).image_tokens.reshape(grid).cpu()
 
 
 def latents_of(vae: Vae, fitted: Image.Image, tiled: bool = False) -> torch.Tensor:

@@ -8,95 +8,25 @@ Knows nothing of devices beyond where the model is, and nothing of the process's
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from .component import Component
+from ..diffusion import Grid, image_seeds
+from ..progress import Progress, no_progress
+from .ar_model import ArModel
 from .decoder import decoder, prefill
-from .diffusion import Grid, image_seeds
 from .geometry import check_size, preview_grid, prior_grid
-from .preview import token_picture
-from .progress import Progress, no_progress
+from .token_preview import token_picture
 
 if TYPE_CHECKING:
-    from transformers import GlmImageForConditionalGeneration
-
     from .references import Reference
 
 
 log = logging.getLogger(__name__)
 READ_EVERY = 8  # tokens between two looks at an accelerator's work
-
-
-class ArHalf(torch.nn.ModuleDict):
-    """The modules of an AR model that one stage runs, shared with it and named as in it."""
-
-    holds: tuple[str, ...]
-
-    def __init__(self, model: "GlmImageForConditionalGeneration"):
-        super().__init__()
-        for name in self.holds:
-            place = self
-            *parents, last = name.split(".")
-            for parent in parents:
-                if parent not in place:
-                    place[parent] = torch.nn.ModuleDict()
-                place = place[parent]
-            place[last] = model.get_submodule(name)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-
-class ArLanguage(ArHalf):
-    """What Generate Prior runs."""
-
-    holds = ("model.language_model", "lm_head")
-
-
-class ArVision(ArHalf):
-    """What makes vision tokens of a reference."""
-
-    holds = ("model.visual", "model.vqmodel")
-
-
-HALVES = {"language": ArLanguage, "vision": ArVision}
-
-
-@dataclass(frozen=True, eq=False)
-class ArModel(Component):
-    """The AR model with what turns prompts and pictures into its input.
-
-    halves are those of the model, which are placed one without the other. image_processor is transformers' PIL one.
-    shortest_edge and longest_edge, in pixels, are its limits for references. codebook identifies the codebook that prior and
-    vision tokens index; palette gives each of its rows a colour, [N, 3] uint8.
-    """
-
-    model: "GlmImageForConditionalGeneration"
-    halves: Mapping[str, ArHalf]
-    tokenizer: Any
-    image_processor: Any
-    shortest_edge: int
-    longest_edge: int
-    codebook: str
-    palette: torch.Tensor
-
-    @property
-    def parts(self) -> Mapping[str, torch.nn.Module]:
-        return self.halves
-
-    @property
-    def codebook_size(self) -> int:
-        return self.model.config.vq_config.num_embeddings
-
-
-def halves_of(model: "GlmImageForConditionalGeneration") -> dict[str, ArHalf]:
-    """The halves of an AR model, by name. To be made once for a model: a half is known by its identity."""
-    return {name: half(model) for name, half in HALVES.items()}
 
 
 @dataclass(frozen=True)

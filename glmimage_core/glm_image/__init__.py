@@ -1,0 +1,19 @@
+"""GLM-Image, the method. Read it in this order and you can rebuild the model.
+
+geometry         pixels <-> prior grid, preview grid, DiT tokens; fitting a reference
+glyphs           the text to be drawn, encoded by ByT5
+ar_model         the AR model, its two halves, vision tokens
+decoder          the AR model at one token a step, over a static key/value cache
+prior            prior tokens: prompt layout, positions, sampling
+token_preview    the token grid as a picture
+references       reference images: one fitted picture, seen by both models
+schedule         timesteps, shifted sigmas and the map between them
+kv_cache         keys and values that one pass of the DiT writes and others read
+transformer      the DiT's forward
+dit              the DiT as a component, what it is conditioned on, one velocity
+reference_cache  which references' keys and values are kept
+step_cache       an approximation: skips most of a step where little has changed
+denoise          guidance and the Euler loop
+memory           bytes that each stage needs
+remote           the same model behind SGLang or vLLM-Omni
+"""

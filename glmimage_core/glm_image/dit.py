@@ -1,0 +1,118 @@
+"""The DiT as a component, what it is conditioned on, and one forward: the velocity."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..component import Component
+from ..diffusion import dit_token_count, latent_grid
+from ..placement.compute import compile_blocks, use_attention_backend
+from ..vae import LatentSpace
+from .geometry import prior_for_dit
+from .kv_cache import LayerKeysValues
+from .schedule import Shift
+from .step_cache import Branch
+
+if TYPE_CHECKING:
+    from .kv_cache import ReferenceLayer, WrittenLayer
+    from .transformer import GlmImageDit
+
+
+@dataclass(frozen=True, eq=False)
+class Dit(Component):
+    """The checkpoint's `transformer`, the space of the latents it was trained on, and its scheduler's shift.
+
+    kept holds the keys and values of the references used last, on the CPU. They depend on nothing but the weights and the
+    reference, so a new seed, prompt or number of steps finds them there; with other `weights`, references have others.
+    checkpoint is the folder that all this was read from, or a single file, and roots then the folders below which the rest
+    was looked for. attention and compiled say how the model was told to compute.
+    """
+
+    model: "GlmImageDit"
+    space: LatentSpace
+    shift: Shift = Shift()  # noqa: RUF009, immutable
+    kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    roots: tuple[Path, ...] = ()
+    attention: str = "auto"
+    compiled: bool = False
+
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        return () if self.quantized_by else self.model.transformer_blocks  # other libraries' weights cannot be copied alone
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the DiT sees beside the latents and the time, on its device: all that stays the same through a run.
+
+    prior: [B, T, D], glyphs: [B, L, D], projected to the stream. rope: cosine and sine, [T, head width] each.
+    """
+
+    prior: torch.Tensor
+    glyphs: torch.Tensor
+    rope: tuple[torch.Tensor, torch.Tensor]
+
+
+def conditions_of(
+    dit: Dit, glyphs: torch.Tensor, width: int, height: int, batch: int, tokens: torch.Tensor | None = None
+) -> Conditions:
+    """What one side of the guidance sees. Without prior tokens it is the negative side, where every one is dropped.
+
+    glyphs: [1, L, text width] embeddings. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels.
+    """
+    if tokens is None:
+        prior = dit.model.dropped_prior_state(dit.device)
+    else:
+        prior = dit.model.prior_states(prior_for_dit(tokens).to(dit.device))
+    return Conditions(
+        prior=prior.to(dit.dtype).expand(batch, dit_token_count(width, height), -1),
+        glyphs=dit.model.glyph_states(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),
+        rope=rope(dit, width, height),
+    )
+
+
+def rope(dit: Dit, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the rotary embedding of a picture of width x height pixels, [tokens, head width] each."""
+    shape_only = torch.empty(1, 0, *latent_grid(width, height))
+    cosine, sine = dit.model.rope(shape_only)
+    return cosine.to(dit.device), sine.to(dit.device)
+
+
+def velocity(
+    dit: Dit,
+    x: torch.Tensor,
+    time: torch.Tensor,
+    conditions: Conditions,
+    cache: "Sequence[ReferenceLayer] | Sequence[WrittenLayer] | None" = None,
+    steps_before: Branch | None = None,
+) -> torch.Tensor:
+    """One forward of the DiT, [B, 16, h, w] float32. time: [1 or B, time width]."""
+    prior, glyphs, rope = conditions.prior, conditions.glyphs, conditions.rope
+    return dit.model(x.to(dit.dtype), time.expand(len(x), -1), prior, glyphs, rope, cache, steps_before).float()
+
+
+def check_attention(dit: Dit) -> None:
+    """Raise ValueError where something put another attention processor in place.
+
+    Those of xformers, attention slicing and plain PyTorch drop the rotary embedding and the references without a word.
+    """
+    from diffusers.models.transformers.transformer_glm_image import GlmImageAttnProcessor
+
+    for block in dit.model.transformer_blocks:
+        if not isinstance(block.attn1.processor, GlmImageAttnProcessor):
+            raise ValueError(
+                f"the attention of the DiT was replaced by {type(block.attn1.processor).__name__}, which knows neither positions "
+                "nor references; choose another attention in Load GLM-Image DiT instead"
+            )
+
+
+def computing(dit: "Dit", attention: str, compiled: bool, device: torch.device) -> "Dit":
+    """Have a DiT compute so on a device: its attention by a backend, its blocks compiled. Raises as the checks do."""
+    use_attention_backend(dit.model, attention, device)
+    if compiled:
+        compile_blocks(dit.model)
+    return replace(dit, attention=attention, compiled=compiled)
