@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .checkpoints.folders import check_empty
-from .folders import PIPELINE_CLASS
+from .glm_image.files.components import PIPELINE_CLASS
 from .sizes import SIZES, Size
 
 SPECIAL = ("<|endoftext|>", "<sop>", "<eop>", "<|image|>")

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
-from ..glmimage_core import folders, single_file, vlm
-from ..glmimage_core.checkpoint import load_ar, load_glyph_encoder, load_vae
+from ..glmimage_core import vlm
 from ..glmimage_core.checkpoints.report import DTYPES, ComponentReport, check_quantization
-from ..glmimage_core.description import check_model
+from ..glmimage_core.glm_image.files import components as folders
+from ..glmimage_core.glm_image.files import single_file
+from ..glmimage_core.glm_image.files.components import FOLDERS
+from ..glmimage_core.glm_image.files.inspect import check_model
+from ..glmimage_core.glm_image.files.load import load_ar, load_glyph_encoder, load_vae
+from ..glmimage_core.glm_image.files.single_file import SUFFIX, check_file, find_file, list_files, load_dit_from
 from ..glmimage_core.weights.formats import CHOICES
 from .host import DEVICES, host
 from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, verdict
@@ -65,8 +69,8 @@ class _Loader:
     @classmethod
     def INPUT_TYPES(cls):
         names, tooltip = list(folders.list_checkpoints(host.checkpoint_roots())), FOLDER
-        if kind := single_file.FOLDERS.get(cls.COMPONENT):
-            names += single_file.list_files(cls.COMPONENT, host.model_roots(kind))
+        if kind := FOLDERS.get(cls.COMPONENT):
+            names += list_files(cls.COMPONENT, host.model_roots(kind))
             tooltip += f", or one safetensors file of this model below models/{kind}"
         tooltip += f". {folders.NANO} is a very small model that draws coloured shapes and words, to try a graph with."
         return {
@@ -88,14 +92,14 @@ class _Loader:
     @classmethod
     def _report(cls, path: Path) -> ComponentReport:
         if path.is_file():
-            return single_file.check_file(path, cls.COMPONENT, host.checkpoint_roots())
+            return check_file(path, cls.COMPONENT, host.checkpoint_roots())
         return check_model(path, cls.COMPONENT)
 
     @classmethod
     def _path(cls, checkpoint: str) -> Path:
         """The single file or the checkpoint folder of that name."""
-        if checkpoint.endswith(single_file.SUFFIX) and (kind := single_file.FOLDERS.get(cls.COMPONENT)):
-            return single_file.find_file(checkpoint, cls.COMPONENT, host.model_roots(kind))
+        if checkpoint.endswith(SUFFIX) and (kind := FOLDERS.get(cls.COMPONENT)):
+            return find_file(checkpoint, cls.COMPONENT, host.model_roots(kind))
         return folders.find_checkpoint(checkpoint, host.checkpoint_roots())
 
 
@@ -170,7 +174,7 @@ class GLMImageLoadDiT(_QuantizingLoader):
         return verdict(check)
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False, device="default"):
-        dit = single_file.load_dit_from(self._path(checkpoint), dtype, host.checkpoint_roots(), quantization)
+        dit = load_dit_from(self._path(checkpoint), dtype, host.checkpoint_roots(), quantization)
         from ..glmimage_core.glm_image.dit import computing
 
         return (host.wire(computing(dit, attention, compile, host.device(device)), device),)

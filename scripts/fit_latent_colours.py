@@ -11,8 +11,8 @@ from pathlib import Path
 
 import _pack  # noqa: F401, before what it loads
 import torch
-from glm_image_pack.glmimage_core.checkpoint import load_vae
 from glm_image_pack.glmimage_core.diffusion import LATENT_PX
+from glm_image_pack.glmimage_core.glm_image.files.load import load_vae
 from glm_image_pack.glmimage_core.images import from_picture, to_pictures
 from glm_image_pack.glmimage_core.latent_preview import averaged, colour_chart, fit_latent_colours
 from glm_image_pack.glmimage_core.vae import encode

@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 import _pack  # noqa: F401, before what it loads
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.glm_image import denoise, prior
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.placement import residency
 from glm_image_pack.glmimage_core.weights.formats import FORMATS, dequantized
 from glm_image_pack.glmimage_core.weights.linear import QuantizedLinear

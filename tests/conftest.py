@@ -21,8 +21,8 @@ import _pack  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from endpoint_server import Server  # noqa: E402
-from glm_image_pack.glmimage_core import checkpoint as checkpoints  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image import references as reference_images  # noqa: E402
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
 from glm_image_pack.glmimage_core.sat_checkpoint import convert  # noqa: E402
 from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
 from glm_image_pack.glmimage_core.tiny_cogview3 import write_cogview3  # noqa: E402

@@ -9,7 +9,7 @@ from PIL import Image
 def load_pipeline(folder: Path):
     """The pipeline over a checkpoint, with the PIL image processor wherever there is a choice."""
     import diffusers
-    from glm_image_pack.glmimage_core.checkpoint import load_ar
+    from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
     from transformers import GlmImageProcessor
 
     ar = load_ar(folder)

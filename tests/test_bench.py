@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import description, folders
 from glm_image_pack.glmimage_core.diffusion import Grid
+from glm_image_pack.glmimage_core.glm_image.files import components as description
+from glm_image_pack.glmimage_core.glm_image.files import components as folders
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.sizes import RELEASED
 from glm_image_pack.glmimage_core.tiny import write_layout
 from glm_image_pack.nodes.headless.bench.ar import weight_bytes

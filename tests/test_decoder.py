@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.checkpoint import load_ar
 from glm_image_pack.glmimage_core.glm_image import decoder as decoding
 from glm_image_pack.glmimage_core.glm_image import prior
+from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior
 
 from pictures import pattern

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.checkpoints import build
-from glm_image_pack.glmimage_core.folders import NANO as BUILT_IN
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files.components import NANO as BUILT_IN
 from glm_image_pack.nodes.headless import ALL_NODES
 from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.nodes.headless.runner import NodeError, Runner

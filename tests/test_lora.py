@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over, match, read_lora
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file

@@ -5,8 +5,9 @@ import re
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import description, folders
+from glm_image_pack.glmimage_core.glm_image.files import components as description
+from glm_image_pack.glmimage_core.glm_image.files import components as folders
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes, prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job, setting_for
 from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes

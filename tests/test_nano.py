@@ -9,9 +9,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from glm_image_pack.glmimage_core.description import describe
-from glm_image_pack.glmimage_core.folders import BUILT_IN, NANO
 from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
+from glm_image_pack.glmimage_core.glm_image.files.components import BUILT_IN, NANO
+from glm_image_pack.glmimage_core.glm_image.files.inspect import describe
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.vae import decode, encode

@@ -5,8 +5,11 @@ import shutil
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import description, folders, quantized_checkpoint
+from glm_image_pack.glmimage_core.glm_image.files import components as folders
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files import quantize as quantized_checkpoint
+from glm_image_pack.glmimage_core.glm_image.files.components import report_of_part
+from glm_image_pack.glmimage_core.glm_image.files.inspect import check_model, describe, describe_model
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import linear as quantizations
 from glm_image_pack.nodes.headless.cli import main
@@ -59,7 +62,7 @@ def test_everything_else_comes_along_and_nothing_unfinished_stays(folder, writte
 
 
 def test_its_report_counts_what_is_quantized(folder, written):
-    plain, small = ({report.name: report for report in description.describe(root)} for root in (folder, written))
+    plain, small = ({report.name: report for report in describe(root)} for root in (folder, written))
     assert [report.problems for report in small.values()] == [[]] * len(small)
     for name, form in BOTH.items():
         assert small[name].parameters == plain[name].parameters
@@ -68,8 +71,8 @@ def test_its_report_counts_what_is_quantized(folder, written):
 
 
 def test_its_report_counts_each_half_of_the_ar_model(written):
-    report = description.describe_model(written, "vision_language_encoder")
-    sizes = {half: description.report_of_part(report, half).weight_bytes(torch.float32) for half in ("language", "vision")}
+    report = describe_model(written, "vision_language_encoder")
+    sizes = {half: report_of_part(report, half).weight_bytes(torch.float32) for half in ("language", "vision")}
     assert sum(sizes.values()) == report.weight_bytes(torch.float32)
     for half, model in checkpoints.load_ar(written).halves.items():
         buffers = sum(buffer.nbytes for buffer in model.buffers())
@@ -148,14 +151,14 @@ TO_Q, FF = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"
 def test_a_damaged_one_is_told_before_weights_are_read(copied, change, match):
     rewrite(copied / "transformer", change)
     with pytest.raises(ValueError, match=match):
-        description.check_model(copied, "transformer")
+        check_model(copied, "transformer")
 
 
 def test_a_truncated_shard_is_told(copied):
     (file,) = (copied / "transformer").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated or corrupt"):
-        description.check_model(copied, "transformer")
+        check_model(copied, "transformer")
 
 
 def test_what_is_stored_stays_and_another_format_is_refused(written):

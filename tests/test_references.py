@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.glm_image.ar_model import fit, vision_tokens
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.references import check_references
 from glm_image_pack.glmimage_core.images import to_pictures

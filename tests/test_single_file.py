@@ -6,11 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core import recognise, single_file
 from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
-from glm_image_pack.glmimage_core.description import build, describe_model, latent_space, model_class_of
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.files import identify as recognise
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files.components import FOLDERS, build, model_class_of
+from glm_image_pack.glmimage_core.glm_image.files.inspect import describe_model, latent_space
+from glm_image_pack.glmimage_core.glm_image.files.single_file import (
+    SPACE,
+    _recognised,
+    check_file,
+    describe_file,
+    find_file,
+    list_files,
+    load_ar,
+    load_dit,
+    load_vae,
+    load_vae_of,
+)
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.tiny import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -24,9 +37,9 @@ from test_headless import ROOT
 from single_files import write_file
 
 LOADERS = {
-    "vision_language_encoder": (checkpoints.load_ar, single_file.load_ar),
-    "transformer": (checkpoints.load_dit, single_file.load_dit),
-    "vae": (checkpoints.load_vae, single_file.load_vae),
+    "vision_language_encoder": (checkpoints.load_ar, load_ar),
+    "transformer": (checkpoints.load_dit, load_dit),
+    "vae": (checkpoints.load_vae, load_vae),
 }
 PREFIXES = {
     "vision_language_encoder": ["", "-model.", "text_encoders.glm_image.", "text_encoders.glm_image.-model."],
@@ -171,13 +184,13 @@ def test_a_tensor_that_the_model_does_not_have_is_refused_since_it_may_be_a_scal
     scale = {"transformer_blocks.0.attn1.to_q.weight_scale": torch.ones(1)}
     file = write_file(folder / "transformer", tmp_path / "fp8.safetensors", "diffusion_model.", **scale)
     with pytest.raises(ValueError, match="holds 1 tensors that .* such as transformer_blocks.0.attn1.to_q.weight_scale: .*quant"):
-        single_file.load_dit(file, roots=[folder.parent])
+        load_dit(file, roots=[folder.parent])
 
 
 def test_another_models_file_says_what_it_looks_like(tmp_path):
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
     with pytest.raises(ValueError, match="no part of GLM-Image: .*prior_token_embedding.*named like .*double_blocks.0.img_attn"):
-        single_file.load_dit(tmp_path / "flux.safetensors")
+        load_dit(tmp_path / "flux.safetensors")
 
 
 def test_a_vae_of_the_same_class_but_another_model_is_refused(folder, tmp_path):
@@ -185,7 +198,7 @@ def test_a_vae_of_the_same_class_but_another_model_is_refused(folder, tmp_path):
     with pytest.raises(
         ValueError, match="another model's VAE: its blocks are 16/32/32/32 wide and GLM-Image's 128/512/1024/1024"
     ):
-        single_file.load_vae(file, roots=[folder.parent])
+        load_vae(file, roots=[folder.parent])
 
 
 @pytest.mark.parametrize(("component", "other"), [("transformer", "vae"), ("vae", "vision_language_encoder")])
@@ -202,13 +215,13 @@ def test_a_truncated_file_is_named_before_it_is_loaded(folder, tmp_path, keep):
     content = file.read_bytes()
     file.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
     with pytest.raises(ValueError, match=r"cut.safetensors is truncated or corrupt"):
-        single_file.load_dit(file, roots=[folder.parent])
+        load_dit(file, roots=[folder.parent])
 
 
 def test_heads_of_another_width_than_released_need_a_config(folder, tmp_path):
     file = write_file(folder / "transformer", tmp_path / "bare.safetensors", config=False)
     with pytest.raises(ValueError, match="bare.safetensors does not match its weights.*needs its config.json there"):
-        single_file.load_dit(file, roots=[folder.parent])
+        load_dit(file, roots=[folder.parent])
 
 
 @pytest.mark.parametrize(
@@ -223,7 +236,7 @@ def test_a_config_in_the_metadata_that_is_nonsense_or_another_models_is_named(fo
     tensors = load_file(next((folder / "transformer").glob("*.safetensors")))
     save_file(tensors, tmp_path / "one.safetensors", metadata={"config": config})
     with pytest.raises(ValueError, match=message):
-        single_file.load_dit(tmp_path / "one.safetensors")
+        load_dit(tmp_path / "one.safetensors")
 
 
 # What a file lacks
@@ -233,12 +246,12 @@ def test_the_processor_lies_beside_the_file_or_in_any_checkpoint_even_an_incompl
     file = write_file(folder / "vision_language_encoder", tmp_path / "text_encoders" / "ar.safetensors")
     root = tmp_path / "diffusers"
     with pytest.raises(FileNotFoundError) as error:
-        single_file.load_ar(file, roots=[root])
+        load_ar(file, roots=[root])
     for part in ("tokenizer.json", "preprocessor_config.json", str(file.parent / "processor"), str(root / "GLM-Image")):
         assert part in str(error.value)
     for place in (root / "some" / "part", file.parent):
         shutil.copytree(folder / "processor", place / "processor")
-        assert single_file.load_ar(file, roots=[root]).tokenizer.chat_template
+        assert load_ar(file, roots=[root]).tokenizer.chat_template
         shutil.rmtree(place / "processor")
 
 
@@ -253,7 +266,7 @@ def test_the_processor_of_another_model_or_of_another_size_of_this_one_is_passed
     config["text_config"]["vocab_size"] += 1
     (other / "vision_language_encoder" / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileNotFoundError, match="holds weights only"):
-        single_file.check_file(file, "vision_language_encoder", [root])
+        check_file(file, "vision_language_encoder", [root])
 
 
 def test_a_processor_that_is_not_whole_is_named(folder, tmp_path):
@@ -261,18 +274,18 @@ def test_a_processor_that_is_not_whole_is_named(folder, tmp_path):
     shutil.copytree(folder / "processor", tmp_path / "processor")
     (tmp_path / "processor" / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
-        single_file.check_file(file, "vision_language_encoder", [])
+        check_file(file, "vision_language_encoder", [])
 
 
 def test_space_and_shift_come_from_a_checkpoint_else_they_are_the_released_ones(folder, tmp_path):
     file = write_file(folder / "transformer", tmp_path / "dit.safetensors")
-    alone = single_file.load_dit(file)
-    assert (alone.space, alone.shift) == (single_file.SPACE, (0.25, 0.75, 256))
+    alone = load_dit(file)
+    assert (alone.space, alone.shift) == (SPACE, (0.25, 0.75, 256))
     beside = Path(shutil.copytree(folder, tmp_path / "diffusers" / "GLM-Image"))
     scheduler = beside / "scheduler" / "scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace("0.75", "0.5"))
-    dit = single_file.load_dit(file, roots=[tmp_path / "diffusers"])
-    assert dit.space == latent_space(folder) != single_file.SPACE
+    dit = load_dit(file, roots=[tmp_path / "diffusers"])
+    assert dit.space == latent_space(folder) != SPACE
     assert dit.shift == (0.25, 0.5, 256)
 
 
@@ -284,18 +297,18 @@ def test_a_space_of_another_number_of_channels_says_what_to_add(folder, tmp_path
     shutil.copy(next((folder / "transformer").glob("*.safetensors")), tmp_path / "dit")
     file = write_file(tmp_path / "dit", tmp_path / "dit.safetensors", **projection)
     with pytest.raises(ValueError, match="works on 8 latent channels.* has 16; add latents_mean and latents_std"):
-        single_file.check_file(file, "transformer", [])
+        check_file(file, "transformer", [])
 
 
 def test_a_vae_of_the_latent_space_is_found_in_a_checkpoint_or_a_file(folder, tmp_path):
     space = latent_space(folder)
-    assert single_file.load_vae_of(space, "float32", [folder.parent], []).space == space
+    assert load_vae_of(space, "float32", [folder.parent], []).space == space
     with pytest.raises(FileNotFoundError):
-        single_file.load_vae_of(space, "float32", [], [tmp_path])
+        load_vae_of(space, "float32", [], [tmp_path])
     write_file(folder / "vae", tmp_path / "vae.safetensors")
-    assert single_file.load_vae_of(space, "float32", [], [tmp_path]).space == space
+    assert load_vae_of(space, "float32", [], [tmp_path]).space == space
     with pytest.raises(FileNotFoundError, match="no VAE"):
-        single_file.load_vae_of(single_file.SPACE, "float32", [folder.parent], [tmp_path])
+        load_vae_of(SPACE, "float32", [folder.parent], [tmp_path])
 
 
 # Names
@@ -310,22 +323,22 @@ def test_files_are_found_by_their_path_below_a_root_and_other_models_are_left_ou
     (first / "broken.safetensors").write_bytes(b"{")
     (first / "dit.ckpt").write_bytes(b"pickle")
     (first / "nowhere.safetensors").symlink_to(tmp_path / "nowhere")
-    found = single_file.list_files("transformer", [first, second, tmp_path / "missing"])
+    found = list_files("transformer", [first, second, tmp_path / "missing"])
     assert found == {"dit.safetensors": second / "dit.safetensors", "glm/dit.safetensors": first / "glm" / "dit.safetensors"}
-    assert single_file.find_file("flux.safetensors", "transformer", [first]) == first / "flux.safetensors"
+    assert find_file("flux.safetensors", "transformer", [first]) == first / "flux.safetensors"
     for name in ("none.safetensors", "../first/flux.safetensors"):
         with pytest.raises(FileNotFoundError, match=r"there: dit.safetensors, glm/dit.safetensors"):
-            single_file.find_file(name, "transformer", [second])
+            find_file(name, "transformer", [second])
 
 
 def test_a_header_is_read_again_when_its_file_has_changed(folder, tmp_path):
     file = write_file(folder / "transformer", tmp_path / "one.safetensors")
-    assert list(single_file.list_files("transformer", [tmp_path])) == ["one.safetensors"]
-    reads = single_file._recognised.cache_info().misses
-    assert list(single_file.list_files("transformer", [tmp_path])) == ["one.safetensors"]
-    assert single_file._recognised.cache_info().misses == reads
+    assert list(list_files("transformer", [tmp_path])) == ["one.safetensors"]
+    reads = _recognised.cache_info().misses
+    assert list(list_files("transformer", [tmp_path])) == ["one.safetensors"]
+    assert _recognised.cache_info().misses == reads
     write_file(folder / "vae", file)
-    assert not single_file.list_files("transformer", [tmp_path])
+    assert not list_files("transformer", [tmp_path])
 
 
 # The nodes and the command line
@@ -335,10 +348,10 @@ def test_a_header_is_read_again_when_its_file_has_changed(folder, tmp_path):
 def files(folder, tmp_path) -> Path:
     """A models folder with single files, and of the checkpoint only what they lack and the glyph encoder."""
     models = tmp_path / "models"
-    for component, kind in single_file.FOLDERS.items():
+    for component, kind in FOLDERS.items():
         write_file(folder / component, models / kind / "glm" / f"{kind}.safetensors")
     rest = Path(shutil.copytree(folder, models / "diffusers" / "GLM-Image"))
-    for component in single_file.FOLDERS:
+    for component in FOLDERS:
         next((rest / component).glob("*.safetensors")).unlink()
     return models
 
@@ -357,7 +370,7 @@ def test_loaders_list_files_after_folders_and_check_them(quiet_host, files):
         assert node.INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", file, "nano (built in)"]
         assert node.VALIDATE_INPUTS(file) is True
         assert "no file 'other.safetensors'" in node.VALIDATE_INPUTS("other.safetensors")
-        (files / single_file.FOLDERS[node.COMPONENT] / "bad.safetensors").touch()
+        (files / FOLDERS[node.COMPONENT] / "bad.safetensors").touch()
         assert "truncated" in node.VALIDATE_INPUTS("bad.safetensors")
     assert NODES["GLMImageLoadGlyphEncoder"].INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", "nano (built in)"]
 
@@ -403,7 +416,7 @@ def test_inspect_describes_a_file(folder, tmp_path, capsys):
 def test_a_quantized_single_file_is_the_quantized_folder(folder, tmp_path, component, quantization):
     """Stored so, and quantized as it is loaded."""
     pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
-    from glm_image_pack.glmimage_core.quantized_checkpoint import quantize_checkpoint
+    from glm_image_pack.glmimage_core.glm_image.files.quantize import quantize_checkpoint
     from glm_image_pack.glmimage_core.weights.formats import parts_of
 
     quantize_checkpoint(folder, tmp_path / "quantized", {component: quantization})
@@ -412,7 +425,7 @@ def test_a_quantized_single_file_is_the_quantized_folder(folder, tmp_path, compo
     config = (folder / component / "config.json").read_text("utf-8")
     file = tmp_path / "one.safetensors"
     save_file({prefix + key: tensor for key, tensor in stored.items()}, file, {"config": config})
-    assert single_file.describe_file(file).quantized.keys() == {quantization}
+    assert describe_file(file).quantized.keys() == {quantization}
 
     load_folder, load = LOADERS[component]
     plain = write_file(folder / component, tmp_path / "plain.safetensors")

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.checkpoint import load_dit
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.dit import conditions_of, velocity
+from glm_image_pack.glmimage_core.glm_image.files.load import load_dit
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
 from glm_image_pack.glmimage_core.placement.streaming import resident_blocks, streamed

@@ -6,11 +6,11 @@ import time
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
-from glm_image_pack.glmimage_core.description import describe, scheduler_shift
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
 from glm_image_pack.glmimage_core.glm_image.dit import Dit
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files.inspect import describe, scheduler_shift
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
 from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values

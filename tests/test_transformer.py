@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import GlmImageTransformer2DModel
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
-from glm_image_pack.glmimage_core.checkpoint import load_dit
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.dit import Conditions, conditions_of, rope, velocity
+from glm_image_pack.glmimage_core.glm_image.files.load import load_dit
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch.nn import Module, ModuleDict
 
-from ..glmimage_core.checkpoint import ar_model, glyph_encoder, load_vae
-from ..glmimage_core.description import model_class_of, scheduler_shift
 from ..glmimage_core.glm_image.dit import Dit
+from ..glmimage_core.glm_image.files.components import model_class_of
+from ..glmimage_core.glm_image.files.inspect import scheduler_shift
+from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_vae
 from . import ar, dit, letters, vae, vision
 from .layout import write_nano_layout
 from .loop import Loss, Plan, averaged, train

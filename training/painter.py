@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from ..glmimage_core.checkpoint import load_ar, load_dit, load_glyph_encoder, load_vae
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.denoise import Shortcuts, sample
 from ..glmimage_core.glm_image.dit import Dit
+from ..glmimage_core.glm_image.files.load import load_ar, load_dit, load_glyph_encoder, load_vae
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder, encode_glyph_texts
 from ..glmimage_core.glm_image.prior import Sampling, generate_prior
 from ..glmimage_core.glm_image.references import Reference, encode_reference

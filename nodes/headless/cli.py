@@ -7,19 +7,19 @@ from pathlib import Path
 
 import torch
 
-from ...glmimage_core.checkpoint import load_image_processor, reference_limits
 from ...glmimage_core.checkpoints.report import DTYPES, ComponentReport
 from ...glmimage_core.cogview3_base import STAGES
-from ...glmimage_core.description import describe, report_of_part, skeleton
-from ...glmimage_core.folders import MODEL_CLASSES, is_checkpoint
 from ...glmimage_core.glm_image.ar_model import ArLanguage
+from ...glmimage_core.glm_image.files.components import MODEL_CLASSES, is_checkpoint, report_of_part, skeleton
+from ...glmimage_core.glm_image.files.inspect import describe
+from ...glmimage_core.glm_image.files.load import load_image_processor, reference_limits
+from ...glmimage_core.glm_image.files.quantize import quantize_checkpoint
+from ...glmimage_core.glm_image.files.single_file import describe_file
 from ...glmimage_core.glm_image.geometry import PRIOR_PX, check_size, reference_grid
 from ...glmimage_core.glm_image.memory import dit_bytes, predict
 from ...glmimage_core.placement.prediction import Job, Setting, setting_for
 from ...glmimage_core.placement.residency import HEADROOM, Residency
-from ...glmimage_core.quantized_checkpoint import quantize_checkpoint
 from ...glmimage_core.sat_checkpoint import convert
-from ...glmimage_core.single_file import describe_file
 from ...glmimage_core.sizes import SIZES
 from ...glmimage_core.tiny import write_checkpoint
 from ...glmimage_core.tiny_cogview3 import write_cogview3

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ...glmimage_core.checkpoints.report import DTYPES
-from ...glmimage_core.folders import BUILT_IN, NANO, is_checkpoint
 from ...glmimage_core.glm_image.denoise import Shortcuts
+from ...glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
 from ...glmimage_core.images import to_pictures
 from ...glmimage_core.weights.formats import CHOICES
 from .bench.table import Table

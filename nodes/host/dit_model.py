@@ -17,11 +17,11 @@ import folder_paths
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...glmimage_core import single_file
-from ...glmimage_core.checkpoint import load_vae
 from ...glmimage_core.diffusion import LATENT_PX, dit_token_count
 from ...glmimage_core.glm_image.denoise import check_sample
 from ...glmimage_core.glm_image.dit import Conditions, Dit, conditions_of, velocity
+from ...glmimage_core.glm_image.files import single_file
+from ...glmimage_core.glm_image.files.load import load_vae
 from ...glmimage_core.glm_image.memory import dit_bytes
 from ...glmimage_core.glm_image.reference_cache import reference_cache
 from ...glmimage_core.glm_image.references import Reference, check_references, sizes_of

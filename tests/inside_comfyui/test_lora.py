@@ -4,8 +4,8 @@ import logging
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.nodes.host.dit_model import dit_patcher
 from safetensors.torch import save_file
 

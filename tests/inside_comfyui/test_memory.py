@@ -8,9 +8,9 @@ import weakref
 import comfy.model_management as model_management
 import pytest
 import torch
-from glm_image_pack.glmimage_core import description
-from glm_image_pack.glmimage_core.checkpoint import load_ar
 from glm_image_pack.glmimage_core.checkpoints import build as checkpoints_build
+from glm_image_pack.glmimage_core.glm_image.files import components as description
+from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.memory import prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.nodes.host import patchers

@@ -3,9 +3,9 @@
 import comfy.samplers
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.latent_preview import colour_chart
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes.host.dit_model import dit_patcher

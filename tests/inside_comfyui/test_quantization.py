@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core import checkpoint as checkpoints
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement import residency
 from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over

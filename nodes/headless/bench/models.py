@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ....glmimage_core import checkpoint as checkpoints
-from ....glmimage_core import description
 from ....glmimage_core.checkpoints import folders
 from ....glmimage_core.component import Component
 from ....glmimage_core.glm_image.ar_model import ArModel
 from ....glmimage_core.glm_image.dit import Dit
+from ....glmimage_core.glm_image.files import load as checkpoints
+from ....glmimage_core.glm_image.files.components import build
+from ....glmimage_core.glm_image.files.inspect import latent_space, scheduler_shift
 from ....glmimage_core.glm_image.glyphs import GlyphEncoder
 from ....glmimage_core.sizes import RELEASED, SIZES
 from ....glmimage_core.tiny import fill, write_layout
@@ -45,16 +46,16 @@ class Models:
         return self._placed(checkpoints.glyph_encoder(self._made("text_encoder"), self.folder))
 
     def dit(self) -> Dit:
-        space, shift = description.latent_space(self.folder), description.scheduler_shift(self.folder)
+        space, shift = latent_space(self.folder), scheduler_shift(self.folder)
         return self._placed(Dit(self._made("transformer"), space, shift, checkpoint=self.folder))
 
     def vae(self) -> Vae:
-        return self._placed(Vae(self._made("vae"), description.latent_space(self.folder)))
+        return self._placed(Vae(self._made("vae"), latent_space(self.folder)))
 
     def _made(self, name: str) -> torch.nn.Module:
         config_file = self.folder / name / "config.json"
         config = folders.read_json(config_file)
-        model = description.build(name, config, config_file, self.device, self.dtype).eval()
+        model = build(name, config, config_file, self.device, self.dtype).eval()
         fill(model, f"{self.seed}/{name}")
         return model
 

@@ -1,17 +1,12 @@
-"""What a checkpoint holds, from its configs and file headers: everything that can be wrong with it is found before any weight is
-read.
-"""
+"""What a checkpoint holds and what is wrong with it, from its configs and file headers: no weight is read."""
 
-import importlib
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
-from .checkpoints.build import build_model, check_libraries
-from .checkpoints.folders import read_json
-from .checkpoints.header import quant_method
-from .checkpoints.report import (
+from ...checkpoints.build import check_libraries
+from ...checkpoints.folders import read_json
+from ...checkpoints.header import quant_method
+from ...checkpoints.report import (
     ComponentReport,
     check_class,
     compare_with_config,
@@ -19,14 +14,11 @@ from .checkpoints.report import (
     read_headers,
     unquantized_shapes,
 )
-from .folders import LAYOUT, MODEL_CLASSES, PIPELINE_CLASS, SIDE_FILES, is_checkpoint
-from .glm_image.ar_model import HALVES
-from .glm_image.schedule import Shift
-from .vae import LatentSpace
-from .weights.external import check_library
-from .weights.formats import check_installed
-
-SIDE_OF = {"vision_language_encoder": ("processor",), "text_encoder": ("tokenizer",)}
+from ...vae import LatentSpace
+from ...weights.external import check_library
+from ...weights.formats import check_installed
+from ..schedule import Shift
+from .components import LAYOUT, MODEL_CLASSES, PIPELINE_CLASS, SIDE_FILES, SIDE_OF, is_checkpoint, skeleton
 
 
 def describe(folder: Path) -> list[ComponentReport]:
@@ -99,43 +91,6 @@ def check_model(folder: Path, name: str) -> ComponentReport:
         latent_space(folder)
         scheduler_shift(folder)
     return report
-
-
-def report_of_part(report: ComponentReport, part: str) -> ComponentReport:
-    """What a report says of a part of its component, by the part's name in `Component.parts`."""
-    return report.below(HALVES[part].holds) if part in HALVES else report
-
-
-def skeleton(folder: Path, name: str, buffers: bool = False) -> torch.nn.Module:
-    """The component built from its config: shapes without memory, but for its buffers if asked.
-
-    Raises ValueError for a senseless config.
-    """
-    config_file = folder / name / "config.json"
-    return build(name, read_json(config_file), config_file, buffers=buffers)
-
-
-def model_class_of(name: str) -> type[torch.nn.Module]:
-    """The class that a component is built as."""
-    if name == "transformer":
-        from .glm_image.transformer import GlmImageDit
-
-        return GlmImageDit
-    library, class_name = MODEL_CLASSES[name]
-    return getattr(importlib.import_module(library), class_name)
-
-
-def build(
-    name: str,
-    config: dict,
-    source: Path | str,
-    device: torch.device | str = "meta",
-    dtype: torch.dtype = torch.float32,
-    buffers: bool = False,
-) -> torch.nn.Module:
-    """A component of a config, as `build.build_model` makes it."""
-    check_libraries()
-    return build_model(model_class_of(name), config, source, device=device, dtype=dtype, buffers=buffers)
 
 
 def latent_space(folder: Path) -> LatentSpace:

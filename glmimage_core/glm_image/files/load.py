@@ -1,4 +1,4 @@
-"""Load one component of a checkpoint folder, on the CPU."""
+"""Load one component, on the CPU."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .checkpoints.build import load_pretrained
-from .checkpoints.fill import fill
-from .checkpoints.folders import weight_files
-from .checkpoints.header import gguf_file
-from .checkpoints.report import ComponentReport, check_quantization, resolve_dtype
-from .description import check_model, latent_space, scheduler_shift, skeleton
-from .folders import MODEL_CLASSES
-from .glm_image.ar_model import ArModel, halves_of
-from .glm_image.dit import Dit
-from .glm_image.glyphs import GlyphEncoder
-from .glm_image.token_preview import codebook_palette
-from .vae import Vae
-from .weights.external import fill_from_gguf, import_library
+from ...checkpoints.build import load_pretrained
+from ...checkpoints.fill import fill
+from ...checkpoints.folders import weight_files
+from ...checkpoints.header import gguf_file
+from ...checkpoints.report import ComponentReport, check_quantization, resolve_dtype
+from ...vae import Vae
+from ...weights.external import fill_from_gguf, import_library
+from ..ar_model import ArModel, halves_of
+from ..dit import Dit
+from ..glyphs import GlyphEncoder
+from ..token_preview import codebook_palette
+from .components import MODEL_CLASSES, skeleton
+from .inspect import check_model, latent_space, scheduler_shift
 
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration, T5EncoderModel
@@ -82,7 +82,7 @@ def load_dit(folder: Path, dtype: str = "auto", quantization: str = "none") -> D
     """Load the DiT, on the CPU, with the latent space of the VAE and the shift of the scheduler beside it."""
     report = check_model(folder, "transformer")
     space, shift = latent_space(folder), scheduler_shift(folder)
-    from .glm_image.transformer import GlmImageDit
+    from ..transformer import GlmImageDit
 
     if quantization != "none" or report.quantized:
         model = _load_quantized(GlmImageDit, folder, report, dtype, quantization)

@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..glmimage_core import folders
-from .checkpoints.header import FileHeader
-from .checkpoints.report import check_class
-from .description import space_in
-from .weights.formats import FORMATS, MARK, Header
+from ...checkpoints.header import FileHeader
+from ...checkpoints.report import check_class
+from ...weights.formats import FORMATS, MARK, Header
+from .components import MODEL_CLASSES
+from .inspect import space_in
 
 TITLES = {"vision_language_encoder": "AR model", "transformer": "DiT", "vae": "VAE"}
 
@@ -69,7 +69,7 @@ def recognise(file: Path, header: FileHeader) -> Part:
     except (KeyError, IndexError, ValueError) as error:  # not there, or of fewer dimensions
         raise ValueError(f"{file} does not hold all weights of the {TITLES[component]}: {error}; download it again") from error
     stated = _stated(file, header.metadata)
-    check_class(stated, folders.MODEL_CLASSES[component][1], file)
+    check_class(stated, MODEL_CLASSES[component][1], file)
     if component == "vae" and measured["block_out_channels"] != VAE_BLOCKS and space_in(stated) is None:
         widths, released = ("/".join(map(str, blocks)) for blocks in (measured["block_out_channels"], VAE_BLOCKS))
         raise ValueError(

@@ -11,21 +11,20 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from .checkpoints.build import check_libraries
-from .checkpoints.fill import read_tensor
-from .checkpoints.folders import read_json, weight_files
-from .checkpoints.header import read_header
-from .description import check_model, skeleton
-from .progress import Progress, no_progress
-from .weights.formats import FORMATS, MARK, Header, check_installed, stored_headers, stored_parts
-from .weights.linear import quantizable, quantize_weight
+from ...checkpoints.build import check_libraries
+from ...checkpoints.fill import read_tensor
+from ...checkpoints.folders import read_json, weight_files
+from ...checkpoints.header import read_header
+from ...progress import Progress, no_progress
+from ...weights.formats import FORMATS, MARK, Header, check_installed, stored_headers, stored_parts
+from ...weights.linear import quantizable, quantize_weight
+from .components import STEMS, skeleton
+from .inspect import check_model
 
 SHARD_BYTES = 2 * 10**9  # of a shard, all of which is in memory when it is written
 PLAN_FILE = "quantize.json"  # in an unfinished folder: what it is made of
 INDEX_FILE = "model_index.json"
 PARTIAL = ".partial"
-STEMS = {"vision_language_encoder": "model", "transformer": "diffusion_pytorch_model"}  # as the libraries name the files
-
 Shard = dict[str, str]  # tensors of the source by name, and the format each is to have or none
 
 

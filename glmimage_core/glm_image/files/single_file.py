@@ -10,18 +10,19 @@ from pathlib import Path
 
 import torch
 
-from ..glmimage_core import checkpoint as checkpoints
-from .checkpoints.build import check_libraries
-from .checkpoints.folders import read_json, walk
-from .checkpoints.header import read_header
-from .checkpoints.report import ComponentReport, compare_with_config, resolve_dtype, unquantized_shapes
-from .description import build, describe_model, latent_space, scheduler_shift, side_problems, space_in
-from .folders import MODEL_CLASSES, SIDE_FILES, is_checkpoint, list_checkpoints
-from .glm_image.ar_model import ArModel
-from .glm_image.dit import Dit
-from .glm_image.schedule import Shift
-from .recognise import TITLES, Part, recognise
-from .vae import LatentSpace, Vae
+from ...checkpoints.build import check_libraries
+from ...checkpoints.folders import read_json, walk
+from ...checkpoints.header import read_header
+from ...checkpoints.report import ComponentReport, compare_with_config, resolve_dtype, unquantized_shapes
+from ...vae import LatentSpace, Vae
+from ..ar_model import ArModel
+from ..dit import Dit
+from ..schedule import Shift
+from . import load as checkpoints
+from .components import MODEL_CLASSES, SIDE_FILES, build, is_checkpoint, list_checkpoints
+from .identify import TITLES, Part, recognise
+from .inspect import describe_model, latent_space, scheduler_shift, side_problems, space_in
+from .load import ar_model, filled
 
 SUFFIX = ".safetensors"
 SPACE = LatentSpace(
@@ -35,8 +36,6 @@ SPACE = LatentSpace(
     ),
 )
 """The released latent space, for files that come without a checkpoint."""
-FOLDERS = {"vision_language_encoder": "text_encoders", "transformer": "diffusion_models", "vae": "vae"}
-"""Where ComfyUI keeps the files of each component that can be a single file."""
 
 
 def list_files(component: str, roots: Iterable[Path]) -> dict[str, Path]:
@@ -146,12 +145,12 @@ def load_ar(file: Path, dtype: str = "auto", roots: Iterable[Path] = (), quantiz
     from transformers import GlmImageConfig, GlmImageForConditionalGeneration
 
     if quantization != "none" or report.quantized:
-        return checkpoints.ar_model(_load_quantized(part, dtype, report, quantization), folder)
+        return ar_model(_load_quantized(part, dtype, report, quantization), folder)
     precision = resolve_dtype(dtype, report)
     model = GlmImageForConditionalGeneration.from_pretrained(
         None, config=GlmImageConfig.from_dict(part.config), state_dict=_weights(part, precision), dtype=precision
     )
-    return checkpoints.ar_model(model.eval(), folder)
+    return ar_model(model.eval(), folder)
 
 
 def load_dit(file: Path, dtype: str = "auto", roots: Iterable[Path] = (), quantization: str = "none") -> Dit:
@@ -209,7 +208,7 @@ def _load(part: Part, dtype: str, report: ComponentReport) -> torch.nn.Module:
 def _load_quantized(part: Part, dtype: str, report: ComponentReport, quantization: str) -> torch.nn.Module:
     """Quantized as it is read, or as it is stored."""
     model = build(part.component, part.config, part.file, buffers=True)
-    return checkpoints.filled(model, [part.file], report, dtype, quantization, part.keys)
+    return filled(model, [part.file], report, dtype, quantization, part.keys)
 
 
 def _companions(part: Part, wanted: str, roots: Iterable[Path]) -> Iterator[Path]:

@@ -1,0 +1,9 @@
+"""GLM-Image's files on disk.
+
+components   one table: what a component is, and finding a checkpoint
+inspect      what a checkpoint holds and what is wrong with it
+identify     which component a safetensors header is, and the config that its shapes say
+load         a component from a checkpoint folder
+single_file  a component from one safetensors file
+quantize     write a quantized copy of a checkpoint
+"""
