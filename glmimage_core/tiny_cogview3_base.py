@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .checkpoints.folders import check_empty
-from .sat_checkpoint import UNET, WEIGHTS, published_name, unet_of
+from .cogview3.convert import UNET, WEIGHTS, published_name, unet_of
 from .tiny import fill
 from .tiny_cogview3 import WIDTH
 

@@ -1,20 +1,37 @@
 """CogView3-Plus, GLM-Image's smaller predecessor: no plan, and every word of the prompt reaches the DiT."""
 
-from ..glmimage_core import cogview3, cogview3_base, memory
-from ..glmimage_core.cogview3 import MicroConditions, check_folder, check_run, check_size, check_text
+from ..glmimage_core.cogview3 import base as cogview3_base
+from ..glmimage_core.cogview3 import memory
+from ..glmimage_core.cogview3 import text as cogview3_text
+from ..glmimage_core.cogview3.plus import (
+    MAX_BATCH,
+    MAX_SIDE,
+    MIN_SIDE,
+    PIPELINE_CLASS,
+    SIDE_STEP,
+    check_folder,
+    check_run,
+    check_size,
+    check_text,
+    find_folder,
+    list_folders,
+    load_dit,
+    load_vae,
+)
+from ..glmimage_core.cogview3.text import MicroConditions, load_text_encoder
 from .host import MICRO_CONDITIONS_KEY, CogView3Painting, host
 from .loaders import DEVICE, DTYPE
 from .sampling import DENOISE, STEPS, cfg_input, noise_mask
 from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input, verdict
 
-FOLDER = f"Folder below models/diffusers whose model_index.json names {cogview3.PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
+FOLDER = f"Folder below models/diffusers whose model_index.json names {PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
 OWN = "0: as the picture is."
-TOKENS = {"CogView3-Plus": cogview3.TOKENS, "CogView3-Base": cogview3_base.TOKENS}
+TOKENS = {"CogView3-Plus": cogview3_text.TOKENS, "CogView3-Base": cogview3_base.TOKENS}
 
 
 def _side(name: str) -> tuple:
-    options = {"default": 1024, "min": cogview3.MIN_SIDE, "max": cogview3.MAX_SIDE, "step": cogview3.SIDE_STEP}
-    tooltip = f"{name} of the picture in pixels, a multiple of {cogview3.SIDE_STEP}; 2 megapixels at most in all."
+    options = {"default": 1024, "min": MIN_SIDE, "max": MAX_SIDE, "step": SIDE_STEP}
+    tooltip = f"{name} of the picture in pixels, a multiple of {SIDE_STEP}; 2 megapixels at most in all."
     return ("INT", options | {"tooltip": tooltip})
 
 
@@ -38,17 +55,17 @@ class GLMImageLoadCogView3:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = list(cogview3.list_folders(host.checkpoint_roots()))
+        names = list(list_folders(host.checkpoint_roots()))
         return {"required": {"checkpoint": (names, {"tooltip": FOLDER}), "dtype": DTYPE}, "optional": {"device": DEVICE}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at configs and file headers before a graph runs. A name that comes over a link is None and not known yet."""
-        return checkpoint is None or verdict(lambda: check_folder(cogview3.find_folder(checkpoint, host.checkpoint_roots())))
+        return checkpoint is None or verdict(lambda: check_folder(find_folder(checkpoint, host.checkpoint_roots())))
 
     def load(self, checkpoint, dtype, device="default"):
-        folder = cogview3.find_folder(checkpoint, host.checkpoint_roots())
-        loaded = (part(folder, dtype) for part in (cogview3.load_dit, cogview3.load_text_encoder, cogview3.load_vae))
+        folder = find_folder(checkpoint, host.checkpoint_roots())
+        loaded = (part(folder, dtype) for part in (load_dit, load_text_encoder, load_vae))
         return tuple(host.wire(part, device) for part in loaded)
 
 
@@ -113,7 +130,7 @@ class GLMImageCogView3Encode:
         t5, tokens = host.component(text_encoder), TOKENS[family]
         needed = memory.t5_bytes(t5.model.config, t5.dtype.itemsize, tokens)
         with host.placed(text_encoder, needed, "t5") as encoder:
-            positive, negative = (cogview3.encode(encoder, text, tokens) for text in (prompt, negative_prompt))
+            positive, negative = (cogview3_text.encode(encoder, text, tokens) for text in (prompt, negative_prompt))
         if positive.truncated:
             host.warn(f"the prompt is longer than {tokens} tokens; left out: {positive.truncated}")
         micro = MicroConditions((original_height, original_width), (crop_top, crop_left), (target_height, target_width))
@@ -142,7 +159,7 @@ class GLMImageCogView3Sampler:
                 "height": _side("Height"),
                 "batch_size": (
                     "INT",
-                    {"default": 1, "min": 1, "max": cogview3.MAX_BATCH, "tooltip": "How many pictures to paint together."},
+                    {"default": 1, "min": 1, "max": MAX_BATCH, "tooltip": "How many pictures to paint together."},
                 ),
                 "seed": seed_input("the noise"),
                 "steps": STEPS,
@@ -160,7 +177,7 @@ class GLMImageCogView3Sampler:
     @classmethod
     def VALIDATE_INPUTS(cls, width, height):
         # What comes over a link is not known yet and is None; it is checked when the node runs.
-        return verdict(lambda: check_size(width or cogview3.MIN_SIDE, height or cogview3.MIN_SIDE))
+        return verdict(lambda: check_size(width or MIN_SIDE, height or MIN_SIDE))
 
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg, denoise, latent_image=None):
         dit = cogview3_dit(model)

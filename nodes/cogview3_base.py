@@ -1,7 +1,8 @@
 """CogView3-Base: a picture of 512 x 512 pixels, and a relay that paints it anew at twice the sides."""
 
-from ..glmimage_core import cogview3, cogview3_base
-from ..glmimage_core.cogview3_base import STAGES, check_folder, check_run, check_text, enlarged
+from ..glmimage_core.cogview3 import base as cogview3_base
+from ..glmimage_core.cogview3 import text as cogview3
+from ..glmimage_core.cogview3.base import STAGES, check_folder, check_run, check_text, enlarged
 from ..glmimage_core.vae import encode, vae_encode_bytes
 from .host import CogView3BasePainting, host
 from .loaders import DEVICE, DTYPE

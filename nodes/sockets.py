@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from ..glmimage_core.cogview3 import CogView3
-from ..glmimage_core.cogview3_base import CogView3Unet
+from ..glmimage_core.cogview3.base import CogView3Unet
+from ..glmimage_core.cogview3.plus import CogView3
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX

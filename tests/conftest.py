@@ -21,9 +21,9 @@ import _pack  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from endpoint_server import Server  # noqa: E402
+from glm_image_pack.glmimage_core.cogview3.convert import convert  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
-from glm_image_pack.glmimage_core.sat_checkpoint import convert  # noqa: E402
 from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
 from glm_image_pack.glmimage_core.tiny_cogview3 import write_cogview3  # noqa: E402
 from glm_image_pack.glmimage_core.tiny_cogview3_base import CHECKPOINTS, VAE_FILE, write_cogview3_base  # noqa: E402

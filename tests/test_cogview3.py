@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from diffusers import CogView3PlusPipeline
-from glm_image_pack.glmimage_core import cogview3
-from glm_image_pack.glmimage_core.cogview3 import MicroConditions
+from glm_image_pack.glmimage_core.cogview3 import text as cogview3_text
+from glm_image_pack.glmimage_core.cogview3.memory import cogview3_bytes, t5_bytes
+from glm_image_pack.glmimage_core.cogview3.plus import check_size, load_dit, load_vae, sample, timesteps_of
+from glm_image_pack.glmimage_core.cogview3.text import MicroConditions, load_text_encoder
 from glm_image_pack.glmimage_core.diffusion import initial_noise, latent_grid
-from glm_image_pack.glmimage_core.memory import cogview3_bytes, t5_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
@@ -27,17 +29,17 @@ def folder(models):
 
 @pytest.fixture(scope="module")
 def dit(folder):
-    return cogview3.load_dit(folder)
+    return load_dit(folder)
 
 
 @pytest.fixture(scope="module")
 def encoder(folder):
-    return cogview3.load_text_encoder(folder)
+    return load_text_encoder(folder)
 
 
 @pytest.fixture(scope="module")
 def vae(folder):
-    return cogview3.load_vae(folder)
+    return load_vae(folder)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,8 @@ def of_pipeline(pipeline, width, height, seeds, steps, cfg, **options) -> torch.
 
 
 def paint(dit, encoder, vae, width, height, seeds, negative="", prompt=PROMPT, **settings) -> torch.Tensor:
-    sides = (cogview3.encode(encoder, text).embeddings for text in (prompt, negative))
-    return decode(vae, cogview3.sample(dit, *sides, width, height, seeds, **settings))
+    sides = (cogview3_text.encode(encoder, text).embeddings for text in (prompt, negative))
+    return decode(vae, sample(dit, *sides, width, height, seeds, **settings))
 
 
 @pytest.mark.parametrize(
@@ -116,9 +118,9 @@ def test_image_i_of_a_batch_can_be_made_again_alone(dit, encoder, vae):
 
 def test_less_denoise_keeps_more_of_a_latent(dit, encoder, vae):
     latents = encode(vae, torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0)))
-    sides = [cogview3.encode(encoder, text).embeddings for text in (PROMPT, "")]
+    sides = [cogview3_text.encode(encoder, text).embeddings for text in (PROMPT, "")]
     far = [
-        (cogview3.sample(dit, *sides, 512, 512, [0], 3, 1.0, denoise, latents) - latents).abs().mean().item()
+        (sample(dit, *sides, 512, 512, [0], 3, 1.0, denoise, latents) - latents).abs().mean().item()
         for denoise in (0.0, 0.1, 0.3, 1.0)
     ]
     assert far[0] == 0 and far[0] < far[1] < far[2] < far[3]
@@ -128,34 +130,34 @@ def test_what_is_masked_out_comes_back(dit, encoder, vae):
     latents = encode(vae, torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0)))
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 32:, :] = 1
-    sides = [cogview3.encode(encoder, text).embeddings for text in (PROMPT, "")]
-    out = cogview3.sample(dit, *sides, 512, 512, [0], 4, latents=latents, mask=mask)
+    sides = [cogview3_text.encode(encoder, text).embeddings for text in (PROMPT, "")]
+    out = sample(dit, *sides, 512, 512, [0], 4, latents=latents, mask=mask)
     torch.testing.assert_close(out[..., :32, :], latents[..., :32, :], atol=1e-3, rtol=1e-3)
     assert (out - latents)[..., 32:, :].abs().mean() > 0.1
-    whole = cogview3.sample(dit, *sides, 512, 512, [0], 4, latents=latents, mask=torch.ones(1, 1, 64, 64))
-    torch.testing.assert_close(whole, cogview3.sample(dit, *sides, 512, 512, [0], 4), atol=1e-3, rtol=1e-3)
+    whole = sample(dit, *sides, 512, 512, [0], 4, latents=latents, mask=torch.ones(1, 1, 64, 64))
+    torch.testing.assert_close(whole, sample(dit, *sides, 512, 512, [0], 4), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("steps", "denoise", "first"), [(50, 1.0, 999), (61, 1.0, 999), (50, 0.41, 404), (50, 0.01, 49), (1, 1.0, 999)]
 )
 def test_a_run_has_its_steps_and_ends_above_zero(dit, steps, denoise, first):
-    timesteps = cogview3.timesteps_of(dit.scheduler, steps, denoise)
+    timesteps = timesteps_of(dit.scheduler, steps, denoise)
     assert len(timesteps) == steps and min(timesteps) >= 0
     assert timesteps == sorted(timesteps, reverse=True) and abs(timesteps[0] - first) <= 16
 
 
 def test_what_did_not_fit_is_told(encoder):
-    encoded = cogview3.encode(encoder, LONG)
+    encoded = cogview3_text.encode(encoder, LONG)
     kept = LONG.replace(" ", "")[: -len(encoded.truncated.replace(" ", ""))]
     assert encoded.embeddings.shape[1] == 224 and encoded.truncated.endswith("words")
     assert len(encoder.tokenizer(kept).input_ids) <= 224
-    assert cogview3.encode(encoder, PROMPT).truncated == ""
+    assert cogview3_text.encode(encoder, PROMPT).truncated == ""
 
 
 def test_an_empty_prompt_is_zeros(encoder, pipeline):
     _, theirs = pipeline.encode_prompt(PROMPT)
-    assert torch.equal(cogview3.encode(encoder, " ").embeddings, theirs)
+    assert torch.equal(cogview3_text.encode(encoder, " ").embeddings, theirs)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_an_empty_prompt_is_zeros(encoder, pipeline):
 )
 def test_sizes_it_was_not_made_for_are_refused(width, height, message):
     with pytest.raises(ValueError, match=message):
-        cogview3.check_size(width, height)
+        check_size(width, height)
     assert message in NODES["GLMImageCogView3Sampler"].VALIDATE_INPUTS(width, height)
 
 
@@ -186,19 +188,19 @@ def test_the_largest_sizes_and_those_over_links_are_taken():
 def test_settings_that_mean_nothing_are_refused_before_the_model_runs(dit, settings, message):
     side = torch.zeros(1, 224, 32)
     with pytest.raises(ValueError, match=message):
-        cogview3.sample(dit, side, side, 512, 512, **{"seeds": [0]} | settings)
+        sample(dit, side, side, 512, 512, **{"seeds": [0]} | settings)
 
 
 @pytest.mark.parametrize(("width", "height", "pictures", "cfg"), [(512, 512, 1, 5.0), (512, 512, 2, 1.0), (1024, 512, 4, 5.0)])
 def test_memory_is_predicted_within_10_percent(dit, width, height, pictures, cfg):
     side = torch.zeros(1, 224, 32)
-    measured = allocator_peak(lambda: cogview3.sample(dit, side, side, width, height, [0] * pictures, 1, cfg))
+    measured = allocator_peak(lambda: sample(dit, side, side, width, height, [0] * pictures, 1, cfg))
     job = Job(width, height, pictures, glyph_tokens=224, guided=cfg != 1)
     assert cogview3_bytes(dit.model.config, 4, job) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_text_encoder_takes_no_more_memory_than_predicted(encoder):
-    measured = allocator_peak(lambda: cogview3.encode(encoder, PROMPT))
+    measured = allocator_peak(lambda: cogview3_text.encode(encoder, PROMPT))
     assert 0.7 < measured / t5_bytes(encoder.model.config, 4, 224) < 1.02
 
 
@@ -222,14 +224,15 @@ def test_a_released_tokenizer_is_sentencepieces(folder, tmp_path):
         input=str(texts), model_prefix=str(own / "spiece"), vocab_size=40, hard_vocab_limit=False, minloglevel=2, **ids
     )
     read = sentencepiece.SentencePieceProcessor(model_file=str(own / "spiece.model"))
-    tokenizer = cogview3.load_text_encoder(tmp_path / NAME).tokenizer
+    tokenizer = load_text_encoder(tmp_path / NAME).tokenizer
     assert tokenizer("an old red hat").input_ids == [*read.encode("an old red hat"), read.eos_id()]
 
 
 def test_what_a_released_tokenizer_needs_is_named_before_a_graph_runs(folder, tmp_path, quiet_host, monkeypatch):
     shutil.copytree(folder, tmp_path / "diffusers" / NAME)
     (tmp_path / "diffusers" / NAME / "tokenizer" / "tokenizer.json").unlink()
-    monkeypatch.setattr(cogview3, "find_spec", lambda module: None)
+    for module in ("sentencepiece", "google", "google.protobuf"):  # as where neither package is installed
+        monkeypatch.setitem(sys.modules, module, None)
     quiet_host.models = tmp_path
     problem = NODES["GLMImageLoadCogView3"].VALIDATE_INPUTS(NAME)
     assert "needs sentencepiece and protobuf: pip install sentencepiece protobuf" in problem
@@ -266,7 +269,7 @@ def test_a_schedule_of_another_kind_is_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / NAME)
     other_prediction(tmp_path / NAME)
     with pytest.raises(ValueError, match="predicts epsilon"):
-        cogview3.load_dit(tmp_path / NAME)
+        load_dit(tmp_path / NAME)
 
 
 def test_the_loader_lists_its_own_kind(folder, quiet_host, tmp_path):

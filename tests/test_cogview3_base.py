@@ -12,14 +12,15 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.pipelines import LatentConsistencyModelPipeline
-from glm_image_pack.glmimage_core import cogview3, sat_checkpoint
-from glm_image_pack.glmimage_core import cogview3_base as base
-from glm_image_pack.glmimage_core.cogview3 import MicroConditions
+from glm_image_pack.glmimage_core.cogview3 import base
+from glm_image_pack.glmimage_core.cogview3 import convert as sat_checkpoint
+from glm_image_pack.glmimage_core.cogview3 import text as cogview3
+from glm_image_pack.glmimage_core.cogview3.convert import UNET, WEIGHTS, convert, published_name, unet_of
+from glm_image_pack.glmimage_core.cogview3.memory import unet_bytes
+from glm_image_pack.glmimage_core.cogview3.text import MicroConditions
 from glm_image_pack.glmimage_core.diffusion import initial_noise
-from glm_image_pack.glmimage_core.memory import unet_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.glmimage_core.placement.streaming import streamed
-from glm_image_pack.glmimage_core.sat_checkpoint import UNET, WEIGHTS, convert, published_name, unet_of
 from glm_image_pack.glmimage_core.tiny_cogview3_base import CHECKPOINTS, VAE_FILE, published_unet, write_published
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from ...glmimage_core.checkpoints.report import DTYPES, ComponentReport
-from ...glmimage_core.cogview3_base import STAGES
+from ...glmimage_core.cogview3.base import STAGES
+from ...glmimage_core.cogview3.convert import convert
 from ...glmimage_core.glm_image.ar_model import ArLanguage
 from ...glmimage_core.glm_image.files.components import MODEL_CLASSES, is_checkpoint, report_of_part, skeleton
 from ...glmimage_core.glm_image.files.inspect import describe
@@ -19,7 +20,6 @@ from ...glmimage_core.glm_image.geometry import PRIOR_PX, check_size, reference_
 from ...glmimage_core.glm_image.memory import dit_bytes, predict
 from ...glmimage_core.placement.prediction import Job, Setting, setting_for
 from ...glmimage_core.placement.residency import HEADROOM, Residency
-from ...glmimage_core.sat_checkpoint import convert
 from ...glmimage_core.sizes import SIZES
 from ...glmimage_core.tiny import write_checkpoint
 from ...glmimage_core.tiny_cogview3 import write_cogview3

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from ...glmimage_core.cogview3 import MicroConditions
+from ...glmimage_core.cogview3.text import MicroConditions
 from ...glmimage_core.component import Component
 from ...glmimage_core.glm_image.denoise import Shortcuts
 from ...glmimage_core.glm_image.prior import Prior

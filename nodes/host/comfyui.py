@@ -20,8 +20,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
-from ...glmimage_core.cogview3 import CogView3, timesteps_of
-from ...glmimage_core.cogview3_base import CogView3Unet, Step, steps_of
+from ...glmimage_core.cogview3.base import CogView3Unet, Step, steps_of
+from ...glmimage_core.cogview3.plus import CogView3, timesteps_of
 from ...glmimage_core.component import Component
 from ...glmimage_core.diffusion import image_seeds, initial_noise, latent_grid, whole_steps
 from ...glmimage_core.glm_image.denoise import Shortcuts

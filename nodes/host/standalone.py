@@ -9,17 +9,17 @@ from uuid import uuid4
 
 import torch
 
-from ...glmimage_core import cogview3_base
-from ...glmimage_core.cogview3 import CogView3
-from ...glmimage_core.cogview3 import sample as sample_cogview3
-from ...glmimage_core.cogview3_base import CogView3Unet
+from ...glmimage_core.cogview3 import base as cogview3_base
+from ...glmimage_core.cogview3.base import CogView3Unet
+from ...glmimage_core.cogview3.memory import cogview3_bytes, unet_bytes
+from ...glmimage_core.cogview3.plus import CogView3
+from ...glmimage_core.cogview3.plus import sample as sample_cogview3
 from ...glmimage_core.component import Component
 from ...glmimage_core.diffusion import image_seeds
 from ...glmimage_core.glm_image.denoise import sample
 from ...glmimage_core.glm_image.dit import Dit
 from ...glmimage_core.glm_image.memory import dit_bytes
 from ...glmimage_core.glm_image.references import sizes_of
-from ...glmimage_core.memory import cogview3_bytes, unet_bytes
 from ...glmimage_core.placement.prediction import Job
 from ...glmimage_core.placement.residency import Residency, current, free_device_bytes
 from ...glmimage_core.progress import Progress

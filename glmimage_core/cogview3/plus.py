@@ -1,36 +1,34 @@
 """CogView3-Plus: a 3B DiT that paints from T5's embeddings of a prompt, without a plan. GLM-Image's predecessor.
 
-    load      the parts of a folder in diffusers' layout
-    encode    a prompt as 224 embeddings, and what of it did not fit
-    sample    DDIM on a schedule without signal at its start, velocities predicted, guided
-    decode    by vae.py: the VAE differs from GLM-Image's in its weights and the space of its latents only
+    load     the components of a folder in diffusers' layout
+    sample   DDIM on a schedule without signal at its start; velocities are predicted and guided
+
+text.py encodes the prompt. vae.py decodes: the VAE differs from GLM-Image's in its weights and the space of its latents only.
 
 Source: Zheng et al. 2024, arXiv 2403.05121, and CogView3PlusPipeline of diffusers, whose pictures these are.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .checkpoints.build import load_pretrained
-from .checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
-from .checkpoints.report import ComponentReport, check_part, resolve_dtype
-from .component import Component
-from .diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass, whole_steps
-from .progress import Progress, no_progress
-from .vae import LatentSpace, Vae, check_channels
+from ..checkpoints.build import load_pretrained
+from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
+from ..checkpoints.report import check_part, resolve_dtype
+from ..component import Component
+from ..diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass, whole_steps
+from ..progress import Progress, no_progress
+from ..vae import LatentSpace, Vae, check_channels
+from .text import TOKENS, MicroConditions, check_embeddings, check_text_encoder, whole_space
 
 if TYPE_CHECKING:
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
-    from transformers import T5EncoderModel
 
 
 PIPELINE_CLASS = "CogView3PlusPipeline"
-TOKENS = 224  # of a prompt, the end mark included
 MIN_SIDE, MAX_SIDE, SIDE_STEP = 512, 2048, 32  # pixels
 MAX_PIXELS = 2**21
 MAX_BATCH = 4
@@ -38,28 +36,7 @@ LAYOUT = (
     f"CogView3-Plus is a folder whose {PIPELINE_INDEX} names {PIPELINE_CLASS}, with the folders text_encoder, tokenizer, "
     "transformer, vae and scheduler"
 )
-T5_LAYOUT = f"T5 is in the folders text_encoder and tokenizer beside a {PIPELINE_INDEX} that names T5EncoderModel and T5Tokenizer"
-MODEL_CLASSES = {
-    "text_encoder": "T5EncoderModel",
-    "transformer": "CogView3PlusTransformer2DModel",
-    "vae": "AutoencoderKL",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class TextEncoder(Component):
-    """T5 with its tokenizer."""
-
-    model: "T5EncoderModel"
-    tokenizer: Any
-
-    @property
-    def parts(self) -> dict[str, torch.nn.Module]:
-        return {"t5": self.model}
-
-    @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
-        return self.model.encoder.block
+MODEL_CLASSES = {"transformer": "CogView3PlusTransformer2DModel", "vae": "AutoencoderKL"}  # and T5, in text.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,46 +52,9 @@ class CogView3(Component):
         return self.model.transformer_blocks
 
 
-class MicroConditions(NamedTuple):
-    """What the DiT is told of the picture that is pretended to be one of its training set: (height, width), pixels.
-
-    original: of the whole; cropped: how much was cut off at top and left; target: of what came out.
-    """
-
-    original: tuple[int, int]
-    cropped: tuple[int, int]
-    target: tuple[int, int]
-
-
-class Encoded(NamedTuple):
-    """embeddings: [1, tokens, D]; truncated: the end of a prompt that was too long, as text."""
-
-    embeddings: torch.Tensor
-    truncated: str
-
-
 def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
     """The folders of CogView3-Plus below the roots, by name."""
     return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_pipeline(folder, PIPELINE_CLASS))
-
-
-def list_text_encoders(roots: Sequence[Path]) -> dict[str, Path]:
-    """The folders below the roots with T5 and its tokenizer, by name: CogView3-Plus, and other pipelines of diffusers."""
-    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and _holds_t5(folder))
-
-
-def _holds_t5(folder: Path) -> bool:
-    try:
-        parts = read_json(folder / PIPELINE_INDEX)
-    except (OSError, ValueError):
-        return False
-    tokenizers = (["transformers", "T5Tokenizer"], ["transformers", "T5TokenizerFast"])  # and not GLM-Image's ByT5
-    return parts.get("text_encoder") == ["transformers", "T5EncoderModel"] and parts.get("tokenizer") in tokenizers
-
-
-def find_text_encoder(name: str, roots: Sequence[Path]) -> Path:
-    """The folder of that name with T5 in it. Raises FileNotFoundError that says where it looked."""
-    return find_named(name, list_text_encoders(roots), roots, "folder with T5", T5_LAYOUT)
 
 
 def find_folder(name: str, roots: Sequence[Path]) -> Path:
@@ -124,33 +64,10 @@ def find_folder(name: str, roots: Sequence[Path]) -> Path:
 
 def check_folder(folder: Path) -> None:
     """Raise FileNotFoundError, ValueError or ImportError where a folder of CogView3-Plus cannot be loaded; reads no weights."""
-    for part in ("transformer", "vae"):
-        check_part(folder, part, MODEL_CLASSES[part])
+    for part, class_name in MODEL_CLASSES.items():
+        check_part(folder, part, class_name)
     read_json(folder / "scheduler" / "scheduler_config.json")
     check_text_encoder(folder)
-
-
-def check_text_encoder(folder: Path) -> ComponentReport:
-    """What is stored of T5. Raises FileNotFoundError, ValueError or ImportError where it or its tokenizer cannot be loaded."""
-    report = check_part(folder, "text_encoder", MODEL_CLASSES["text_encoder"])
-    read_json(folder / "tokenizer" / "tokenizer_config.json")
-    if not (folder / "tokenizer" / "tokenizer.json").is_file():  # as released: SentencePiece's file, which transformers converts
-        missing = [package for package, module in _CONVERTERS.items() if find_spec(module) is None]
-        if missing:
-            raise ImportError(f"the tokenizer of T5 needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    return report
-
-
-_CONVERTERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-
-
-def load_text_encoder(folder: Path, dtype: str = "auto") -> TextEncoder:
-    """Load T5 and its tokenizer from a folder that holds both, on the CPU."""
-    from transformers import AutoTokenizer, T5EncoderModel
-
-    report = check_text_encoder(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    return TextEncoder(load_pretrained(T5EncoderModel, folder / "text_encoder", dtype=resolve_dtype(dtype, report)), tokenizer)
 
 
 def load_dit(folder: Path, dtype: str = "auto") -> CogView3:
@@ -173,13 +90,6 @@ def load_vae(folder: Path, dtype: str = "auto") -> Vae:
     return Vae(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=resolve_dtype(dtype, report)), whole_space(folder))
 
 
-def whole_space(folder: Path) -> LatentSpace:
-    """The space of a VAE whose latents are scaled as a whole."""
-    config = read_json(folder / "vae" / "config.json")
-    channels, scale = config["latent_channels"], config.get("scaling_factor", 0.18215)  # the library's own default
-    return LatentSpace((0.0,) * channels, (1 / scale,) * channels)
-
-
 def check_size(width: int, height: int) -> None:
     """Raise ValueError, with what would do, for a size that CogView3-Plus was not made for."""
     for name, side in (("width", width), ("height", height)):
@@ -187,17 +97,6 @@ def check_size(width: int, height: int) -> None:
             raise ValueError(f"{name} is {side}; CogView3-Plus paints {MIN_SIDE} to {MAX_SIDE} pixels in steps of {SIDE_STEP}")
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width}x{height} is more than {MAX_PIXELS} pixels; 2048x1024 and 1440x1440 are not")
-
-
-@torch.inference_mode()
-def encode(encoder: TextEncoder, prompt: str, tokens: int = TOKENS) -> Encoded:
-    """A prompt's embeddings, cut off or padded to so many. An empty one is all zeros, which is what guidance steers away from."""
-    if not prompt.strip():
-        return Encoded(torch.zeros(1, tokens, encoder.model.config.d_model, dtype=encoder.dtype), "")
-    whole = encoder.tokenizer(prompt).input_ids
-    ids = encoder.tokenizer(prompt, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
-    truncated = encoder.tokenizer.decode(whole[tokens - 1 : -1]) if len(whole) > tokens else ""
-    return Encoded(encoder.model(ids.to(encoder.device)).last_hidden_state.cpu(), truncated)
 
 
 @torch.inference_mode()
@@ -267,15 +166,6 @@ def _shares(scheduler: "CogVideoXDDIMScheduler", timestep: int) -> tuple[float, 
 def check_text(dit: CogView3, *embeddings: torch.Tensor) -> None:
     """Raise ValueError for embeddings that are not of CogView3-Plus."""
     check_embeddings(embeddings, TOKENS, dit.model.config.text_embed_dim, "CogView3-Plus", "CogView3 Encode Prompt")
-
-
-def check_embeddings(embeddings: Sequence[torch.Tensor], tokens: int, width: int, reader: str, source: str) -> None:
-    """Raise ValueError, with the source to connect, unless all are [batch, tokens, width], as their reader wants them."""
-    for side in embeddings:
-        if side.shape[-1] != width or side.shape[1] != tokens:
-            raise ValueError(
-                f"the conditioning is {list(side.shape)}, and {reader} reads [batch, {tokens}, {width}]; connect {source}"
-            )
 
 
 def check_run(

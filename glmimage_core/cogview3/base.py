@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from .checkpoints.build import load_pretrained
-from .checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
-from .checkpoints.report import check_part, resolve_dtype
-from .cogview3 import MicroConditions, check_embeddings, whole_space
-from .component import Component
-from .diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass
-from .progress import Progress, no_progress
-from .vae import LatentSpace, Vae, check_channels
+from ..checkpoints.build import load_pretrained
+from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
+from ..checkpoints.report import check_part, resolve_dtype
+from ..component import Component
+from ..diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass
+from ..progress import Progress, no_progress
+from ..vae import LatentSpace, Vae, check_channels
+from .text import MicroConditions, check_embeddings, whole_space
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints.folders import PIPELINE_INDEX, check_empty, read_json
-from .cogview3_base import PIPELINE_CLASS, STAGES
-from .diffusion import LATENT_PX
+from ..checkpoints.folders import PIPELINE_INDEX, check_empty, read_json
+from ..diffusion import LATENT_PX
+from .base import PIPELINE_CLASS, STAGES
 
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 WEIGHTS = "mp_rank_00_model_states.pt"
