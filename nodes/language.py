@@ -1,9 +1,9 @@
 """Prompts rewritten by language models into the long captions that GLM-Image was trained on, and pictures described."""
 
-from ..glmimage_core import chat
 from ..glmimage_core.images import to_pictures
-from ..glmimage_core.rewriting import KINDS, LANGUAGES, checked, description_request, instruction, without_markup
-from ..glmimage_core.vlm import Clip, answer, prepare
+from ..glmimage_core.language import chat
+from ..glmimage_core.language.rewriting import KINDS, LANGUAGES, checked, description_request, instruction, without_markup
+from ..glmimage_core.language.vlm import Clip, answer, prepare
 from .host import host
 from .keys import key_for
 from .sockets import CATEGORY, SEED_MAX, VLM, verdict

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ..glmimage_core import vlm
 from ..glmimage_core.checkpoints.report import DTYPES, ComponentReport, check_quantization
 from ..glmimage_core.glm_image.files import components as folders
 from ..glmimage_core.glm_image.files import single_file
@@ -10,6 +9,7 @@ from ..glmimage_core.glm_image.files.components import FOLDERS
 from ..glmimage_core.glm_image.files.inspect import check_model
 from ..glmimage_core.glm_image.files.load import load_ar, load_glyph_encoder, load_vae
 from ..glmimage_core.glm_image.files.single_file import SUFFIX, check_file, find_file, list_files, load_dit_from
+from ..glmimage_core.language import vlm
 from ..glmimage_core.weights.formats import CHOICES
 from .host import DEVICES, host
 from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, verdict

@@ -9,8 +9,8 @@ import tracemalloc
 
 import pytest
 from endpoint_server import KEY, words
-from glm_image_pack.glmimage_core.chat import chat_endpoint, complete
 from glm_image_pack.glmimage_core.endpoint import QUOTED_ERROR, EndpointError
+from glm_image_pack.glmimage_core.language.chat import chat_endpoint, complete
 from PIL import Image
 
 pytest.importorskip("openai", reason="needs the package openai")

@@ -4,8 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from glm_image_pack.glmimage_core.quoted import find_glyph_texts
-from glm_image_pack.glmimage_core.rewriting import (
+from glm_image_pack.glmimage_core.language.rewriting import (
     KINDS,
     LANGUAGES,
     LONGEST,
@@ -14,6 +13,7 @@ from glm_image_pack.glmimage_core.rewriting import (
     language_of,
     without_markup,
 )
+from glm_image_pack.glmimage_core.quoted import find_glyph_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,13 +1,8 @@
-"""How many bytes each stage needs beside its weights, predicted from the configs.
-
-Each stage's peak is where most tensors live at once; the formulas count those tensors. They were checked against the
-allocator on the CPU (tests/test_memory.py does it again): within 10 % for float32. In bfloat16 some tensors are float32
-all the same, which BF16_OVERHEAD accounts for.
-"""
+"""How many bytes a vision-language model needs beside its weights."""
 
 from typing import Any
 
-from .placement.prediction import SAMPLING_COPIES
+from ..placement.prediction import SAMPLING_COPIES
 
 
 def answer_bytes(config: Any, itemsize: int, prompt: int, answer: int, patches: int) -> int:

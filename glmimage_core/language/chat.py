@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .endpoint import Endpoint, Refused, client_of, watched
-from .images import to_png
+from ..endpoint import Endpoint, Refused, client_of, watched
+from ..images import to_png
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

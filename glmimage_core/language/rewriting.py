@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from .quoted import QUOTED, find_glyph_texts, text_of
+from ..quoted import QUOTED, find_glyph_texts, text_of
 
 log = logging.getLogger(__name__)
 

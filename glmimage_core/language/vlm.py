@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 
-from .checkpoints.build import check_libraries, load_pretrained
-from .checkpoints.folders import find_below, find_named, read_json
-from .checkpoints.report import ComponentReport, check_quantization, read_headers, resolve_dtype
-from .component import Component
+from ..checkpoints.build import check_libraries, load_pretrained
+from ..checkpoints.folders import find_below, find_named, read_json
+from ..checkpoints.report import ComponentReport, check_quantization, read_headers, resolve_dtype
+from ..component import Component
+from ..progress import Progress, no_progress
+from ..weights.linear import quantizable, quantize
 from .memory import answer_bytes
-from .progress import Progress, no_progress
-from .weights.linear import quantizable, quantize
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
