@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from _pack import ROOT
-from glm_image_pack.glmimage_core.tiny import write_checkpoint
+from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 
 DATA = ROOT / "tests" / "data"
 sys.path.insert(0, str(ROOT / "tests"))

@@ -24,10 +24,10 @@ from endpoint_server import Server  # noqa: E402
 from glm_image_pack.glmimage_core.cogview3.convert import convert  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
-from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
-from glm_image_pack.glmimage_core.tiny_cogview3 import write_cogview3  # noqa: E402
-from glm_image_pack.glmimage_core.tiny_cogview3_base import CHECKPOINTS, VAE_FILE, write_cogview3_base  # noqa: E402
-from glm_image_pack.glmimage_core.tiny_vlm import write_vlm  # noqa: E402
+from glm_image_pack.glmimage_core.tiny.cogview3_base import CHECKPOINTS, VAE_FILE, write_cogview3_base  # noqa: E402
+from glm_image_pack.glmimage_core.tiny.cogview3_plus import write_cogview3  # noqa: E402
+from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint  # noqa: E402
+from glm_image_pack.glmimage_core.tiny.vlm import write_vlm  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
 
 

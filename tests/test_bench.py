@@ -10,8 +10,8 @@ from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.files import components as description
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.glmimage_core.sizes import RELEASED
-from glm_image_pack.glmimage_core.tiny import write_layout
+from glm_image_pack.glmimage_core.tiny.glm_image import write_layout
+from glm_image_pack.glmimage_core.tiny.spec import RELEASED
 from glm_image_pack.nodes.headless.bench.ar import weight_bytes
 from glm_image_pack.nodes.headless.bench.dit import forward_flops
 from glm_image_pack.nodes.headless.bench.measure import alternate, copy_rate, product_rate

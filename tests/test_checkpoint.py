@@ -12,7 +12,7 @@ from glm_image_pack.glmimage_core.checkpoints import build
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import inspect as description
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.glmimage_core.tiny import write_checkpoint
+from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from safetensors.torch import load_file, save_file
 
 LOADERS = {

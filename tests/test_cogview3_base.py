@@ -21,7 +21,7 @@ from glm_image_pack.glmimage_core.cogview3.text import MicroConditions
 from glm_image_pack.glmimage_core.diffusion import initial_noise
 from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.glmimage_core.placement.streaming import streamed
-from glm_image_pack.glmimage_core.tiny_cogview3_base import CHECKPOINTS, VAE_FILE, published_unet, write_published
+from glm_image_pack.glmimage_core.tiny.cogview3_base import CHECKPOINTS, VAE_FILE, published_unet, write_published
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless.bench.measure import allocator_peak

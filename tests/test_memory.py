@@ -11,8 +11,8 @@ from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes, prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job, setting_for
 from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes
-from glm_image_pack.glmimage_core.sizes import RELEASED
-from glm_image_pack.glmimage_core.tiny import write_layout
+from glm_image_pack.glmimage_core.tiny.glm_image import write_layout
+from glm_image_pack.glmimage_core.tiny.spec import RELEASED
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.headless.bench.measure import allocator_peak
 from glm_image_pack.nodes.headless.cli import _print_settings, main

@@ -8,7 +8,7 @@ from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.references import check_references
 from glm_image_pack.glmimage_core.images import to_pictures
-from glm_image_pack.glmimage_core.tiny import write_checkpoint
+from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image
 

@@ -25,7 +25,7 @@ from glm_image_pack.glmimage_core.glm_image.files.single_file import (
     load_vae_of,
 )
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
-from glm_image_pack.glmimage_core.tiny import write_checkpoint
+from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.glmimage_core.weights.formats import Header
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES

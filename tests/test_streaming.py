@@ -13,7 +13,7 @@ from glm_image_pack.glmimage_core.glm_image.files.load import load_dit
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
 from glm_image_pack.glmimage_core.placement.streaming import resident_blocks, streamed
-from glm_image_pack.glmimage_core.tiny import fill
+from glm_image_pack.glmimage_core.tiny.weights import fill
 from glm_image_pack.glmimage_core.weights.linear import quantize
 from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
 from test_denoise import plan

@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ..glmimage_core.sizes import BEYOND, Size
-from ..glmimage_core.tiny import write_layout
+from ..glmimage_core.tiny.glm_image import write_layout
+from ..glmimage_core.tiny.spec import BEYOND, Size
 from .captions import describe, phrases, random_edit
 from .world import CODES, random_scene
 

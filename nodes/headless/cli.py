@@ -20,11 +20,11 @@ from ...glmimage_core.glm_image.geometry import PRIOR_PX, check_size, reference_
 from ...glmimage_core.glm_image.memory import dit_bytes, predict
 from ...glmimage_core.placement.prediction import Job, Setting, setting_for
 from ...glmimage_core.placement.residency import HEADROOM, Residency
-from ...glmimage_core.sizes import SIZES
-from ...glmimage_core.tiny import write_checkpoint
-from ...glmimage_core.tiny_cogview3 import write_cogview3
-from ...glmimage_core.tiny_cogview3_base import write_cogview3_base
-from ...glmimage_core.tiny_vlm import write_vlm
+from ...glmimage_core.tiny.cogview3_base import write_cogview3_base
+from ...glmimage_core.tiny.cogview3_plus import write_cogview3
+from ...glmimage_core.tiny.glm_image import write_checkpoint
+from ...glmimage_core.tiny.spec import SIZES
+from ...glmimage_core.tiny.vlm import write_vlm
 from ...glmimage_core.weights.formats import CHOICES
 from ...glmimage_core.weights.linear import sizes_when
 from ..host import host

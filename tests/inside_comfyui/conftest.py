@@ -31,7 +31,7 @@ import nodes as stock  # noqa: E402
 pack = runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
 
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
-from glm_image_pack.glmimage_core.tiny import write_checkpoint  # noqa: E402
+from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint  # noqa: E402
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES  # noqa: E402
 
 asyncio.run(stock.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))

@@ -21,7 +21,7 @@ import torch
 
 from ....glmimage_core.checkpoints.build import check_libraries
 from ....glmimage_core.checkpoints.report import DTYPES
-from ....glmimage_core.sizes import SIZES
+from ....glmimage_core.tiny.spec import SIZES
 from ...host.standalone import best_device, usable_device
 from . import ar, dit, e2e, memory, vae
 from .measure import cases, numbers

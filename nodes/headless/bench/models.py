@@ -13,8 +13,9 @@ from ....glmimage_core.glm_image.files import load as checkpoints
 from ....glmimage_core.glm_image.files.components import build
 from ....glmimage_core.glm_image.files.inspect import latent_space, scheduler_shift
 from ....glmimage_core.glm_image.glyphs import GlyphEncoder
-from ....glmimage_core.sizes import RELEASED, SIZES
-from ....glmimage_core.tiny import fill, write_layout
+from ....glmimage_core.tiny.glm_image import write_layout
+from ....glmimage_core.tiny.spec import RELEASED, SIZES
+from ....glmimage_core.tiny.weights import fill
 from ....glmimage_core.vae import Vae
 
 FULL = "full"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints.folders import PIPELINE_INDEX, check_empty
-from .cogview3.plus import PIPELINE_CLASS
-from .cogview3.text import TOKENS
-from .tiny import fill
+from ..checkpoints.folders import PIPELINE_INDEX, check_empty
+from ..cogview3.plus import PIPELINE_CLASS
+from ..cogview3.text import TOKENS
+from .weights import fill
 
 WIDTH = 32  # of the text's embeddings
 

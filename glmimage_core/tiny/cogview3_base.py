@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints.folders import check_empty
-from .cogview3.convert import UNET, WEIGHTS, published_name, unet_of
-from .tiny import fill
-from .tiny_cogview3 import WIDTH
+from ..checkpoints.folders import check_empty
+from ..cogview3.convert import UNET, WEIGHTS, published_name, unet_of
+from .cogview3_plus import WIDTH
+from .weights import fill
 
 CHECKPOINTS = {
     "cogview3-base-3b": None,

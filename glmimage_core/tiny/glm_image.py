@@ -1,17 +1,14 @@
-"""Writes random checkpoints in the released layout, of a few MB or of a size for benchmarks.
+"""A random GLM-Image checkpoint in the released layout."""
 
-Weights depend on the seed and on each tensor's name only, so every supported library version writes the same ones.
-"""
-
-import hashlib
 import json
 from pathlib import Path
 
 import torch
 
-from .checkpoints.folders import check_empty
-from .glm_image.files.components import PIPELINE_CLASS
-from .sizes import SIZES, Size
+from ..checkpoints.folders import check_empty
+from ..glm_image.files.components import PIPELINE_CLASS
+from .spec import SIZES, Size
+from .weights import fill
 
 SPECIAL = ("<|endoftext|>", "<sop>", "<eop>", "<|image|>")
 CHAT_TEMPLATE = (
@@ -51,28 +48,6 @@ def write_layout(folder: Path, shape: Size, seed: int = 0) -> None:
     _write_glyph_tokenizer(folder / "tokenizer")
     _write_scheduler(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(_INDEX, indent=2) + "\n", "utf-8")
-
-
-@torch.no_grad()
-def fill(model: torch.nn.Module, key: str) -> None:
-    """Fill a model with random weights that keep activations near unit size, so that every input shows in the output.
-
-    The numbers are drawn where the weights are. Ids beyond the AR model's codebook get a logit of 0, as unlikely as in the
-    trained model, whose reference does not mask them.
-    """
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    for name, parameter in model.named_parameters():
-        number = int.from_bytes(hashlib.sha256(f"{key}/{name}".encode()).digest()[:7], "big")
-        generator = torch.Generator(parameter.device).manual_seed(number)
-        noise = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=torch.float32)
-        if parameter.ndim == 1:  # norms around 1, biases around 0
-            parameter.copy_(0.1 * noise + (1 if name.endswith("weight") else 0))
-        elif id(parameter) in tables:
-            parameter.copy_(noise)
-        else:
-            parameter.copy_(noise / parameter[0].numel() ** 0.5)
-        if name == "lm_head.weight" and hasattr(model.config, "vq_config"):
-            parameter[model.config.vq_config.num_embeddings :] = 0
 
 
 def _ar(shape: Size, seed: int):
@@ -228,7 +203,6 @@ _IMAGE_PROCESSOR = {
     "resample": 3,
     "rescale_factor": 1 / 255,
 }
-
 _INDEX = {
     "_class_name": PIPELINE_CLASS,
     "_diffusers_version": "0.37.0",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints.folders import check_empty
-from .tiny import fill
+from ..checkpoints.folders import check_empty
+from .weights import fill
 
 SPECIAL = (
     "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|image|>", "<|begin_of_image|>",
