@@ -17,4 +17,4 @@ def load_pack(name: str = "glm_image_pack"):
 
 if __name__ == "__main__":
     load_pack()
-    sys.exit(importlib.import_module("glm_image_pack.nodes.headless.cli").main(sys.argv[1:]))
+    sys.exit(importlib.import_module("glm_image_pack.cli.main").main(sys.argv[1:]))

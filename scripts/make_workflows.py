@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from _pack import ROOT
+from glm_image_pack.cli.graph import ALL_NODES as OWN_NODES
+from glm_image_pack.cli.graph import workflow as workflow_format
 from glm_image_pack.glmimage_core.glm_image.files.components import NANO
-from glm_image_pack.nodes.headless import ALL_NODES as OWN_NODES
-from glm_image_pack.nodes.headless import workflow as workflow_format
 
 
 def _stock(title: str, outputs: tuple[str, ...], **inputs) -> type:

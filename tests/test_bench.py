@@ -6,19 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from glm_image_pack.bench.ar import weight_bytes
+from glm_image_pack.bench.dit import forward_flops
+from glm_image_pack.bench.measure import alternate, copy_rate, product_rate
+from glm_image_pack.bench.models import Models
+from glm_image_pack.bench.reference import generate
+from glm_image_pack.bench.vae import operations
+from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.files import components as description
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.tiny.glm_image import write_layout
 from glm_image_pack.glmimage_core.tiny.spec import RELEASED
-from glm_image_pack.nodes.headless.bench.ar import weight_bytes
-from glm_image_pack.nodes.headless.bench.dit import forward_flops
-from glm_image_pack.nodes.headless.bench.measure import alternate, copy_rate, product_rate
-from glm_image_pack.nodes.headless.bench.models import Models
-from glm_image_pack.nodes.headless.bench.reference import generate
-from glm_image_pack.nodes.headless.bench.vae import operations
-from glm_image_pack.nodes.headless.cli import main
 
 CPU = torch.device("cpu")
 STEPS = ["--steps", "2"]

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from diffusers import CogView3PlusPipeline
+from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.glmimage_core.cogview3 import text as cogview3_text
 from glm_image_pack.glmimage_core.cogview3.memory import cogview3_bytes, t5_bytes
 from glm_image_pack.glmimage_core.cogview3.plus import check_size, load_dit, load_vae, sample, timesteps_of
@@ -15,7 +16,6 @@ from glm_image_pack.glmimage_core.diffusion import initial_noise, latent_grid
 from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from glm_image_pack.nodes.headless.bench.measure import allocator_peak
 
 NAME = "CogView3-Plus-3B"
 PROMPT = "a red cat on a mat, seen from above"

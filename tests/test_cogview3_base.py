@@ -12,6 +12,8 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.pipelines import LatentConsistencyModelPipeline
+from glm_image_pack.bench.measure import allocator_peak
+from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.cogview3 import base
 from glm_image_pack.glmimage_core.cogview3 import convert as sat_checkpoint
 from glm_image_pack.glmimage_core.cogview3 import text as cogview3
@@ -24,8 +26,6 @@ from glm_image_pack.glmimage_core.placement.streaming import streamed
 from glm_image_pack.glmimage_core.tiny.cogview3_base import CHECKPOINTS, VAE_FILE, published_unet, write_published
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from glm_image_pack.nodes.headless.bench.measure import allocator_peak
-from glm_image_pack.nodes.headless.cli import main
 from safetensors.torch import load_file
 
 BASE, RELAY, FAST_BASE, FAST_RELAY = CHECKPOINTS

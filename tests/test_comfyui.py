@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 from endpoint_server import painted
+from glm_image_pack.cli.graph import ALL_NODES
+from glm_image_pack.cli.graph.runner import Runner
+from glm_image_pack.cli.graph.stock import Folders
+from glm_image_pack.cli.graph.workflow import Workflow
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
-from glm_image_pack.nodes.headless import ALL_NODES
-from glm_image_pack.nodes.headless.runner import Runner
-from glm_image_pack.nodes.headless.stock import Folders
-from glm_image_pack.nodes.headless.workflow import Workflow
 from PIL import Image, ImageChops
 from test_headless import COGVIEW3, COMFYUI_ONLY, NAMES, SIZES, SMALL, saved, shipped
 

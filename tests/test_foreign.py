@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import inspect as description
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
@@ -12,7 +13,6 @@ from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import external as foreign
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from glm_image_pack.nodes.headless.cli import main
 from safetensors.torch import save_file
 from test_denoise import plan
 

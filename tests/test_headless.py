@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from glm_image_pack.cli.graph import ALL_NODES
+from glm_image_pack.cli.graph.runner import NodeError, Runner
+from glm_image_pack.cli.graph.stock import STOCK_NODES, Folders
+from glm_image_pack.cli.graph.workflow import Workflow, WorkflowError, parse_workflow, read_workflow
+from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.checkpoints import build
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import NANO as BUILT_IN
-from glm_image_pack.nodes.headless import ALL_NODES
-from glm_image_pack.nodes.headless.cli import main
-from glm_image_pack.nodes.headless.runner import NodeError, Runner
-from glm_image_pack.nodes.headless.stock import STOCK_NODES, Folders
-from glm_image_pack.nodes.headless.workflow import Workflow, WorkflowError, parse_workflow, read_workflow
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -635,7 +635,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_runs(models, outp
 def test_two_processes_never_write_one_file(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    from glm_image_pack.nodes.headless.stock import _write_whole
+    from glm_image_pack.cli.graph.stock import _write_whole
 
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(lambda i: _write_whole(tmp_path / "x", pattern(32, 32, i), PngInfo()), range(24)))

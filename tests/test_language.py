@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from endpoint_server import KEY
+from glm_image_pack.cli.graph import ALL_NODES
+from glm_image_pack.cli.graph.workflow import read_workflow
+from glm_image_pack.cli.main import main
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from glm_image_pack.nodes.headless import ALL_NODES
-from glm_image_pack.nodes.headless.cli import main
-from glm_image_pack.nodes.headless.workflow import read_workflow
 from glm_image_pack.nodes.keys import key_for
 from PIL import Image
 

@@ -5,6 +5,8 @@ import re
 
 import pytest
 import torch
+from glm_image_pack.bench.measure import allocator_peak
+from glm_image_pack.cli.main import _print_settings, main
 from glm_image_pack.glmimage_core.glm_image.files import components as description
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
@@ -14,8 +16,6 @@ from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency
 from glm_image_pack.glmimage_core.tiny.glm_image import write_layout
 from glm_image_pack.glmimage_core.tiny.spec import RELEASED
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from glm_image_pack.nodes.headless.bench.measure import allocator_peak
-from glm_image_pack.nodes.headless.cli import _print_settings, main
 
 from pictures import pattern
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files import quantize as quantized_checkpoint
@@ -12,7 +13,6 @@ from glm_image_pack.glmimage_core.glm_image.files.components import report_of_pa
 from glm_image_pack.glmimage_core.glm_image.files.inspect import check_model, describe, describe_model
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import linear as quantizations
-from glm_image_pack.nodes.headless.cli import main
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -11,13 +11,13 @@ import tracemalloc
 import pytest
 import torch
 from endpoint_server import KEY, painted, picture, send
+from glm_image_pack.cli.graph import ALL_NODES
+from glm_image_pack.cli.graph.runner import Runner
+from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.glmimage_core.endpoint import Endpoint, EndpointError
 from glm_image_pack.glmimage_core.glm_image import remote
 from glm_image_pack.glmimage_core.glm_image.remote import Order
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from glm_image_pack.nodes.headless import ALL_NODES
-from glm_image_pack.nodes.headless.runner import Runner
-from glm_image_pack.nodes.headless.stock import Folders
 from PIL import Image
 from test_headless import shipped
 

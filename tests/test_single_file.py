@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import identify as recognise
@@ -29,7 +30,6 @@ from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.glmimage_core.weights.formats import Header
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from glm_image_pack.nodes.headless.cli import main
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_headless import ROOT

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
 from glm_image_pack.glmimage_core.glm_image.dit import Dit
@@ -16,7 +17,6 @@ from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prio
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values
 from glm_image_pack.glmimage_core.glm_image.references import Reference, encode_reference
 from glm_image_pack.glmimage_core.images import to_pictures
-from glm_image_pack.nodes.headless.cli import main
 from glm_image_pack.training import ar as ar_training
 from glm_image_pack.training import captions, drawing, letters, loop, make, vision, world
 from glm_image_pack.training import dit as dit_training

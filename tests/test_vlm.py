@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
+from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.glmimage_core.language import vlm as vlms
 from glm_image_pack.glmimage_core.language.rewriting import description_request
 from glm_image_pack.glmimage_core.weights.linear import quantization_of
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from glm_image_pack.nodes.headless.bench.measure import allocator_peak
 from PIL import Image
 from transformers.utils import is_torchvision_available
 

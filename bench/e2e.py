@@ -13,19 +13,19 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ....glmimage_core.component import Component
-from ....glmimage_core.glm_image import reference_cache
-from ....glmimage_core.glm_image.ar_model import fit, vision_tokens
-from ....glmimage_core.placement.residency import Residency
-from ... import prior as prior_node
-from ... import prompt as prompt_node
-from ... import references as references_node
-from ... import vae as vae_node
-from ...host import host, standalone
-from .. import ALL_NODES
-from ..runner import Runner
-from ..stock import Folders, SaveImage
-from ..workflow import Nodes, Workflow, read_workflow
+from ..cli.graph import ALL_NODES
+from ..cli.graph.runner import Runner
+from ..cli.graph.stock import Folders, SaveImage
+from ..cli.graph.workflow import Nodes, Workflow, read_workflow
+from ..glmimage_core.component import Component
+from ..glmimage_core.glm_image import reference_cache
+from ..glmimage_core.glm_image.ar_model import fit, vision_tokens
+from ..glmimage_core.placement.residency import Residency
+from ..nodes import prior as prior_node
+from ..nodes import prompt as prompt_node
+from ..nodes import references as references_node
+from ..nodes import vae as vae_node
+from ..nodes.host import host, standalone
 from .ar import FLOOR_TOKENS, bare_products, emitted_grids
 from .dit import step_flops
 from .inputs import PROMPT
@@ -35,7 +35,7 @@ from .reference import generate_edit, given_prior, given_reference, pipeline
 from .table import Table, compared
 from .vae import decode_floor
 
-WORKFLOWS = Path(__file__).resolve().parents[3] / "workflows" / "api"
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows" / "api"
 CFG = 1.5
 SAVING = {"saving": [(SaveImage, "save")]}
 STAGES = {

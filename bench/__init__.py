@@ -19,10 +19,10 @@ from types import ModuleType
 
 import torch
 
-from ....glmimage_core.checkpoints.build import check_libraries
-from ....glmimage_core.checkpoints.report import DTYPES
-from ....glmimage_core.tiny.spec import SIZES
-from ...host.standalone import best_device, usable_device
+from ..glmimage_core.checkpoints.build import check_libraries
+from ..glmimage_core.checkpoints.report import DTYPES
+from ..glmimage_core.tiny.spec import SIZES
+from ..nodes.host.standalone import best_device, usable_device
 from . import ar, dit, e2e, memory, vae
 from .measure import cases, numbers
 from .models import FULL, Models

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..host.standalone import best_device, usable_device
+from ..nodes.host.standalone import best_device, usable_device
 
 
 def add_train(commands) -> None:
@@ -27,8 +27,8 @@ def add_train(commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ...glmimage_core.placement.compute import check_compiler
-    from ...training.make import PARTS, train_part
+    from ..glmimage_core.placement.compute import check_compiler
+    from ..training.make import PARTS, train_part
 
     if unknown := [name for name in options.parts if name not in PARTS]:
         raise ValueError(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")

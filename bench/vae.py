@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ....glmimage_core import vae
-from ....glmimage_core.diffusion import latent_grid
-from ....glmimage_core.vae import TILE_PX, Vae
+from ..glmimage_core import vae
+from ..glmimage_core.diffusion import latent_grid
+from ..glmimage_core.vae import TILE_PX, Vae
 from .measure import Case, medians, product_rate
 from .models import Models
 from .table import Table, compared

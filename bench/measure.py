@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ....glmimage_core.glm_image.geometry import check_size
+from ..glmimage_core.glm_image.geometry import check_size
 
 COPIED_BYTES = {"cpu": 2**27}  # more than its caches hold; 2 GiB elsewhere
 PRODUCT_SIDE = {"cpu": 1024}  # of the square matrices; 8192 elsewhere

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import torch
 
-from ....glmimage_core.checkpoints import folders
-from ....glmimage_core.component import Component
-from ....glmimage_core.glm_image.ar_model import ArModel
-from ....glmimage_core.glm_image.dit import Dit
-from ....glmimage_core.glm_image.files import load as checkpoints
-from ....glmimage_core.glm_image.files.components import build
-from ....glmimage_core.glm_image.files.inspect import latent_space, scheduler_shift
-from ....glmimage_core.glm_image.glyphs import GlyphEncoder
-from ....glmimage_core.tiny.glm_image import write_layout
-from ....glmimage_core.tiny.spec import RELEASED, SIZES
-from ....glmimage_core.tiny.weights import fill
-from ....glmimage_core.vae import Vae
+from ..glmimage_core.checkpoints import folders
+from ..glmimage_core.component import Component
+from ..glmimage_core.glm_image.ar_model import ArModel
+from ..glmimage_core.glm_image.dit import Dit
+from ..glmimage_core.glm_image.files import load as checkpoints
+from ..glmimage_core.glm_image.files.components import build
+from ..glmimage_core.glm_image.files.inspect import latent_space, scheduler_shift
+from ..glmimage_core.glm_image.glyphs import GlyphEncoder
+from ..glmimage_core.tiny.glm_image import write_layout
+from ..glmimage_core.tiny.spec import RELEASED, SIZES
+from ..glmimage_core.tiny.weights import fill
+from ..glmimage_core.vae import Vae
 
 FULL = "full"
 LAYOUT = Path("diffusers", "GLM-Image")

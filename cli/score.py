@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ...glmimage_core.checkpoints.report import DTYPES
-from ...glmimage_core.glm_image.denoise import Shortcuts
-from ...glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
-from ...glmimage_core.images import to_pictures
-from ...glmimage_core.weights.formats import CHOICES
-from .bench.table import Table
+from ..bench.table import Table
+from ..glmimage_core.checkpoints.report import DTYPES
+from ..glmimage_core.glm_image.denoise import Shortcuts
+from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
+from ..glmimage_core.images import to_pictures
+from ..glmimage_core.weights.formats import CHOICES
 
 KEPT_DB = 28.0
 """What an edit is not to change must come back within this PSNR."""
@@ -52,8 +52,8 @@ def _score(options) -> int:
         raise ValueError(f"--steps is {options.steps}; at least one is needed")
     if options.save:
         options.save.mkdir(parents=True, exist_ok=True)
-    from ...training import scoring  # needs SciPy, which the pack itself does not
-    from ...training.painter import Painter
+    from ..training import scoring  # needs SciPy, which the pack itself does not
+    from ..training.painter import Painter
 
     paint = Painter.of(
         options.checkpoint,

@@ -12,20 +12,20 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ....glmimage_core.component import Component
-from ....glmimage_core.diffusion import image_seeds, latent_grid
-from ....glmimage_core.glm_image.ar_model import vision_tokens
-from ....glmimage_core.glm_image.denoise import sample
-from ....glmimage_core.glm_image.files import components as description
-from ....glmimage_core.glm_image.files import components as folders
-from ....glmimage_core.glm_image.files import load as checkpoints
-from ....glmimage_core.glm_image.geometry import PRIOR_PX, reference_grid
-from ....glmimage_core.glm_image.memory import predict
-from ....glmimage_core.glm_image.prior import generate_prior
-from ....glmimage_core.glm_image.references import latents_of
-from ....glmimage_core.placement.prediction import Job
-from ....glmimage_core.placement.residency import model_bytes
-from ....glmimage_core.vae import decode
+from ..glmimage_core.component import Component
+from ..glmimage_core.diffusion import image_seeds, latent_grid
+from ..glmimage_core.glm_image.ar_model import vision_tokens
+from ..glmimage_core.glm_image.denoise import sample
+from ..glmimage_core.glm_image.files import components as description
+from ..glmimage_core.glm_image.files import components as folders
+from ..glmimage_core.glm_image.files import load as checkpoints
+from ..glmimage_core.glm_image.geometry import PRIOR_PX, reference_grid
+from ..glmimage_core.glm_image.memory import predict
+from ..glmimage_core.glm_image.prior import generate_prior
+from ..glmimage_core.glm_image.references import latents_of
+from ..glmimage_core.placement.prediction import Job
+from ..glmimage_core.placement.residency import model_bytes
+from ..glmimage_core.vae import decode
 from .inputs import GLYPHS, PROMPT, random_glyphs, random_prior, random_reference
 from .measure import Case, allocator_peak, numbers
 from .models import Models

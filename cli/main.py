@@ -7,35 +7,35 @@ from pathlib import Path
 
 import torch
 
-from ...glmimage_core.checkpoints.report import DTYPES, ComponentReport
-from ...glmimage_core.cogview3.base import STAGES
-from ...glmimage_core.cogview3.convert import convert
-from ...glmimage_core.glm_image.ar_model import ArLanguage
-from ...glmimage_core.glm_image.files.components import MODEL_CLASSES, is_checkpoint, report_of_part, skeleton
-from ...glmimage_core.glm_image.files.inspect import describe
-from ...glmimage_core.glm_image.files.load import load_image_processor, reference_limits
-from ...glmimage_core.glm_image.files.quantize import quantize_checkpoint
-from ...glmimage_core.glm_image.files.single_file import describe_file
-from ...glmimage_core.glm_image.geometry import PRIOR_PX, check_size, reference_grid
-from ...glmimage_core.glm_image.memory import dit_bytes, predict
-from ...glmimage_core.placement.prediction import Job, Setting, setting_for
-from ...glmimage_core.placement.residency import HEADROOM, Residency
-from ...glmimage_core.tiny.cogview3_base import write_cogview3_base
-from ...glmimage_core.tiny.cogview3_plus import write_cogview3
-from ...glmimage_core.tiny.glm_image import write_checkpoint
-from ...glmimage_core.tiny.spec import SIZES
-from ...glmimage_core.tiny.vlm import write_vlm
-from ...glmimage_core.weights.formats import CHOICES
-from ...glmimage_core.weights.linear import sizes_when
-from ..host import host
-from ..host.standalone import best_device, usable_device
-from . import ALL_NODES
-from .bench import add_bench, with_default_bench
-from .runner import NodeError, Runner
+from ..bench import add_bench, with_default_bench
+from ..glmimage_core.checkpoints.report import DTYPES, ComponentReport
+from ..glmimage_core.cogview3.base import STAGES
+from ..glmimage_core.cogview3.convert import convert
+from ..glmimage_core.glm_image.ar_model import ArLanguage
+from ..glmimage_core.glm_image.files.components import MODEL_CLASSES, is_checkpoint, report_of_part, skeleton
+from ..glmimage_core.glm_image.files.inspect import describe
+from ..glmimage_core.glm_image.files.load import load_image_processor, reference_limits
+from ..glmimage_core.glm_image.files.quantize import quantize_checkpoint
+from ..glmimage_core.glm_image.files.single_file import describe_file
+from ..glmimage_core.glm_image.geometry import PRIOR_PX, check_size, reference_grid
+from ..glmimage_core.glm_image.memory import dit_bytes, predict
+from ..glmimage_core.placement.prediction import Job, Setting, setting_for
+from ..glmimage_core.placement.residency import HEADROOM, Residency
+from ..glmimage_core.tiny.cogview3_base import write_cogview3_base
+from ..glmimage_core.tiny.cogview3_plus import write_cogview3
+from ..glmimage_core.tiny.glm_image import write_checkpoint
+from ..glmimage_core.tiny.spec import SIZES
+from ..glmimage_core.tiny.vlm import write_vlm
+from ..glmimage_core.weights.formats import CHOICES
+from ..glmimage_core.weights.linear import sizes_when
+from ..nodes.host import host
+from ..nodes.host.standalone import best_device, usable_device
+from .graph import ALL_NODES
+from .graph.runner import NodeError, Runner
+from .graph.stock import Folders
+from .graph.workflow import read_workflow
 from .score import add_score
-from .stock import Folders
 from .train import add_train
-from .workflow import read_workflow
 
 
 def main(arguments: list[str]) -> int:

@@ -2,11 +2,11 @@
 
 import torch
 
-from ....glmimage_core.diffusion import latent_grid
-from ....glmimage_core.glm_image.geometry import prior_grid
-from ....glmimage_core.glm_image.prior import Prior, Sampling
-from ....glmimage_core.glm_image.references import Reference
-from ....glmimage_core.vae import LatentSpace
+from ..glmimage_core.diffusion import latent_grid
+from ..glmimage_core.glm_image.geometry import prior_grid
+from ..glmimage_core.glm_image.prior import Prior, Sampling
+from ..glmimage_core.glm_image.references import Reference
+from ..glmimage_core.vae import LatentSpace
 from .measure import Case
 
 PROMPT = 'A shop front in the rain with a neon sign that says "OPEN LATE"'

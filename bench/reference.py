@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ....glmimage_core.diffusion import Grid
-from ....glmimage_core.glm_image.ar_model import ArModel
-from ....glmimage_core.glm_image.dit import Dit
-from ....glmimage_core.glm_image.geometry import prior_for_dit, prior_grid
-from ....glmimage_core.glm_image.glyphs import GlyphEncoder
-from ....glmimage_core.vae import Vae
+from ..glmimage_core.diffusion import Grid
+from ..glmimage_core.glm_image.ar_model import ArModel
+from ..glmimage_core.glm_image.dit import Dit
+from ..glmimage_core.glm_image.geometry import prior_for_dit, prior_grid
+from ..glmimage_core.glm_image.glyphs import GlyphEncoder
+from ..glmimage_core.vae import Vae
 from .measure import Case
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import linear
 
-from ....glmimage_core.diffusion import Grid
-from ....glmimage_core.glm_image.ar_model import ArModel
-from ....glmimage_core.glm_image.geometry import preview_grid, prior_grid
-from ....glmimage_core.glm_image.prior import generate_prior, prompt_ids
+from ..glmimage_core.diffusion import Grid
+from ..glmimage_core.glm_image.ar_model import ArModel
+from ..glmimage_core.glm_image.geometry import preview_grid, prior_grid
+from ..glmimage_core.glm_image.prior import generate_prior, prompt_ids
 from .inputs import PROMPT
 from .measure import Case, copy_rate, medians, numbers
 from .models import Models

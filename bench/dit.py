@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from PIL import Image
 
-from ....glmimage_core.diffusion import dit_token_count, image_seeds
-from ....glmimage_core.glm_image.denoise import sample
-from ....glmimage_core.glm_image.dit import Dit
+from ..glmimage_core.diffusion import dit_token_count, image_seeds
+from ..glmimage_core.glm_image.denoise import sample
+from ..glmimage_core.glm_image.dit import Dit
 from .inputs import GLYPHS, random_glyphs, random_prior, random_reference
 from .measure import Case, Stopwatch, alternate, numbers, product_rate, seconds
 from .models import Models
