@@ -19,7 +19,8 @@ from ..glmimage_core.cogview3.plus import (
     load_vae,
 )
 from ..glmimage_core.cogview3.text import MicroConditions, load_text_encoder
-from .host import MICRO_CONDITIONS_KEY, CogView3Painting, host
+from .host import host
+from .host.requests import MICRO_CONDITIONS_KEY, CogView3Painting
 from .loaders import DEVICE, DTYPE
 from .sampling import DENOISE, STEPS, cfg_input, noise_mask
 from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input, verdict

@@ -4,7 +4,8 @@ from ..glmimage_core.cogview3 import base as cogview3_base
 from ..glmimage_core.cogview3 import text as cogview3
 from ..glmimage_core.cogview3.base import STAGES, check_folder, check_run, check_text, enlarged
 from ..glmimage_core.vae import encode, vae_encode_bytes
-from .host import CogView3BasePainting, host
+from .host import host
+from .host.requests import CogView3BasePainting
 from .loaders import DEVICE, DTYPE
 from .sampling import STEPS, cfg_input
 from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_unet, one_conditioning, seed_input, verdict

@@ -11,7 +11,8 @@ from ..glmimage_core.glm_image.files.load import load_ar, load_glyph_encoder, lo
 from ..glmimage_core.glm_image.files.single_file import SUFFIX, check_file, find_file, list_files, load_dit_from
 from ..glmimage_core.language import vlm
 from ..glmimage_core.weights.formats import CHOICES
-from .host import DEVICES, host
+from .host import host
+from .host.devices import DEVICES
 from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, verdict
 
 DTYPE = (

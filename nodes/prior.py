@@ -6,7 +6,8 @@ from ..glmimage_core.glm_image.memory import prior_bytes
 from ..glmimage_core.glm_image.prior import Prior, Sampling, check_prompt, generate_prior
 from ..glmimage_core.glm_image.references import check_references, sizes_of
 from ..glmimage_core.placement.prediction import Job
-from .host import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, host
+from .host import host
+from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input, verdict
 
 

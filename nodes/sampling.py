@@ -7,7 +7,8 @@ from ..glmimage_core.glm_image.denoise import Shortcuts, check_sample
 from ..glmimage_core.glm_image.geometry import check_size
 from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.glm_image.schedule import partial_schedule
-from .host import REFERENCES_KEY, Painting, applied_prior, host
+from .host import host
+from .host.requests import REFERENCES_KEY, Painting, applied_prior
 from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input, verdict
 
 STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."})

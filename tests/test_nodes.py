@@ -11,7 +11,7 @@ import torch
 from glm_image_pack.glmimage_core.placement.residency import Residency
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
-from glm_image_pack.nodes.host import DEVICES, device_of
+from glm_image_pack.nodes.host.devices import DEVICES, device_of
 from make_locale_en import node_definitions
 from test_denoise import plan
 

@@ -24,7 +24,9 @@ from ...glmimage_core.placement.prediction import Job
 from ...glmimage_core.placement.residency import Residency, current, free_device_bytes
 from ...glmimage_core.progress import Progress
 from ...glmimage_core.weights.lora import LayeredLora, laid_over
-from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, micro_conditions_of, warn_without
+from .devices import device_of, warn_without
+from .protocol import Result
+from .requests import CogView3BasePainting, CogView3Painting, Painting, micro_conditions_of
 
 log = logging.getLogger(__name__)
 

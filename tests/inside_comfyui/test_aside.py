@@ -14,7 +14,7 @@ from execution import PromptExecutor
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
-from glm_image_pack.nodes.host.aside import POLL_SECONDS, ROOM, Worker
+from glm_image_pack.nodes.host.comfyui.background import POLL_SECONDS, ROOM, Worker
 from server import PromptServer
 
 import nodes as stock

@@ -6,7 +6,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.nodes.host.dit_model import dit_patcher
+from glm_image_pack.nodes.host.comfyui.glm_image import dit_patcher
 from safetensors.torch import save_file
 
 DIT_LAYERS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.net.2", "glyph_projector.net.2")

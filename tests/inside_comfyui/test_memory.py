@@ -13,8 +13,8 @@ from glm_image_pack.glmimage_core.glm_image.files import components as descripti
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.memory import prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job
-from glm_image_pack.nodes.host import patchers
-from glm_image_pack.nodes.host.comfyui import ComfyHost
+from glm_image_pack.nodes.host.comfyui import glm_image, patchers, vae
+from glm_image_pack.nodes.host.comfyui.services import ComfyHost
 
 RELEASED_AR = {
     "text_config": {
@@ -282,7 +282,7 @@ def test_fifty_runs_of_text_and_edit_leave_memory_flat(ar, vae, model, prompt, p
 
 def test_streaming_the_language_half_is_said(ar, monkeypatch, caplog):
     host = ComfyHost()
-    monkeypatch.setattr("glm_image_pack.nodes.host.comfyui.streamed_bytes", lambda patcher, working: 5_000_000_000)
+    monkeypatch.setattr("glm_image_pack.nodes.host.comfyui.services.streamed_bytes", lambda patcher, working: 5_000_000_000)
     with caplog.at_level(logging.WARNING), host.placed(ar, part="vision"):  # in one pass, which costs little
         pass
     assert not caplog.text
@@ -309,7 +309,6 @@ def on_demand(monkeypatch):
     import types
 
     import comfy.model_patcher as model_patcher
-    from glm_image_pack.nodes.host import dit_model, vae_model
 
     if not hasattr(model_patcher, "ModelPatcherDynamic"):
         pytest.skip("this ComfyUI has no patcher that streams on demand")
@@ -333,7 +332,7 @@ def on_demand(monkeypatch):
             patcher.partially_load(patcher.load_device)
 
     monkeypatch.setattr(model_management, "load_models_gpu", load_on_demand)
-    for module in (patchers, dit_model, vae_model):
+    for module in (patchers, glm_image, vae):
         monkeypatch.setattr(module, "Patcher", OnDemand)
 
 

@@ -8,7 +8,7 @@ from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.latent_preview import colour_chart
 from glm_image_pack.glmimage_core.vae import decode, encode
-from glm_image_pack.nodes.host.dit_model import dit_patcher
+from glm_image_pack.nodes.host.comfyui.glm_image import dit_patcher
 
 SIZE = {"width": 256, "height": 288}
 GRID = Grid(36, 32)

@@ -7,7 +7,7 @@ from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement import residency
 from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
-from glm_image_pack.nodes.host import patchers
+from glm_image_pack.nodes.host.comfyui import patchers
 from safetensors.torch import save_file
 
 pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")

@@ -4,9 +4,9 @@ import comfy.model_management as model_management
 import comfy.sd
 import torch
 
-from ...glmimage_core.diffusion import LATENT_PX
-from ...glmimage_core.vae import Vae, vae_decode_bytes, vae_encode_bytes
-from .aside import at_work
+from ....glmimage_core.diffusion import LATENT_PX
+from ....glmimage_core.vae import Vae, vae_decode_bytes, vae_encode_bytes
+from .background import at_work
 from .patchers import Holder, Patcher, offload_device, streamable
 
 

@@ -18,9 +18,9 @@ import comfy.model_management as model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...glmimage_core.component import Component
-from ...glmimage_core.placement.residency import current
-from . import Result
+from ....glmimage_core.component import Component
+from ....glmimage_core.placement.residency import current
+from ..protocol import Result
 
 POLL_SECONDS = 0.02
 ROOM = 2**29  # working memory is asked for in pieces of so many bytes, so that the next job, with a longer prompt, fits too

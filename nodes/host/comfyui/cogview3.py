@@ -12,17 +12,17 @@ from comfy.model_base import ModelType
 from comfy.model_sampling import ModelSamplingDiscrete
 from comfy.patcher_extension import WrappersMP
 
-from ...glmimage_core.cogview3 import base as cogview3_base
-from ...glmimage_core.cogview3.base import GUIDANCE, CogView3Unet, predicted_noise, sizes_embedding, strength_embedding
-from ...glmimage_core.cogview3.memory import cogview3_bytes, unet_bytes
-from ...glmimage_core.cogview3.plus import CogView3, velocity
-from ...glmimage_core.cogview3.text import TOKENS
-from ...glmimage_core.component import Component
-from ...glmimage_core.diffusion import LATENT_PX
-from ...glmimage_core.placement.prediction import Job
-from . import micro_conditions_of
-from .aside import sampled_alone
-from .dit_model import ModelConfig, NormalisedLatents
+from ....glmimage_core.cogview3 import base as cogview3_base
+from ....glmimage_core.cogview3.base import GUIDANCE, CogView3Unet, predicted_noise, sizes_embedding, strength_embedding
+from ....glmimage_core.cogview3.memory import cogview3_bytes, unet_bytes
+from ....glmimage_core.cogview3.plus import CogView3, velocity
+from ....glmimage_core.cogview3.text import TOKENS
+from ....glmimage_core.component import Component
+from ....glmimage_core.diffusion import LATENT_PX
+from ....glmimage_core.placement.prediction import Job
+from ..requests import micro_conditions_of
+from .background import sampled_alone
+from .glm_image import ModelConfig, NormalisedLatents
 from .patchers import Patcher, bring_own_tensors, modules_with_own_tensors, offload_device, streamable
 
 NO_SIGNAL = 4.8973451890853435e-08  # what ComfyUI has for none, at the start of a schedule: its sigmas are finite

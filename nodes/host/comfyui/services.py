@@ -20,24 +20,26 @@ from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
-from ...glmimage_core.cogview3.base import CogView3Unet, Step, steps_of
-from ...glmimage_core.cogview3.plus import CogView3, timesteps_of
-from ...glmimage_core.component import Component
-from ...glmimage_core.diffusion import image_seeds, initial_noise, latent_grid, whole_steps
-from ...glmimage_core.glm_image.denoise import Shortcuts
-from ...glmimage_core.glm_image.dit import Dit
-from ...glmimage_core.glm_image.schedule import partial_schedule, progress_of
-from ...glmimage_core.glm_image.step_cache import StepCache
-from ...glmimage_core.placement.residency import current
-from ...glmimage_core.progress import Progress
-from ...glmimage_core.vae import LatentSpace, Vae
-from ...glmimage_core.weights.lora import layer_of
-from . import CogView3BasePainting, CogView3Painting, Painting, Result, device_of, warn_without
-from .aside import at_work, beside_nodes, others_compute, stop_if_asked, worker_for
-from .cogview3_model import PaintingModel, painting_patcher
-from .dit_model import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
+from ....glmimage_core.cogview3.base import CogView3Unet, Step, steps_of
+from ....glmimage_core.cogview3.plus import CogView3, timesteps_of
+from ....glmimage_core.component import Component
+from ....glmimage_core.diffusion import image_seeds, initial_noise, latent_grid, whole_steps
+from ....glmimage_core.glm_image.denoise import Shortcuts
+from ....glmimage_core.glm_image.dit import Dit
+from ....glmimage_core.glm_image.schedule import partial_schedule, progress_of
+from ....glmimage_core.glm_image.step_cache import StepCache
+from ....glmimage_core.placement.residency import current
+from ....glmimage_core.progress import Progress
+from ....glmimage_core.vae import LatentSpace, Vae
+from ....glmimage_core.weights.lora import layer_of
+from ..devices import device_of, warn_without
+from ..protocol import Result
+from ..requests import CogView3BasePainting, CogView3Painting, Painting
+from .background import at_work, beside_nodes, others_compute, stop_if_asked, worker_for
+from .cogview3 import PaintingModel, painting_patcher
+from .glm_image import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
 from .patchers import READ_BY_EACH_TOKEN, Patched, is_dynamic, load, patched, streamed_bytes
-from .vae_model import GlmImageVae
+from .vae import GlmImageVae
 
 log = logging.getLogger(__name__)
 

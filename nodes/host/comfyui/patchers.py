@@ -5,9 +5,9 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ...glmimage_core.component import Component
-from ...glmimage_core.weights.formats import dequantized
-from ...glmimage_core.weights.linear import QuantizedLinear
+from ....glmimage_core.component import Component
+from ....glmimage_core.weights.formats import dequantized
+from ....glmimage_core.weights.linear import QuantizedLinear
 
 LAYERS = ("Linear", "Embedding", "Conv2d", "LayerNorm", "GroupNorm")
 # Layers whose weights the libraries read for themselves instead of calling the layer, so that they cannot be streamed.

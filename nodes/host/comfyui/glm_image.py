@@ -17,21 +17,21 @@ import folder_paths
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...glmimage_core.diffusion import LATENT_PX, dit_token_count
-from ...glmimage_core.glm_image.denoise import check_sample
-from ...glmimage_core.glm_image.dit import Conditions, Dit, conditions_of, velocity
-from ...glmimage_core.glm_image.files import single_file
-from ...glmimage_core.glm_image.files.load import load_vae
-from ...glmimage_core.glm_image.memory import dit_bytes
-from ...glmimage_core.glm_image.reference_cache import reference_cache
-from ...glmimage_core.glm_image.references import Reference, check_references, sizes_of
-from ...glmimage_core.glm_image.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
-from ...glmimage_core.latent_preview import LatentColours, fit_latent_colours
-from ...glmimage_core.placement.prediction import Job
-from ...glmimage_core.vae import LatentSpace, check_channels
-from ...glmimage_core.weights.linear import quantization_of
-from . import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, applied_prior
-from .aside import sampled_alone
+from ....glmimage_core.diffusion import LATENT_PX, dit_token_count
+from ....glmimage_core.glm_image.denoise import check_sample
+from ....glmimage_core.glm_image.dit import Conditions, Dit, conditions_of, velocity
+from ....glmimage_core.glm_image.files import single_file
+from ....glmimage_core.glm_image.files.load import load_vae
+from ....glmimage_core.glm_image.memory import dit_bytes
+from ....glmimage_core.glm_image.reference_cache import reference_cache
+from ....glmimage_core.glm_image.references import Reference, check_references, sizes_of
+from ....glmimage_core.glm_image.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
+from ....glmimage_core.latent_preview import LatentColours, fit_latent_colours
+from ....glmimage_core.placement.prediction import Job
+from ....glmimage_core.vae import LatentSpace, check_channels
+from ....glmimage_core.weights.linear import quantization_of
+from ..requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, applied_prior
+from .background import sampled_alone
 from .patchers import Patcher, offload_device, streamable
 
 log = logging.getLogger(__name__)
@@ -339,7 +339,7 @@ def _reload(
     device: torch.device,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    from ...glmimage_core.glm_image.dit import computing
+    from ....glmimage_core.glm_image.dit import computing
 
     dit = single_file.load_dit_from(checkpoint, dtype, roots, quantization)
     return dit_patcher(computing(dit, attention, compiled, device), device, disable_dynamic)
