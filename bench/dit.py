@@ -78,7 +78,7 @@ class _Run:
         return self._a_step(partial(sample, self.dit, *given, self.steps, references=self.references))
 
     def new(self, seed: int) -> float:
-        self.dit.kept.clear()
+        self.dit.cached_references.clear()
         return self.ours(seed)
 
     def theirs(self, seed: int) -> float:

@@ -157,7 +157,7 @@ class _Graphs:
 
     def edit(self, seed: int) -> dict[str, Times]:
         workflow = self.workflows["image_edit"]
-        self.dit.kept.clear()
+        self.dit.cached_references.clear()
         name = f"{self.case.width}x{self.case.height}-{seed}.png"
         picture(self.case, seed).save(self.folder / name)
         _set_all(workflow, seed=seed, value=prompt(seed), image=name)

@@ -115,7 +115,7 @@ def _run(stage: str, part: Component, case: Case, references: tuple[tuple[int, i
 
     def paint() -> None:
         sample(part, prior, positive, negative, image_seeds(0, case.batch), steps=2, references=seen)
-        part.kept.clear()  # so that the reference's own pass is in the next run too
+        part.cached_references.clear()  # so that the reference's own pass is in the next run too
 
     return paint
 

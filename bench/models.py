@@ -15,7 +15,7 @@ from ..glmimage_core.glm_image.files.inspect import latent_space, scheduler_shif
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder
 from ..glmimage_core.tiny.glm_image import write_layout
 from ..glmimage_core.tiny.spec import RELEASED, SIZES
-from ..glmimage_core.tiny.weights import fill
+from ..glmimage_core.tiny.weights import randomize
 from ..glmimage_core.vae import Vae
 
 FULL = "full"
@@ -57,8 +57,8 @@ class Models:
         config_file = self.folder / name / "config.json"
         config = folders.read_json(config_file)
         model = build(name, config, config_file, self.device, self.dtype).eval()
-        fill(model, f"{self.seed}/{name}")
+        randomize(model, f"{self.seed}/{name}")
         return model
 
     def _placed(self, component: Component) -> Component:
-        return replace(component.on(self.device), settled=True)
+        return replace(component.on(self.device), weights_are_static=True)

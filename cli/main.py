@@ -16,7 +16,7 @@ from ..glmimage_core.glm_image.files.components import MODEL_CLASSES, is_checkpo
 from ..glmimage_core.glm_image.files.inspect import describe
 from ..glmimage_core.glm_image.files.load import load_image_processor, reference_limits
 from ..glmimage_core.glm_image.files.quantize import quantize_checkpoint
-from ..glmimage_core.glm_image.files.single_file import describe_file
+from ..glmimage_core.glm_image.files.single_file import inspect_file
 from ..glmimage_core.glm_image.geometry import PRIOR_PX, check_size, reference_grid
 from ..glmimage_core.glm_image.memory import dit_bytes, predict
 from ..glmimage_core.placement.prediction import Job, Setting, setting_for
@@ -26,6 +26,7 @@ from ..glmimage_core.tiny.cogview3_plus import write_cogview3
 from ..glmimage_core.tiny.glm_image import write_checkpoint
 from ..glmimage_core.tiny.spec import SIZES
 from ..glmimage_core.tiny.vlm import write_vlm
+from ..glmimage_core.units import human_bytes
 from ..glmimage_core.weights.formats import CHOICES
 from ..glmimage_core.weights.linear import sizes_when
 from ..nodes.host import host
@@ -144,7 +145,7 @@ def _inspect(options) -> int:
     if options.references < 0:
         raise ValueError(f"--references is {options.references}; it must be 0 or above")
     if options.checkpoint.is_file():
-        report = describe_file(options.checkpoint)
+        report = inspect_file(options.checkpoint)
         _print_reports([report])
         return _print_problems(report.problems)
     if not options.checkpoint.is_dir():
@@ -173,10 +174,10 @@ def _print_problems(problems: list) -> int:
 
 
 def _component_line(report: ComponentReport) -> str:
-    sizes = " ".join(f"{_human(report.weight_bytes(dtype)):>10}" for dtype in DTYPES.values())
+    sizes = " ".join(f"{human_bytes(report.weight_bytes(dtype)):>10}" for dtype in DTYPES.values())
     stored = [str(dtype).removeprefix("torch.") for dtype in report.dtypes]
-    stored += [f"{name} ({parameters:,} in {_human(size)})" for name, (parameters, size) in report.quantized.items()]
-    return f"{report.name:24} {report.parameters:>13,} {_human(report.disk_bytes):>10} {sizes}  {', '.join(stored)}"
+    stored += [f"{name} ({parameters:,} in {human_bytes(size)})" for name, (parameters, size) in report.quantized.items()]
+    return f"{report.name:24} {report.parameters:>13,} {human_bytes(report.disk_bytes):>10} {sizes}  {', '.join(stored)}"
 
 
 def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
@@ -195,11 +196,11 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
         f"(fitted to {fitted[0]}x{fitted[1]}), weights as stored, cfg above 1:"
     )
     for stage, (_, _, working) in stages.items():
-        print(f"  {stage:24} weights {_human(weights[stage]):>10}  working {_human(working):>10}")
+        print(f"  {stage:24} weights {human_bytes(weights[stage]):>10}  working {human_bytes(working):>10}")
     together = whole + max(needs.working for needs in stages.values())
     apart = max(weights[stage] + needs.working for stage, needs in stages.items())
-    print(f"  peak, all models resident        {_human(together):>10}  ({together} bytes)")
-    print(f"  peak, one model at a time        {_human(apart):>10}  ({apart} bytes)")
+    print(f"  peak, all models resident        {human_bytes(together):>10}  ({together} bytes)")
+    print(f"  peak, one model at a time        {human_bytes(apart):>10}  ({apart} bytes)")
     if any(reports[name].quantized for name in MODEL_CLASSES):
         print("\nSettings for cards are named for checkpoints that are not quantized; this one is loaded as it is stored.")
     else:
@@ -216,7 +217,9 @@ def _print_settings(job: Job, models: dict[str, torch.nn.Module]) -> None:
     working = {stage: needs.working for stage, needs in stages.items()}
     lean = dit_bytes(dit.config, 2, job, caches_on_device=False)
     vae_weights = sum(sizes_when(vae, "none", 2).values())
-    print(f"\nSettings for cards at {job.width}x{job.height}, in bfloat16, one model at a time ({_human(HEADROOM)} left free):")
+    print(
+        f"\nSettings for cards at {job.width}x{job.height}, in bfloat16, one model at a time ({human_bytes(HEADROOM)} left free):"
+    )
     print(f"  {'card':8} {'AR model':28} {'DiT':42} VAE Decode")
     for card in CARDS:
         room = card * 2**30 - HEADROOM
@@ -232,15 +235,7 @@ def _setting(setting: Setting | None) -> str:
     if setting is None:
         return "does not fit; smaller picture"
     how = ", block by block" if setting.streamed else ""
-    return f"{setting.quantization}{how} (peak {_human(setting.peak)})"
-
-
-def _human(count: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
+    return f"{setting.quantization}{how} (peak {human_bytes(setting.peak)})"
 
 
 def _add_quantize(commands) -> None:

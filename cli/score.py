@@ -10,7 +10,7 @@ import torch
 
 from ..bench.table import Table
 from ..glmimage_core.checkpoints.report import DTYPES
-from ..glmimage_core.glm_image.denoise import Shortcuts
+from ..glmimage_core.glm_image.denoise import Approximations
 from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
 from ..glmimage_core.images import to_pictures
 from ..glmimage_core.weights.formats import CHOICES
@@ -61,7 +61,7 @@ def _score(options) -> int:
         options.quantization,
         steps=options.steps,
         cfg=options.cfg,
-        shortcuts=Shortcuts(step_cache=options.step_cache),
+        approximations=Approximations(step_cache=options.step_cache),
     )
     verdicts, began = [], time.monotonic()
     asked = list(scoring.questions(options.share))

@@ -31,7 +31,7 @@ def dit_token_count(width: int, height: int) -> int:
     return (height // DIT_PX) * (width // DIT_PX)
 
 
-TOGETHER_TOKENS = 4096
+BATCH_CFG_TOKENS = 4096
 """DiT tokens up to which both sides of the guidance share a pass, where they can; one 1024 x 1024 picture fills a device."""
 
 
@@ -41,9 +41,9 @@ def initial_noise(seeds: Sequence[int], channels: int, grid: Grid) -> torch.Tens
     return torch.cat(draws)
 
 
-def share_a_pass(side: int) -> bool:
+def batches_cfg(side: int) -> bool:
     """Whether both sides of the guidance, of so many DiT tokens each, go through the DiT together where they can."""
-    return 2 * side <= TOGETHER_TOKENS
+    return 2 * side <= BATCH_CFG_TOKENS
 
 
 def image_seeds(seed: int, count: int) -> list[int]:

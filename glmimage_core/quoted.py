@@ -21,11 +21,11 @@ QUOTED = re.compile(
 )
 
 
-def find_glyph_texts(prompt: str) -> list[str]:
+def find_quoted_texts(prompt: str) -> list[str]:
     """The texts between quotation marks, in order, marks removed, apostrophes left alone, empty quotes skipped."""
-    return [text for match in QUOTED.finditer(prompt) if (text := text_of(match)).strip()]
+    return [text for match in QUOTED.finditer(prompt) if (text := quoted_text(match)).strip()]
 
 
-def text_of(match: re.Match) -> str:
+def quoted_text(match: re.Match) -> str:
     """What stands between the marks of a match of QUOTED."""
     return next(group for group in match.groups() if group is not None)

@@ -20,10 +20,10 @@ from ..glmimage_core.cogview3.plus import (
 )
 from ..glmimage_core.cogview3.text import MicroConditions, load_text_encoder
 from .host import host
-from .host.requests import MICRO_CONDITIONS_KEY, CogView3Painting
+from .host.requests import MICRO_CONDITIONS_KEY, CogView3Request
 from .loaders import DEVICE, DTYPE
 from .sampling import DENOISE, STEPS, cfg_input, noise_mask
-from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input, verdict
+from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input, validation_message
 
 FOLDER = f"Folder below models/diffusers whose model_index.json names {PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
 OWN = "0: as the picture is."
@@ -62,7 +62,7 @@ class GLMImageLoadCogView3:
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at configs and file headers before a graph runs. A name that comes over a link is None and not known yet."""
-        return checkpoint is None or verdict(lambda: check_folder(find_folder(checkpoint, host.checkpoint_roots())))
+        return checkpoint is None or validation_message(lambda: check_folder(find_folder(checkpoint, host.checkpoint_roots())))
 
     def load(self, checkpoint, dtype, device="default"):
         folder = find_folder(checkpoint, host.checkpoint_roots())
@@ -178,7 +178,7 @@ class GLMImageCogView3Sampler:
     @classmethod
     def VALIDATE_INPUTS(cls, width, height):
         # What comes over a link is not known yet and is None; it is checked when the node runs.
-        return verdict(lambda: check_size(width or MIN_SIDE, height or MIN_SIDE))
+        return validation_message(lambda: check_size(width or MIN_SIDE, height or MIN_SIDE))
 
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg, denoise, latent_image=None):
         dit = cogview3_dit(model)
@@ -188,5 +188,5 @@ class GLMImageCogView3Sampler:
         check_run(dit, width, height, batch_size, steps, cfg, denoise, latents, mask)
         sides = (one_conditioning(side, name, self.TITLE) for name, side in (("positive", positive), ("negative", negative)))
         check_text(dit, *(embeddings for embeddings, _ in sides))
-        painting = CogView3Painting(positive, negative, width, height, seed, batch_size, steps, cfg, denoise, latents, mask)
-        return ({"samples": host.paint_cogview3(model, painting)},)
+        request = CogView3Request(positive, negative, width, height, seed, batch_size, steps, cfg, denoise, latents, mask)
+        return ({"samples": host.paint_cogview3(model, request)},)

@@ -5,10 +5,10 @@ from ..glmimage_core.cogview3 import text as cogview3
 from ..glmimage_core.cogview3.base import STAGES, check_folder, check_run, check_text, enlarged
 from ..glmimage_core.vae import encode, vae_encode_bytes
 from .host import host
-from .host.requests import CogView3BasePainting
+from .host.requests import CogView3BaseRequest
 from .loaders import DEVICE, DTYPE
 from .sampling import STEPS, cfg_input
-from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_unet, one_conditioning, seed_input, verdict
+from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_unet, one_conditioning, seed_input, validation_message
 from .vae import placed_vae
 
 T5_FOLDER = "Folder below models/diffusers with T5 and its tokenizer, as CogView3-Plus-3B or CogVideoX-2b has them."
@@ -35,7 +35,7 @@ class GLMImageLoadT5:
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at config and file headers before a graph runs. A name that comes over a link is None and not known yet."""
-        return checkpoint is None or verdict(lambda: cogview3.check_text_encoder(_t5_folder(checkpoint)))
+        return checkpoint is None or validation_message(lambda: cogview3.check_text_encoder(_t5_folder(checkpoint)))
 
     def load(self, checkpoint, dtype, device="default"):
         return (host.wire(cogview3.load_text_encoder(_t5_folder(checkpoint), dtype), device),)
@@ -66,7 +66,9 @@ class GLMImageLoadCogView3Base:
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at configs and file headers before a graph runs. A name that comes over a link is None and not known yet."""
-        return checkpoint is None or verdict(lambda: check_folder(cogview3_base.find_folder(checkpoint, host.checkpoint_roots())))
+        return checkpoint is None or validation_message(
+            lambda: check_folder(cogview3_base.find_folder(checkpoint, host.checkpoint_roots()))
+        )
 
     def load(self, checkpoint, dtype, device="default"):
         folder = cogview3_base.find_folder(checkpoint, host.checkpoint_roots())
@@ -105,8 +107,8 @@ class GLMImageCogView3BaseSampler:
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg):
         check_run(cogview3_unet(model), "base", width, height, batch_size, steps, cfg)
         _check_sides(self, model, positive, negative)
-        painting = CogView3BasePainting(positive, negative, width, height, seed, batch_size, steps, cfg)
-        return ({"samples": host.paint_cogview3_base(model, painting)},)
+        request = CogView3BaseRequest(positive, negative, width, height, seed, batch_size, steps, cfg)
+        return ({"samples": host.paint_cogview3_base(model, request)},)
 
 
 class GLMImageCogView3Relay:
@@ -141,8 +143,8 @@ class GLMImageCogView3Relay:
         _check_sides(self, model, positive, negative)
         with placed_vae(vae, "auto", vae_encode_bytes, width, height) as (coder, tiled):
             low = encode(coder, enlarged(image), tiled)
-        painting = CogView3BasePainting(positive, negative, width, height, seed, len(image), steps, cfg, relay_steps, low)
-        return ({"samples": host.paint_cogview3_base(model, painting)},)
+        request = CogView3BaseRequest(positive, negative, width, height, seed, len(image), steps, cfg, relay_steps, low)
+        return ({"samples": host.paint_cogview3_base(model, request)},)
 
 
 def _check_sides(node, model, positive: list, negative: list) -> None:

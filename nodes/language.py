@@ -6,7 +6,7 @@ from ..glmimage_core.language.rewriting import KINDS, LANGUAGES, checked, descri
 from ..glmimage_core.language.vlm import Clip, answer, prepare
 from .host import host
 from .keys import key_for
-from .sockets import CATEGORY, SEED_MAX, VLM, verdict
+from .sockets import CATEGORY, SEED_MAX, VLM, validation_message
 
 PROMPT = (
     "STRING",
@@ -211,7 +211,7 @@ class GLMImageEnhancePromptAPI(_Enhancer):
             if base_url and key_variable:
                 key_for(key_variable, base_url)
 
-        return verdict(check)
+        return validation_message(check)
 
     def enhance(
         self, prompt, base_url, model, key_variable, style, language, seed, temperature, max_tokens, timeout, retries, images=None

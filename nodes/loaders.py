@@ -13,7 +13,7 @@ from ..glmimage_core.language import vlm
 from ..glmimage_core.weights.formats import CHOICES
 from .host import host
 from .host.devices import DEVICES
-from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, verdict
+from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, validation_message
 
 DTYPE = (
     ["auto", *DTYPES],
@@ -82,7 +82,7 @@ class _Loader:
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
         """Look at the component's config and file headers before a graph runs, so that no work is lost to a broken file."""
-        return verdict(lambda: cls._check(checkpoint))
+        return validation_message(lambda: cls._check(checkpoint))
 
     @classmethod
     def _check(cls, checkpoint, quantization="none", device="default") -> None:
@@ -115,7 +115,7 @@ class _QuantizingLoader(_Loader):
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint, quantization="none", device="default"):
         """Also whether installation and device can compute with such weights."""
-        return verdict(lambda: cls._check(checkpoint, quantization, device))
+        return validation_message(lambda: cls._check(checkpoint, quantization, device))
 
 
 class GLMImageLoadAR(_QuantizingLoader):
@@ -172,13 +172,13 @@ class GLMImageLoadDiT(_QuantizingLoader):
             if compile:
                 check_compiler()
 
-        return verdict(check)
+        return validation_message(check)
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False, device="default"):
         dit = load_dit_from(self._path(checkpoint), dtype, host.checkpoint_roots(), quantization)
-        from ..glmimage_core.glm_image.dit import computing
+        from ..glmimage_core.glm_image.dit import configure_compute
 
-        return (host.wire(computing(dit, attention, compile, host.device(device)), device),)
+        return (host.wire(configure_compute(dit, attention, compile, host.device(device)), device),)
 
 
 class GLMImageLoadVAE(_Loader):

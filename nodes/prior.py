@@ -8,7 +8,7 @@ from ..glmimage_core.glm_image.references import check_references, sizes_of
 from ..glmimage_core.placement.prediction import Job
 from .host import host
 from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input, verdict
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input, validation_message
 
 
 class GLMImageGeneratePrior:
@@ -90,7 +90,9 @@ class GLMImageGeneratePrior:
         # What comes over a link is not known yet and is None; it is checked when the node runs.
         if prompt is not None and not prompt.strip():
             return "the prompt is empty; describe the picture"
-        return verdict(lambda: check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height))
+        return validation_message(
+            lambda: check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height)
+        )
 
     async def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
         check_size(width, height)

@@ -1,7 +1,7 @@
 """Prompt to conditioning: what the DiT reads of a prompt is only the text to be drawn."""
 
 from ..glmimage_core.glm_image.glyphs import encode_glyph_texts
-from ..glmimage_core.quoted import find_glyph_texts
+from ..glmimage_core.quoted import find_quoted_texts
 from .host import host
 from .sockets import CATEGORY, GLYPH_ENCODER
 
@@ -60,8 +60,8 @@ class GLMImageEncodePrompt:
 
     def encode(self, glyph_encoder, prompt, negative_prompt="", glyph_text=""):
         given = [line.strip() for line in glyph_text.splitlines() if line.strip()]
-        texts = given or find_glyph_texts(prompt)
-        avoided = find_glyph_texts(negative_prompt)
+        texts = given or find_quoted_texts(prompt)
+        avoided = find_quoted_texts(negative_prompt)
         if negative_prompt.strip() and not avoided:
             host.warn(f"the negative prompt has no text in quotation marks, so it changes nothing: {negative_prompt!r}")
         with host.placed(glyph_encoder) as encoder:

@@ -9,7 +9,7 @@ from ..glmimage_core.images import from_picture, to_pictures
 from .host import host
 from .keys import key_for
 from .sampling import STEPS
-from .sockets import CATEGORY, seed_input, side_input, verdict
+from .sockets import CATEGORY, seed_input, side_input, validation_message
 
 
 class GLMImageRemote:
@@ -112,7 +112,7 @@ class GLMImageRemote:
                 Endpoint(base_url, "")
                 key_for(key_variable or "", base_url)
 
-        return verdict(check)
+        return validation_message(check)
 
     def paint(
         self,

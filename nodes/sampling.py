@@ -3,13 +3,13 @@
 import torch
 from torch.nn.functional import interpolate
 
-from ..glmimage_core.glm_image.denoise import Shortcuts, check_sample
+from ..glmimage_core.glm_image.denoise import Approximations, check_sample
 from ..glmimage_core.glm_image.geometry import check_size
 from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.glm_image.schedule import partial_schedule
 from .host import host
-from .host.requests import REFERENCES_KEY, Painting, applied_prior
-from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input, verdict
+from .host.requests import REFERENCES_KEY, SampleRequest, applied_prior
+from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input, validation_message
 
 STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."})
 
@@ -28,12 +28,12 @@ def cfg_input(default: float) -> tuple:
     )
 
 
-def part_input(default: float, tooltip: str) -> tuple:
+def fraction_input(default: float, tooltip: str) -> tuple:
     """A widget for a part of a whole, 0..1."""
     return ("FLOAT", {"default": default, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tooltip})
 
 
-DENOISE = part_input(1.0, "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it.")
+DENOISE = fraction_input(1.0, "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it.")
 
 
 class GLMImageSampler:
@@ -76,8 +76,8 @@ class GLMImageSampler:
                         "tooltip": "How to step along the schedule. euler is the reference's; the others are ComfyUI's own.",
                     },
                 ),
-                "cfg_start": part_input(0.0, "Where in the run guidance begins; before it, steps cost half. 0 is exact."),
-                "cfg_end": part_input(
+                "cfg_start": fraction_input(0.0, "Where in the run guidance begins; before it, steps cost half. 0 is exact."),
+                "cfg_end": fraction_input(
                     1.0, "Where in the run guidance ends; after it, steps cost half and the picture changes a little. 1 is exact."
                 ),
                 "step_cache": (
@@ -98,7 +98,7 @@ class GLMImageSampler:
     def VALIDATE_INPUTS(cls, cfg_start=0.0, cfg_end=1.0):
         if cfg_start is None or cfg_end is None:
             return True  # comes over a link and is checked when the node runs
-        return verdict(lambda: Shortcuts(cfg_start, cfg_end))
+        return validation_message(lambda: Approximations(cfg_start, cfg_end))
 
     def sample(
         self,
@@ -116,7 +116,7 @@ class GLMImageSampler:
         step_cache=0.0,
     ):
         dit = glm_dit(model)
-        shortcuts = Shortcuts(cfg_start, cfg_end, step_cache)
+        approximations = Approximations(cfg_start, cfg_end, step_cache)
         glyphs, options = one_conditioning(positive, "positive")
         unwanted, _ = one_conditioning(negative, "negative")
         prior = applied_prior(options, "positive")
@@ -126,10 +126,24 @@ class GLMImageSampler:
         latents, mask = start.get("samples"), noise_mask(start)
         batch = max(prior.batch, 0 if latents is None else len(latents))
         check_sample(dit, prior, (glyphs, unwanted), batch, denoise, latents, mask)
-        painting = Painting(
-            *(prior, positive, negative, references, seed, batch, steps, cfg, denoise, latents, mask, sampler_name, shortcuts)
+        request = SampleRequest(
+            *(
+                prior,
+                positive,
+                negative,
+                references,
+                seed,
+                batch,
+                steps,
+                cfg,
+                denoise,
+                latents,
+                mask,
+                sampler_name,
+                approximations,
+            )
         )
-        return ({"samples": host.paint(model, painting)},)
+        return ({"samples": host.paint(model, request)},)
 
 
 class GLMImageModelSampling:
@@ -180,7 +194,9 @@ class GLMImageScheduler:
                     {"tooltip": "From Load GLM-Image DiT. Its checkpoint says how the shift grows with the size."},
                 ),
                 "steps": STEPS,
-                "denoise": part_input(1.0, "1 is the whole schedule. Less is its end, with as many steps. 0 is no step at all."),
+                "denoise": fraction_input(
+                    1.0, "1 is the whole schedule. Less is its end, with as many steps. 0 is no step at all."
+                ),
                 "width": side_input("Width"),
                 "height": side_input("Height"),
             }

@@ -22,7 +22,7 @@ COGVIEW3_TEXT = "COGVIEW3_TEXT_ENCODER"  # T5, whose embeddings both CogView3s r
 SEED_MAX = 2**64 - 1
 
 
-def verdict(check: Callable[[], object]) -> bool | str:
+def validation_message(check: Callable[[], object]) -> bool | str:
     """What VALIDATE_INPUTS answers: True, or what a check raises because of a value or of what is not there."""
     try:
         check()

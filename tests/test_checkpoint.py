@@ -132,7 +132,7 @@ def test_a_tensor_that_an_older_release_named_otherwise_is_left_to_the_library(b
                 name = f"{side}.mid_block.attentions.0"
                 tensors[f"{name}.{old}.{part}"] = tensors.pop(f"{name}.{new}.{part}")
     save_file(tensors, file, metadata={"format": "pt"})
-    assert description.describe_model(broken, "vae").problems == []
+    assert description.inspect_component(broken, "vae").problems == []
     assert torch.equal(
         checkpoints.load_vae(broken).model.encoder.mid_block.attentions[0].to_q.weight,
         tensors["encoder.mid_block.attentions.0.query.weight"],
@@ -250,7 +250,7 @@ def test_weights_come_in_the_precision_asked_for(folder, component, dtype):
 def test_auto_is_the_stored_precision(tmp_path):
     write_checkpoint(tmp_path / "half", dtype=torch.bfloat16)
     assert checkpoints.load_dit(tmp_path / "half").model.dtype == torch.bfloat16
-    assert description.describe_model(tmp_path / "half", "vae").stored_dtype == torch.bfloat16
+    assert description.inspect_component(tmp_path / "half", "vae").stored_dtype == torch.bfloat16
 
 
 def test_one_codebook_is_recognised_in_another_precision_and_another_one_is_not(folder, tmp_path):

@@ -85,11 +85,11 @@ def test_the_cache_is_laid_out_once(ar, monkeypatch):
 
 def test_a_device_that_works_on_its_own_is_read_every_few_tokens(ar, monkeypatch):
     expected, seen = generate_prior(ar, PROMPT, 256, 288, 3), []
-    monkeypatch.setattr(prior, "reads_at_once", lambda device: prior.READ_EVERY)
+    monkeypatch.setattr(prior, "tokens_per_sync", lambda device: prior.SYNC_EVERY)
     got = generate_prior(ar, PROMPT, 256, 288, 3, progress=lambda done, total, preview: seen.append((done, total)))
     assert torch.equal(got.tokens, expected.tokens)
     total = expected.tokens.numel() + expected.preview.numel()
-    assert seen == [(done, total) for done in range(prior.READ_EVERY, total, prior.READ_EVERY)] + [(total, total)]
+    assert seen == [(done, total) for done in range(prior.SYNC_EVERY, total, prior.SYNC_EVERY)] + [(total, total)]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=1), Sampling(top_k=0), Sampling(1.3, 0.3, 7)])
@@ -114,7 +114,7 @@ def test_a_recorded_step_gives_the_tokens_of_one_that_is_not(folder, caplog, dty
     model = load_ar(folder, dtype)
     model.model.cuda()
     there = replace(model, device=torch.device("cuda", 0))
-    plain, recorded = (generate_prior(replace(there, settled=s), PROMPT, 256, 320, 7, batch) for s in (False, True))
+    plain, recorded = (generate_prior(replace(there, weights_are_static=s), PROMPT, 256, 320, 7, batch) for s in (False, True))
     assert torch.equal(plain.tokens, recorded.tokens) and torch.equal(plain.preview, recorded.preview)
     assert "without a CUDA graph" not in caplog.text
 
@@ -123,7 +123,7 @@ def test_a_recorded_step_gives_the_tokens_of_one_that_is_not(folder, caplog, dty
 def test_a_model_that_waits_for_the_device_is_decoded_without(folder, caplog):
     model = load_ar(folder)
     model.model.cuda()
-    there = replace(model, device=torch.device("cuda", 0), settled=True)
+    there = replace(model, device=torch.device("cuda", 0), weights_are_static=True)
     expected = generate_prior(there, PROMPT, 256, 256, 1).tokens
     model.model.lm_head.register_forward_hook(lambda module, inputs, output: output + 0 * output.sum().item())
     assert torch.equal(generate_prior(there, PROMPT, 256, 256, 1).tokens, expected)

@@ -5,8 +5,8 @@ import torch
 from glm_image_pack.glmimage_core import diffusion
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image import reference_cache as caching
-from glm_image_pack.glmimage_core.glm_image.denoise import Guide, Shortcuts, guided_velocity, sample
-from glm_image_pack.glmimage_core.glm_image.dit import conditions_of
+from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, CfgConditions, guided_velocity, sample
+from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_grid
 from glm_image_pack.glmimage_core.glm_image.prior import Prior, Sampling
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_cache
@@ -70,14 +70,14 @@ def test_cfg_one_leaves_the_negative_out(dit, glyphs, monkeypatch):
     assert seen == ["positive", "negative", "positive", "negative"]
 
 
-def guide_of(dit, glyphs) -> Guide:
-    positive = conditions_of(dit, glyphs[0], 256, 256, 1, plan().tokens)
-    return Guide(dit, positive, conditions_of(dit, glyphs[1], 256, 256, 1))
+def guide_of(dit, glyphs) -> CfgConditions:
+    positive = encode_conditions(dit, glyphs[0], 256, 256, 1, plan().tokens)
+    return CfgConditions(dit, positive, encode_conditions(dit, glyphs[1], 256, 256, 1))
 
 
 @torch.inference_mode()
 def test_guidance_is_linear_from_the_negative(dit, glyphs):
-    x, time = initial_noise([0], 16, Grid(32, 32)), dit.model.time_states(torch.tensor([500.0]), 256, 256, dit.dtype)
+    x, time = initial_noise([0], 16, Grid(32, 32)), dit.model.embed_time(torch.tensor([500.0]), 256, 256, dit.dtype)
     v0, v1, v3 = (guided_velocity(guide_of(dit, glyphs), x, time, cfg) for cfg in (0, 1, 3))
     assert torch.allclose(v3, v0 + 3 * (v1 - v0), atol=1e-4)
     assert (v1 - v0).abs().max() > 0.1
@@ -87,7 +87,7 @@ def test_guidance_is_linear_from_the_negative(dit, glyphs):
 def test_both_sides_share_a_pass_where_their_texts_are_of_one_length(dit, glyphs, monkeypatch, seeds):
     same = glyphs[0], glyphs[0].flip(1)
     apart = [sample(dit, plan(), *same, seeds=[seed], steps=3) for seed in seeds]
-    monkeypatch.setattr(diffusion, "TOGETHER_TOKENS", 0)
+    monkeypatch.setattr(diffusion, "BATCH_CFG_TOKENS", 0)
     expected = sample(dit, plan(), *same, seeds=seeds, steps=3)
     assert torch.allclose(torch.cat(apart), expected, atol=1e-5)
     monkeypatch.undo()
@@ -113,18 +113,18 @@ def test_guidance_in_a_part_of_the_run(dit, glyphs, monkeypatch):
     base = {"seeds": [0], "steps": 10}
     exact = sample(dit, plan(), *glyphs, **base)
     seen = passes(dit, monkeypatch)
-    part = sample(dit, plan(), *glyphs, **base, shortcuts=Shortcuts(cfg_start=0.2, cfg_end=0.7))
+    part = sample(dit, plan(), *glyphs, **base, approximations=Approximations(cfg_start=0.2, cfg_end=0.7))
     assert seen == 2 * ["positive"] + 5 * ["positive", "negative"] + 3 * ["positive"]
     assert 1e-3 < (part - exact).norm() / exact.norm() < 0.5
-    assert torch.equal(sample(dit, plan(), *glyphs, **base, shortcuts=Shortcuts(0.0, 1.0)), exact)
+    assert torch.equal(sample(dit, plan(), *glyphs, **base, approximations=Approximations(0.0, 1.0)), exact)
     unguided = sample(dit, plan(), *glyphs, **base, cfg=1)
-    assert torch.equal(sample(dit, plan(), *glyphs, **base, shortcuts=Shortcuts(0.5, 0.5)), unguided)
+    assert torch.equal(sample(dit, plan(), *glyphs, **base, approximations=Approximations(0.5, 0.5)), unguided)
 
 
 @pytest.mark.parametrize("values", [(0.6, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.0, float("nan")), (0.0, 1.0, -0.1)])
 def test_meaningless_shortcuts_are_refused(values):
     with pytest.raises(ValueError, match="cfg_start|step_cache"):
-        Shortcuts(*values)
+        Approximations(*values)
 
 
 def test_a_swapped_attention_processor_is_refused(dit, glyphs):
@@ -191,11 +191,11 @@ def test_progress_counts_steps_and_an_interruption_leaves_nothing_half_done(dit,
     def stop(done, total):
         raise KeyboardInterrupt
 
-    dit.kept.clear()
+    dit.cached_references.clear()
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
         broken.setattr(dit.model.transformer_blocks[1], "forward", lambda *args, **kwargs: stop(0, 0))
         sample(dit, plan(), *glyphs, seeds=[0], steps=3, references=[reference])
-    assert dit.kept == {}  # stopped half way through writing the cache
+    assert dit.cached_references == {}  # stopped half way through writing the cache
     with pytest.raises(KeyboardInterrupt):
         sample(dit, plan(), *glyphs, seeds=[0], steps=3, references=[reference], progress=stop)
     assert torch.equal(expected, sample(dit, plan(), *glyphs, seeds=[0], steps=3, references=[reference]))
@@ -211,11 +211,11 @@ def test_a_reference_is_run_once_and_what_was_used_longest_ago_is_forgotten_firs
         sample(dit, plan(), *glyphs, seeds=[len(runs)], steps=1, references=references)
     assert runs == [first.id, second.id]
     third = encode_reference(pattern(160, 192, 7))
-    room = sum(t.numel() * 4 for name in (second.id, first.id) for pair in dit.kept[name] for t in pair)
-    monkeypatch.setattr(caching, "KEPT_BYTES", room)
+    room = sum(t.numel() * 4 for name in (second.id, first.id) for pair in dit.cached_references[name] for t in pair)
+    monkeypatch.setattr(caching, "REFERENCE_CACHE_BYTES", room)
     sample(dit, plan(), *glyphs, seeds=[0], steps=1, references=[third])
-    assert list(dit.kept) == [third.id] or list(dit.kept) == [second.id, third.id]
-    assert first.id not in dit.kept
+    assert list(dit.cached_references) == [third.id] or list(dit.cached_references) == [second.id, third.id]
+    assert first.id not in dit.cached_references
 
 
 @torch.inference_mode()
@@ -223,10 +223,10 @@ def test_a_reference_is_run_once_and_what_was_used_longest_ago_is_forgotten_firs
 def test_caches_of_several_references_are_joined_in_order_before_the_pictures_own(dit, encode_reference, on_device):
     first, second = encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 192, 5))
     cache = reference_cache(dit, [first, second], on_device)
-    own = torch.randn(2, 2, 7, *dit.kept[first.id][0][0].shape[2:])  # keys and values of a batch of 2, 7 tokens
+    own = torch.randn(2, 2, 7, *dit.cached_references[first.id][0][0].shape[2:])  # keys and values of a batch of 2, 7 tokens
     for index, layer in enumerate(cache):
         for side, joined in enumerate(layer.get(*own)):
-            kept = [dit.kept[reference.id][index][side].expand(2, -1, -1, -1) for reference in (first, second)]
+            kept = [dit.cached_references[reference.id][index][side].expand(2, -1, -1, -1) for reference in (first, second)]
             assert torch.equal(joined, torch.cat([*kept, own[side]], dim=1))
     assert len(cache) == 2
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.ar_model import fit, halves_of, vision_tokens
-from glm_image_pack.glmimage_core.glm_image.denoise import Guide, guided_velocity, sample
-from glm_image_pack.glmimage_core.glm_image.dit import conditions_of
+from glm_image_pack.glmimage_core.glm_image.denoise import CfgConditions, guided_velocity, sample
+from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_cache
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -56,14 +56,14 @@ def test_the_dit(dit, encode_reference, edit):
             {META} if edit else set()
         )
         glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
-        guide = Guide(
+        guide = CfgConditions(
             there,
-            conditions_of(there, glyphs, 256, 256, 2, plan().tokens),
-            conditions_of(there, glyphs[:, :2], 256, 256, 2),
+            encode_conditions(there, glyphs, 256, 256, 2, plan().tokens),
+            encode_conditions(there, glyphs[:, :2], 256, 256, 2),
             cache,
         )
         x = torch.empty(2, 16, 32, 32, device=META)
-        time = there.model.time_states(torch.tensor([500.0], device=META), 256, 256, there.dtype)
+        time = there.model.embed_time(torch.tensor([500.0], device=META), 256, 256, there.dtype)
         v = guided_velocity(guide, x, time, 1.5)
     assert v.device == META and v.dtype == torch.float32 and v.shape == x.shape
     assert seen == {META}
@@ -86,7 +86,7 @@ def test_the_ar_model_writes(ar):
     there = half_moved(ar, "language")
     with fetching() as raised:
         generate_prior(there, "a red house", 256, 256, 0)
-    assert "emitted[:, :stop].cpu()" in last_line(raised)  # after READ_EVERY tokens, and nothing before
+    assert "emitted[:, :stop].cpu()" in last_line(raised)  # after SYNC_EVERY tokens, and nothing before
 
 
 def test_the_ar_model_reads_a_reference(ar):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.quoted import find_glyph_texts
+from glm_image_pack.glmimage_core.quoted import find_quoted_texts
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from glm_image_pack.glmimage_core.quoted import find_glyph_texts
     ],
 )
 def test_quoted_text_is_found_in_order_and_apostrophes_are_left_alone(prompt, texts):
-    assert find_glyph_texts(prompt) == texts
+    assert find_quoted_texts(prompt) == texts
 
 
 def test_texts_are_joined_in_order_without_their_padding(encoder):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over, match, read_lora
+from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras, match, read_lora
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file
 from test_denoise import plan
@@ -29,13 +29,13 @@ def written(folder, tensors, name="a.safetensors", metadata=None):
 
 def test_a_lora_is_laid_over_and_taken_off_bit_for_bit(dit):
     up, down = pair(dit.model)
-    lora = LayeredLora({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}, strength=0.5)
+    lora = WeightedLora({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}, strength=0.5)
     weight = dit.model.get_parameter(f"{LAYER}.weight")
     original = weight.data.clone()
-    with laid_over(dit.model, [lora, lora]):
+    with applied_loras(dit.model, [lora, lora]):
         assert torch.allclose(weight.data, original + up @ down, atol=1e-4)
     assert torch.equal(weight.data, original)
-    with pytest.raises(KeyboardInterrupt), laid_over(dit.model, [lora]):
+    with pytest.raises(KeyboardInterrupt), applied_loras(dit.model, [lora]):
         raise KeyboardInterrupt
     assert torch.equal(weight.data, original)
 
@@ -62,9 +62,9 @@ def test_a_lora_is_laid_over_the_half_of_the_ar_model_that_is_there(quiet_host, 
 def test_alpha_over_rank_scales_it(dit):
     up, down = pair(dit.model)
     plain = {f"{LAYER}.lora_up.weight": up, f"{LAYER}.lora_down.weight": down}
-    scaled = LayeredLora(plain | {f"{LAYER}.alpha": torch.tensor(1.0)}, strength=1.0)
+    scaled = WeightedLora(plain | {f"{LAYER}.alpha": torch.tensor(1.0)}, strength=1.0)
     assert torch.allclose(scaled.delta(LAYER), (up @ down) / 4)
-    assert torch.allclose(LayeredLora(plain, strength=2.0).delta(LAYER), 2 * (up @ down))
+    assert torch.allclose(WeightedLora(plain, strength=2.0).delta(LAYER), 2 * (up @ down))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_alphas_are_taken_from_where_their_makers_keep_them(dit, tmp_path, confi
     for path in (file, other):
         matched = match(read_lora(path), dit.model)
         assert matched.weights == 1 and matched.unmatched == []
-        assert torch.allclose(LayeredLora(matched.tensors, 1.0).delta(LAYER), scale * (up @ down), atol=1e-5)
+        assert torch.allclose(WeightedLora(matched.tensors, 1.0).delta(LAYER), scale * (up @ down), atol=1e-5)
 
 
 def test_the_nodes_lay_it_over_both_halves_and_leave_the_loaded_ones_alone(quiet_host, models, folder, dit, ar, tmp_path):
@@ -136,7 +136,7 @@ def test_references_are_run_again_with_other_weights(quiet_host, dit, encode_ref
     positive = [[glyphs, {"glm_image_prior": plan(), "glm_image_references": references}]]
     for wire, kept in ((dit, 1), (changed, 2), (dit, 2), (changed, 2)):
         NODES["GLMImageSampler"]().sample(wire, positive, positive, 0, 1, 1.5)
-        assert len(dit.kept) == kept
+        assert len(dit.cached_references) == kept
 
 
 def test_other_kinds_of_change_are_for_comfyui(dit):
@@ -144,7 +144,7 @@ def test_other_kinds_of_change_are_for_comfyui(dit):
     matched = match(tensors, dit.model)
     assert matched.weights == 1 and matched.unmatched == []
     with pytest.raises(ValueError, match="lokr_w1, a kind of change that only ComfyUI applies"):
-        LayeredLora(matched.tensors, 1.0)
+        WeightedLora(matched.tensors, 1.0)
 
 
 def test_an_adapters_own_name_is_left_out(dit, tmp_path):

@@ -62,7 +62,7 @@ def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_referenc
 
     def run():
         sample(dit, plan(side, side), glyphs, glyphs, [0], 1, references=encoded)
-        dit.kept.clear()
+        dit.cached_references.clear()
 
     job = Job(side, side, references=references, glyph_tokens=glyphs.shape[1], one_length=True)
     assert dit_bytes(dit.model.config, 4, job, on_cpu=True) == pytest.approx(allocator_peak(run), rel=0.1)
@@ -121,7 +121,7 @@ def test_on_a_small_device_one_big_model_is_there_at_a_time_and_the_picture_is_t
     quiet_host.residency = residency
     quiet_host.on_progress = lambda stage, *_: together.append((stage, {type(model).__name__ for model in residency.resident}))
 
-    models[2].kept.clear()
+    models[2].cached_references.clear()
     roomy = edit(models, 256)[0]
     assert {frozenset(names) for stage, names in together if stage == "Sampler"} == {frozenset({"GlmImageDit"})}
     assert all(len(names) < 4 for _, names in together)

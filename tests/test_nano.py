@@ -9,13 +9,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
+from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
 from glm_image_pack.glmimage_core.glm_image.files.components import BUILT_IN, NANO
 from glm_image_pack.glmimage_core.glm_image.files.inspect import describe
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.vae import decode, encode
-from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
+from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.training import scoring
 from glm_image_pack.training.captions import random_edit
@@ -151,8 +151,8 @@ def test_a_negative_text_reaches_the_picture_and_leaves_the_word(nano, paint):
 @pytest.mark.slow
 def test_what_shortcuts_cost(paint):
     exact = paint()
-    for shortcuts, least in ((Shortcuts(step_cache=0.1), 25), (Shortcuts(cfg_end=0.8), 30)):
-        picture = paint(shortcuts=shortcuts)
+    for approximations, least in ((Approximations(step_cache=0.1), 25), (Approximations(cfg_end=0.8), 30)):
+        picture = paint(approximations=approximations)
         assert is_as_asked(picture) and psnr(picture, exact) > least
 
 
@@ -173,7 +173,7 @@ def test_a_lora_changes_the_picture_as_strongly_as_it_is_laid_over(nano, paint):
     tensors = {f"{layer}.lora_A.weight": down / 14, f"{layer}.lora_B.weight": up / 2}
     exact, pictures = paint(), []
     for strength in (0.1, 1.0):
-        with laid_over(nano.dit.model, [LayeredLora(tensors, strength)]):
+        with applied_loras(nano.dit.model, [WeightedLora(tensors, strength)]):
             pictures.append(paint())
     assert is_as_asked(pictures[0]) and psnr(pictures[0], exact) > psnr(pictures[1], exact) + 6
     assert torch.equal(paint(), exact)

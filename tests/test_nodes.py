@@ -132,17 +132,17 @@ def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
         NODES["GLMImageVAEDecode"]().decode(object(), {"samples": torch.zeros(1, 16, 32, 32)})
 
 
-@pytest.mark.parametrize("shortcuts", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}])
-def test_the_samplers_shortcuts_reach_the_library(encoder, dit, shortcuts):
-    from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
+@pytest.mark.parametrize("approximations", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}])
+def test_the_samplers_approximations_reach_the_library(encoder, dit, approximations):
+    from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
 
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, 'a sign "OPEN"')
     positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, plan())
     exact, short = (
         NODES["GLMImageSampler"]().sample(dit, positive, negative, 3, 10, 1.5, **settings)[0]["samples"]
-        for settings in ({}, shortcuts)
+        for settings in ({}, approximations)
     )
-    expected = sample(dit, plan(), positive[0][0], negative[0][0], [3], 10, shortcuts=Shortcuts(**shortcuts))
+    expected = sample(dit, plan(), positive[0][0], negative[0][0], [3], 10, approximations=Approximations(**approximations))
     assert torch.allclose(short, expected, atol=1e-5) and not torch.allclose(short, exact, atol=1e-3)
 
 
@@ -261,5 +261,5 @@ def test_a_model_is_placed_on_the_device_that_its_loader_was_told_of(quiet_host)
 def test_without_that_card_the_default_device_is_taken_and_said(loader, caplog):
     quantization = {"quantization": "none"} if "quantization" in NODES[loader].INPUT_TYPES()["required"] else {}
     (wire,) = NODES[loader]().load("GLM-Image", "auto", **quantization, device="gpu:3")
-    assert "there is no gpu:3 on this machine" in caplog.text and wire.home in (None, torch.device("cpu"))
+    assert "there is no gpu:3 on this machine" in caplog.text and wire.target_device in (None, torch.device("cpu"))
     assert NODES[loader].VALIDATE_INPUTS("GLM-Image") is True

@@ -9,9 +9,9 @@ from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import formats as weights_formats
-from glm_image_pack.glmimage_core.weights.formats import check_format, dequantized, parts_of
+from glm_image_pack.glmimage_core.weights.formats import check_format, dequantized, inner_tensors
 from glm_image_pack.glmimage_core.weights.linear import QuantizedLinear, quantizable, quantization_of, quantize, quantize_weight
-from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
+from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import load_file, save_file
 from test_denoise import plan
@@ -114,10 +114,10 @@ def test_a_lora_is_laid_over_quantized_weights_and_taken_off_bit_for_bit(kitchen
     layer = model.get_submodule(LAYER)
     generator = torch.Generator().manual_seed(0)
     up, down = torch.randn(64, 4, generator=generator), torch.randn(4, 64, generator=generator)
-    lora = LayeredLora({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}, strength=0.5)
+    lora = WeightedLora({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}, strength=0.5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     expected = dequantized(layer.weight) + up @ down
-    with laid_over(model, [lora, lora]):
+    with applied_loras(model, [lora, lora]):
         laid = dequantized(layer.weight)
         assert (laid - expected).norm() < 0.1 * expected.norm()
         assert quantization_of(model) == quantization
@@ -131,11 +131,11 @@ def test_the_bytes_that_are_there_are_counted_and_moved(kitchen, folder, quantiz
     model = checkpoints.load_dit(folder, "bfloat16", quantization).model
     layers = quantizable(model)
     weights = sum(layer.weight.numel() for layer in layers.values())
-    codes = sum(parts[0].nbytes for parts in (parts_of(layer.weight) for layer in layers.values()))
+    codes = sum(parts[0].nbytes for parts in (inner_tensors(layer.weight) for layer in layers.values()))
     assert codes == weights * bits // 8
     assert 0 < model_bytes(model) - (model_bytes(plain) - weights * 2 + codes) < 0.3 * codes  # and the scales
     model.to("meta")
-    assert {part.device.type for parameter in model.parameters() for part in parts_of(parameter)} == {"meta"}
+    assert {part.device.type for parameter in model.parameters() for part in inner_tensors(parameter)} == {"meta"}
 
 
 @pytest.mark.parametrize(

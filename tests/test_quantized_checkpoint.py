@@ -10,7 +10,7 @@ from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files import quantize as quantized_checkpoint
 from glm_image_pack.glmimage_core.glm_image.files.components import report_of_part
-from glm_image_pack.glmimage_core.glm_image.files.inspect import check_model, describe, describe_model
+from glm_image_pack.glmimage_core.glm_image.files.inspect import check_model, describe, inspect_component
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import linear as quantizations
 from safetensors import safe_open
@@ -71,7 +71,7 @@ def test_its_report_counts_what_is_quantized(folder, written):
 
 
 def test_its_report_counts_each_half_of_the_ar_model(written):
-    report = describe_model(written, "vision_language_encoder")
+    report = inspect_component(written, "vision_language_encoder")
     sizes = {half: report_of_part(report, half).weight_bytes(torch.float32) for half in ("language", "vision")}
     assert sum(sizes.values()) == report.weight_bytes(torch.float32)
     for half, model in checkpoints.load_ar(written).halves.items():

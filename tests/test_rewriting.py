@@ -13,7 +13,7 @@ from glm_image_pack.glmimage_core.language.rewriting import (
     language_of,
     without_markup,
 )
-from glm_image_pack.glmimage_core.quoted import find_glyph_texts
+from glm_image_pack.glmimage_core.quoted import find_quoted_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,19 +35,19 @@ def test_an_altered_text_becomes_the_original_in_its_place(altered):
 def test_a_text_that_was_left_out_is_said_at_the_end():
     assert checked("A bakery.", PROMPT) == 'A bakery. The picture shows the text "FRESH BREAD".'
     written = checked("\u4e00\u5bb6\u9762\u5305\u5e97\u3002", ZH)
-    assert find_glyph_texts(written) == ["\u65b0\u9c9c\u9762\u5305"] and written.endswith("\u3002")
+    assert find_quoted_texts(written) == ["\u65b0\u9c9c\u9762\u5305"] and written.endswith("\u3002")
 
 
 def test_a_text_asked_for_twice_comes_twice():
     prompt = 'A door "IN" and a door "IN"'
-    assert find_glyph_texts(checked('One door says "IN", and so does the other.', prompt)) == ["IN", "IN"]
+    assert find_quoted_texts(checked('One door says "IN", and so does the other.', prompt)) == ["IN", "IN"]
 
 
 def test_what_nobody_asked_to_be_drawn_is_not_in_quotation_marks():
     answer = 'A bakery called "Golden Crust" with a sign "FRESH BREAD" and a "cozy" mood; the cat is "Mia".'
-    assert find_glyph_texts(checked(answer, PROMPT)) == ["FRESH BREAD", "Mia"]
+    assert find_quoted_texts(checked(answer, PROMPT)) == ["FRESH BREAD", "Mia"]
     assert "Golden Crust" in checked(answer, PROMPT)
-    assert find_glyph_texts(checked(answer, PROMPT, "text-heavy")) == ["Golden Crust", "FRESH BREAD", "cozy", "Mia"]
+    assert find_quoted_texts(checked(answer, PROMPT, "text-heavy")) == ["Golden Crust", "FRESH BREAD", "cozy", "Mia"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_empty_answer_leaves_the_prompt(answer, caplog):
 def test_a_long_answer_ends_with_a_sentence_and_keeps_its_text():
     answer = "A very long sentence about bread. " * 200 + 'And a sign "FRESH BREAD".'
     written = checked(answer, PROMPT)
-    assert len(written) < LONGEST + 100 and find_glyph_texts(written) == ["FRESH BREAD"] and written.endswith('"FRESH BREAD".')
+    assert len(written) < LONGEST + 100 and find_quoted_texts(written) == ["FRESH BREAD"] and written.endswith('"FRESH BREAD".')
 
 
 def test_the_language_is_that_of_what_is_not_quoted():
@@ -142,7 +142,7 @@ def prompts(draw) -> str:
 @st.composite
 def answers(draw, prompt: str) -> str:
     """Noise, and what is in the prompt: as it is, altered or cut."""
-    texts = find_glyph_texts(prompt) or ["x"]
+    texts = find_quoted_texts(prompt) or ["x"]
     copied = st.builds(
         lambda text, pair, change: pair[0] + change(text) + pair[1],
         st.sampled_from(texts),
@@ -157,5 +157,5 @@ def answers(draw, prompt: str) -> str:
 def test_every_quoted_text_is_there_whatever_the_model_answers(data):
     prompt = data.draw(prompts())
     written = checked(data.draw(answers(prompt)), prompt, random.Random(len(prompt)).choice(KINDS))
-    assert not Counter(find_glyph_texts(prompt)) - Counter(find_glyph_texts(written))
+    assert not Counter(find_quoted_texts(prompt)) - Counter(find_quoted_texts(written))
     assert len(written) <= LONGEST + len(prompt) + 100

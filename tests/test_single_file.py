@@ -9,16 +9,16 @@ import torch
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
-from glm_image_pack.glmimage_core.glm_image.files import identify as recognise
+from glm_image_pack.glmimage_core.glm_image.files import identify as identify
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import FOLDERS, build, model_class_of
-from glm_image_pack.glmimage_core.glm_image.files.inspect import describe_model, latent_space
+from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_component, latent_space
 from glm_image_pack.glmimage_core.glm_image.files.single_file import (
     SPACE,
     _recognised,
     check_file,
-    describe_file,
     find_file,
+    inspect_file,
     list_files,
     load_ar,
     load_dit,
@@ -134,7 +134,7 @@ def test_shapes_say_the_config_where_the_metadata_does_not():
             "use_post_quant_conv": False,
         },
         "vision_language_encoder": {
-            "text_config": {"num_hidden_layers": 4, "rope_parameters": recognise.ROPE},
+            "text_config": {"num_hidden_layers": 4, "rope_parameters": identify.ROPE},
             "vision_config": {"depth": 4},
         },
     }
@@ -147,7 +147,7 @@ def test_shapes_say_the_config_where_the_metadata_does_not():
     for component, model in models.items():
         headers = {name: Header(torch.bfloat16, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
         header = FileHeader(headers, {}, {})
-        part = recognise.recognise(Path("one.safetensors"), header)
+        part = identify.identify(Path("one.safetensors"), header)
         assert part.component == component
         built = build(component, part.config, "the header")
         assert _config(built) == _config(model)
@@ -204,7 +204,7 @@ def test_a_vae_of_the_same_class_but_another_model_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(("component", "other"), [("transformer", "vae"), ("vae", "vision_language_encoder")])
 def test_another_component_says_which_it_is(folder, tmp_path, component, other):
     file = write_file(folder / component, tmp_path / "one.safetensors")
-    title, wanted = recognise.TITLES[component], recognise.TITLES[other]
+    title, wanted = identify.TITLES[component], identify.TITLES[other]
     with pytest.raises(ValueError, match=f"holds GLM-Image's {title}, and here its {wanted} is wanted"):
         LOADERS[other][1](file, roots=[folder.parent])
 
@@ -398,7 +398,7 @@ def test_inspect_describes_a_file(folder, tmp_path, capsys):
     file = write_file(folder / "transformer", tmp_path / "dit.safetensors", "diffusion_model.", torch.bfloat16)
     assert main(["inspect", str(file)]) == 0
     line = capsys.readouterr().out.splitlines()[1]
-    parameters = describe_model(folder, "transformer").parameters
+    parameters = inspect_component(folder, "transformer").parameters
     assert line.startswith("transformer ") and f"{parameters:,}" in line and line.endswith("bfloat16")
     write_file(folder / "transformer", file, **{"transformer_blocks.1.attn1.to_k.weight": None})
     assert main(["inspect", str(file)]) == 1
@@ -417,7 +417,7 @@ def test_a_quantized_single_file_is_the_quantized_folder(folder, tmp_path, compo
     """Stored so, and quantized as it is loaded."""
     pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
     from glm_image_pack.glmimage_core.glm_image.files.quantize import quantize_checkpoint
-    from glm_image_pack.glmimage_core.weights.formats import parts_of
+    from glm_image_pack.glmimage_core.weights.formats import inner_tensors
 
     quantize_checkpoint(folder, tmp_path / "quantized", {component: quantization})
     stored = load_file(next((tmp_path / "quantized" / component).glob("*.safetensors")))
@@ -425,14 +425,14 @@ def test_a_quantized_single_file_is_the_quantized_folder(folder, tmp_path, compo
     config = (folder / component / "config.json").read_text("utf-8")
     file = tmp_path / "one.safetensors"
     save_file({prefix + key: tensor for key, tensor in stored.items()}, file, {"config": config})
-    assert describe_file(file).quantized.keys() == {quantization}
+    assert inspect_file(file).quantized.keys() == {quantization}
 
     load_folder, load = LOADERS[component]
     plain = write_file(folder / component, tmp_path / "plain.safetensors")
     expected = load_folder(tmp_path / "quantized").model
     for model in (load(file, roots=[folder.parent]).model, load(plain, "auto", [folder.parent], quantization).model):
         for (name, theirs), (_, ours) in zip(expected.named_parameters(), model.named_parameters(), strict=True):
-            for one, other in zip(parts_of(theirs), parts_of(ours), strict=True):
+            for one, other in zip(inner_tensors(theirs), inner_tensors(ours), strict=True):
                 assert one.dtype == other.dtype and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other))), name
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image import denoise
-from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
-from glm_image_pack.glmimage_core.glm_image.dit import conditions_of, velocity
+from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
+from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions, velocity
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.step_cache import Branch, StepCache
 from test_denoise import plan
@@ -65,7 +65,7 @@ def test_the_error_grows_with_the_threshold_and_each_side_has_its_own(dit, glyph
     assert not caches
     errors, skipped = [], []
     for threshold in (1e-6, 0.7, 1.0):
-        got = sample(dit, plan(), *glyphs, **settings, shortcuts=Shortcuts(step_cache=threshold))
+        got = sample(dit, plan(), *glyphs, **settings, approximations=Approximations(step_cache=threshold))
         errors.append(((got - exact).norm() / exact.norm()).item())
         branches = caches[-1].branches
         assert set(branches) == {"positive", "negative"}  # and none for the references
@@ -77,8 +77,8 @@ def test_the_error_grows_with_the_threshold_and_each_side_has_its_own(dit, glyph
 
 @torch.inference_mode()
 def test_a_skipped_pass_adds_what_the_blocks_added(dit, glyphs):
-    conditions = conditions_of(dit, glyphs[0], 256, 256, 1, plan().tokens)
-    time = dit.model.time_states(torch.tensor([500.0]), 256, 256, dit.dtype)
+    conditions = encode_conditions(dit, glyphs[0], 256, 256, 1, plan().tokens)
+    time = dit.model.embed_time(torch.tensor([500.0]), 256, 256, dit.dtype)
     x, branch = initial_noise([0], 16, Grid(32, 32)), Branch(1e-6)
     whole, skipped = (velocity(dit, x, time, conditions, None, branch) for _ in range(2))
     assert (branch.whole, branch.skipped) == (1, 1)
@@ -87,12 +87,12 @@ def test_a_skipped_pass_adds_what_the_blocks_added(dit, glyphs):
 
 
 def test_a_second_run_remembers_nothing_of_the_first(dit, glyphs):
-    runs = [sample(dit, plan(), *glyphs, seeds=[0], steps=10, shortcuts=Shortcuts(step_cache=0.8)) for _ in range(2)]
+    runs = [sample(dit, plan(), *glyphs, seeds=[0], steps=10, approximations=Approximations(step_cache=0.8)) for _ in range(2)]
     assert torch.equal(*runs)
 
 
 def test_a_run_says_what_it_skipped(dit, glyphs, caches, caplog):
     with caplog.at_level("INFO"):
-        sample(dit, plan(), *glyphs, seeds=[0], steps=10, shortcuts=Shortcuts(step_cache=1.0))
+        sample(dit, plan(), *glyphs, seeds=[0], steps=10, approximations=Approximations(step_cache=1.0))
     skipped = sum(branch.skipped for branch in caches[0].branches.values())
     assert skipped > 0 and f"step cache: {skipped} of 20 passes skipped" in caplog.text

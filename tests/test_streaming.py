@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
-from glm_image_pack.glmimage_core.glm_image.dit import conditions_of, velocity
+from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions, velocity
 from glm_image_pack.glmimage_core.glm_image.files.load import load_dit
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
 from glm_image_pack.glmimage_core.placement.streaming import resident_blocks, streamed
-from glm_image_pack.glmimage_core.tiny.weights import fill
+from glm_image_pack.glmimage_core.tiny.weights import randomize
 from glm_image_pack.glmimage_core.weights.linear import quantize
-from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
+from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from test_denoise import plan
 
 from pictures import pattern
@@ -29,7 +29,7 @@ def dit(dit):
     """A DiT of five blocks."""
     config = {key: value for key, value in dit.model.config.items() if not key.startswith("_")}
     model = type(dit.model).from_config(config | {"num_layers": 5})
-    fill(model, "five blocks")
+    randomize(model, "five blocks")
     return replace(dit, model=model.eval().requires_grad_(False))
 
 
@@ -63,8 +63,8 @@ def test_two_blocks_at_most_are_there_beside_the_resident_ones(deep, dit, reside
         )
     with streamed(deep, blocks, resident, META):
         glyphs = torch.zeros(1, 5, deep.config.text_embed_dim)
-        conditions = conditions_of(there, glyphs, 256, 256, 1, plan().tokens)
-        time = deep.time_states(torch.zeros(1, device=META), 256, 256, there.dtype)
+        conditions = encode_conditions(there, glyphs, 256, 256, 1, plan().tokens)
+        time = deep.embed_time(torch.zeros(1, device=META), 256, 256, there.dtype)
         for _ in range(2):
             assert velocity(there, torch.empty(1, 16, 32, 32, device=META), time, conditions).device == META
     each = len(list(blocks[0].ff.parameters()))
@@ -81,20 +81,20 @@ def test_a_block_is_on_its_way_while_the_one_before_computes(deep, dit, monkeypa
     from glm_image_pack.glmimage_core.placement import streaming
 
     events = []
-    depart = streaming._Copied.depart
+    prefetch = streaming._StreamedModules.prefetch
 
     def watched(self):
         if self._copies is None and len(self.slots) < 40:
             events.append("copy")
-        depart(self)
+        prefetch(self)
 
-    monkeypatch.setattr(streaming._Copied, "depart", watched)
+    monkeypatch.setattr(streaming._StreamedModules, "prefetch", watched)
     for block in deep.transformer_blocks:
         block.attn1.register_forward_pre_hook(lambda *_: events.append("compute"))
     with streamed(deep, deep.transformer_blocks, 2, META):
         there = replace(dit, model=deep).on(META)
-        conditions = conditions_of(there, torch.zeros(1, 5, deep.config.text_embed_dim), 256, 256, 1)
-        time = deep.time_states(torch.zeros(1, device=META), 256, 256, there.dtype)
+        conditions = encode_conditions(there, torch.zeros(1, 5, deep.config.text_embed_dim), 256, 256, 1)
+        time = deep.embed_time(torch.zeros(1, device=META), 256, 256, there.dtype)
         for _ in range(2):
             velocity(there, torch.empty(1, 16, 32, 32, device=META), time, conditions)
     first = ["compute", "compute", "copy", "copy", "compute", "copy", "compute", "copy", "compute"]
@@ -120,18 +120,18 @@ def test_a_streamed_dit_paints_the_same_picture_with_a_lora_over_it(dit, encoder
     pairs, width = {}, dit.model.config.num_attention_heads * dit.model.config.attention_head_dim
     for layer in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.4.attn1.to_q"):
         pairs |= {f"{layer}.lora_up.weight": torch.randn(width, 2), f"{layer}.lora_down.weight": torch.randn(2, width)}
-    lora = LayeredLora(pairs, 0.5)
+    lora = WeightedLora(pairs, 0.5)
 
     def paint(placed):
-        dit.kept.clear()
+        dit.cached_references.clear()
         return sample(placed, plan(), *glyphs, [0], 2, references=references)
 
     without = paint(dit)
-    with laid_over(dit.model, [lora]):
+    with applied_loras(dit.model, [lora]):
         expected = paint(dit)
     block, others = rooms(dit.model)
     residency = Residency(torch.device("cpu", 0), lambda: others + 3 * block + 100)
-    with residency.hold(dit.model, 100, dit.blocks) as device, laid_over(dit.model, [lora]):
+    with residency.hold(dit.model, 100, dit.blocks) as device, applied_loras(dit.model, [lora]):
         assert residency.resident == []
         assert torch.allclose(paint(dit.on(device)), expected, atol=1e-5)
     assert not torch.allclose(expected, without, atol=1e-3)

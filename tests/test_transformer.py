@@ -9,7 +9,7 @@ from diffusers import GlmImageTransformer2DModel
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
-from glm_image_pack.glmimage_core.glm_image.dit import Conditions, conditions_of, rope, velocity
+from glm_image_pack.glmimage_core.glm_image.dit import Conditions, encode_conditions, rope, velocity
 from glm_image_pack.glmimage_core.glm_image.files.load import load_dit
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
@@ -54,8 +54,8 @@ def theirs(dit, x, glyphs, tokens, drop, timestep, size, cache=None):
 def test_a_pass_is_diffusers_pass(dit, drop, timestep, batch):
     prior = plan(WIDTH, HEIGHT, batch)
     x, glyphs = noise_and_glyphs(dit, batch)
-    conditions = conditions_of(dit, glyphs, WIDTH, HEIGHT, batch, None if drop else prior.tokens)
-    time = dit.model.time_states(torch.tensor([timestep]), WIDTH, HEIGHT, dit.dtype)
+    conditions = encode_conditions(dit, glyphs, WIDTH, HEIGHT, batch, None if drop else prior.tokens)
+    time = dit.model.embed_time(torch.tensor([timestep]), WIDTH, HEIGHT, dit.dtype)
     expected = theirs(dit, x, glyphs, prior_for_dit(prior.tokens), drop, timestep, (HEIGHT, WIDTH))
     torch.testing.assert_close(velocity(dit, x, time, conditions), expected, atol=1e-5, rtol=0)
 
@@ -75,9 +75,9 @@ def test_a_reference_pass_writes_what_diffusers_pass_writes(dit, encode_referenc
 @torch.inference_mode()
 def test_every_input_reaches_the_output(dit):
     x, glyphs = noise_and_glyphs(dit, 1)
-    base = conditions_of(dit, glyphs, WIDTH, HEIGHT, 1, plan(WIDTH, HEIGHT).tokens)
-    time, later = (dit.model.time_states(torch.tensor([t]), WIDTH, HEIGHT, dit.dtype) for t in (500.0, 400.0))
-    other_size = dit.model.time_states(torch.tensor([500.0]), HEIGHT, WIDTH, dit.dtype)
+    base = encode_conditions(dit, glyphs, WIDTH, HEIGHT, 1, plan(WIDTH, HEIGHT).tokens)
+    time, later = (dit.model.embed_time(torch.tensor([t]), WIDTH, HEIGHT, dit.dtype) for t in (500.0, 400.0))
+    other_size = dit.model.embed_time(torch.tensor([500.0]), HEIGHT, WIDTH, dit.dtype)
     turned = Conditions(base.prior, base.glyphs, rope(dit, HEIGHT, WIDTH))
     outputs = [
         velocity(dit, x, time, base),

@@ -89,12 +89,12 @@ def test_what_an_edit_comes_to_is_right_and_what_it_starts_from_is_not(kind, lan
 
 
 def test_a_word_stands_in_quotes_that_the_library_finds():
-    from glm_image_pack.glmimage_core.quoted import find_glyph_texts
+    from glm_image_pack.glmimage_core.quoted import find_quoted_texts
 
     for language in captions.LANGUAGES:
         for scene in scenes(40, with_word=1):
             request = captions.describe(random.Random(0), scene, language)
-            assert find_glyph_texts(request.prompt) == ([scene.word.text] if scene.word else [])
+            assert find_quoted_texts(request.prompt) == ([scene.word.text] if scene.word else [])
 
 
 @pytest.mark.parametrize(("noise", "blur"), [(0, 0), (0.05, 0), (0.03, 1)])

@@ -155,13 +155,13 @@ def lesson_loss(
     noise = torch.randn(latents.shape, generator=generator).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         caches = written_references(dit, vae, lesson.references, width, height)
-        states = model.prior_states(prior_for_dit(tokens)).repeat_interleave(DRAWS, 0)
+        states = model.embed_prior(prior_for_dit(tokens)).repeat_interleave(DRAWS, 0)
         if caches is None:
             without = (torch.rand(batch, generator=generator) < dropped).to(device).view(-1, 1, 1)
-            states = torch.where(without, model.dropped_prior_state(device), states)
+            states = torch.where(without, model.null_prior(device), states)
         ids = glyph_encoder.tokenizer(lesson.texts, return_tensors="pt").input_ids.to(device)
-        glyphs = model.glyph_states(glyph_encoder.model(ids).last_hidden_state).repeat_interleave(DRAWS, 0)
-        time = model.time_states(u * 1000 - 1, *told, torch.float32)
+        glyphs = model.embed_glyphs(glyph_encoder.model(ids).last_hidden_state).repeat_interleave(DRAWS, 0)
+        time = model.embed_time(u * 1000 - 1, *told, torch.float32)
         noised = sigma * noise + (1 - sigma) * latents
         velocity = model(noised, time, states, glyphs, rope(dit, width, height), caches)
     weights = _weights(lesson.scenes).repeat_interleave(DRAWS, 0).to(device)
@@ -185,9 +185,9 @@ def written_references(
     model = dit.model
     for scenes in zip(*references, strict=True):
         cache = [_Written() for _ in model.transformer_blocks]
-        prior = model.prior_states(prior_for_dit(torch.stack([tokens_of(scene) for scene in scenes]).to(dit.device)))
-        no_text = model.glyph_states(torch.empty(len(scenes), 0, model.config.text_embed_dim, device=dit.device))
-        time = model.time_states(torch.zeros(len(scenes), device=dit.device), width, height, torch.float32)
+        prior = model.embed_prior(prior_for_dit(torch.stack([tokens_of(scene) for scene in scenes]).to(dit.device)))
+        no_text = model.embed_glyphs(torch.empty(len(scenes), 0, model.config.text_embed_dim, device=dit.device))
+        time = model.embed_time(torch.zeros(len(scenes), device=dit.device), width, height, torch.float32)
         model(latents_of_scenes(dit, vae, list(scenes)), time, prior, no_text, rope(dit, width, height), cache)
         written.append([tuple(part.repeat_interleave(DRAWS, 0) for part in layer.keys_values) for layer in cache])
     return [ReferenceLayer(layers) for layers in zip(*written, strict=True)] if written else None

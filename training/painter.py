@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from ..glmimage_core.glm_image.ar_model import ArModel
-from ..glmimage_core.glm_image.denoise import Shortcuts, sample
+from ..glmimage_core.glm_image.denoise import Approximations, sample
 from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files.load import load_ar, load_dit, load_glyph_encoder, load_vae
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder, encode_glyph_texts
 from ..glmimage_core.glm_image.prior import Sampling, generate_prior
 from ..glmimage_core.glm_image.references import Reference, encode_reference
 from ..glmimage_core.images import to_pictures
-from ..glmimage_core.quoted import find_glyph_texts
+from ..glmimage_core.quoted import find_quoted_texts
 from ..glmimage_core.vae import Vae, decode
 
 
@@ -29,7 +29,7 @@ class Painter:
     steps: int = 20
     cfg: float = 1.5
     sampling: Sampling = Sampling()  # noqa: RUF009, immutable
-    shortcuts: Shortcuts = Shortcuts()  # noqa: RUF009, immutable
+    approximations: Approximations = Approximations()  # noqa: RUF009, immutable
 
     @classmethod
     def of(cls, checkpoint: Path, dtype: str = "auto", quantization: str = "none", **settings) -> "Painter":
@@ -46,7 +46,7 @@ class Painter:
         """pictures: the references, [H, W, 3] in 0..1; sides in pixels. Returns [height, width, 3] float32 in 0..1."""
         references = [self.reference(picture) for picture in pictures]
         prior = generate_prior(self.ar, prompt, width, height, seed, sampling=self.sampling, references=references)
-        positive = encode_glyph_texts(self.glyph_encoder, find_glyph_texts(prompt))
+        positive = encode_glyph_texts(self.glyph_encoder, find_quoted_texts(prompt))
         negative = encode_glyph_texts(self.glyph_encoder, [])
         latents = sample(
             self.dit,
@@ -57,7 +57,7 @@ class Painter:
             self.steps,
             self.cfg,
             references=references,
-            shortcuts=self.shortcuts,
+            approximations=self.approximations,
         )
         return decode(self.vae, latents)[0]
 

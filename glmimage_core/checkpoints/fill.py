@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..weights.formats import MARK, PARTS, check_installed, read_mark
+from ..weights.formats import MARK, PARTS, check_installed, read_format
 from ..weights.linear import _from_parts, _give, quantizable, quantize_weight
 
 
@@ -34,7 +34,7 @@ def fill(
             layer, tensor = model.get_submodule(name), read_tensor(file, keys[key])
             if kind == "weight" and f"{name}.{MARK}" in keys:
                 scale, mark = (read_tensor(file, keys[f"{name}.{part}"]) for part in PARTS[1:])
-                _give(layer, _from_parts(layer, tensor, scale, read_mark(mark), dtype))
+                _give(layer, _from_parts(layer, tensor, scale, read_format(mark), dtype))
                 continue
             if kind == "weight" and name in chosen:  # from the precision it is stored in
                 _give(layer, quantize_weight(tensor, quantization).to(dtype))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..weights.external import MODULES, check_library
-from ..weights.formats import MARK, Header, read_mark
+from ..weights.formats import MARK, Header, read_format
 from .folders import read_json
 
 
@@ -30,7 +30,7 @@ def read_header(file: Path) -> FileHeader:
                 for key, piece in pieces.items()
             }
             layers = [key.removesuffix(f".{MARK}") for key in headers if key.endswith(f".{MARK}")]
-            marks = {layer: read_mark(tensors.get_tensor(f"{layer}.{MARK}")) for layer in layers}
+            marks = {layer: read_format(tensors.get_tensor(f"{layer}.{MARK}")) for layer in layers}
             return FileHeader(headers, marks, tensors.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error

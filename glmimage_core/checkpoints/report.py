@@ -233,7 +233,7 @@ def check_quantization(report: ComponentReport, quantization: str, device: torch
     check_format(quantization, device)
 
 
-def check_part(folder: Path, name: str, class_name: str) -> ComponentReport:
+def inspect_stored(folder: Path, name: str, class_name: str) -> ComponentReport:
     """What is stored of one part. Raises FileNotFoundError, ValueError or ImportError where it is not sound; reads no weights."""
     check_libraries()
     report = ComponentReport(name, class_name)

@@ -22,12 +22,12 @@ import torch
 
 from ..checkpoints.build import load_pretrained
 from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
-from ..checkpoints.report import check_part, resolve_dtype
+from ..checkpoints.report import inspect_stored, resolve_dtype
 from ..component import Component
-from ..diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass
+from ..diffusion import LATENT_PX, batches_cfg, dit_token_count, initial_noise, latent_grid
 from ..progress import Progress, no_progress
 from ..vae import LatentSpace, Vae, check_channels
-from .text import MicroConditions, check_embeddings, whole_space
+from .text import MicroConditions, check_embeddings, scaled_latent_space
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -102,7 +102,7 @@ def find_folder(name: str, roots: Sequence[Path]) -> Path:
 def check_folder(folder: Path) -> None:
     """Raise FileNotFoundError, ValueError or ImportError where a folder cannot be loaded; reads no weights."""
     for part, class_name in MODEL_CLASSES.items():
-        check_part(folder, part, class_name)
+        inspect_stored(folder, part, class_name)
     read_json(folder / "scheduler" / "scheduler_config.json")
     _stage_of(folder)
 
@@ -111,19 +111,19 @@ def load_unet(folder: Path, dtype: str = "auto") -> CogView3Unet:
     """Load the UNet of a folder, on the CPU, with its schedule and latent space."""
     from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
-    report = check_part(folder, "unet", MODEL_CLASSES["unet"])
+    report = inspect_stored(folder, "unet", MODEL_CLASSES["unet"])
     model = load_pretrained(UNet2DConditionModel, folder / "unet", torch_dtype=resolve_dtype(dtype, report))
     kept = EulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True).alphas_cumprod.double()
-    return CogView3Unet(model, ((1 - kept) / kept).sqrt().float(), whole_space(folder), _stage_of(folder))
+    return CogView3Unet(model, ((1 - kept) / kept).sqrt().float(), scaled_latent_space(folder), _stage_of(folder))
 
 
 def load_vae(folder: Path, dtype: str = "auto") -> Vae:
     """Load the VAE of a folder, on the CPU; in float32 instead of float16, in which SDXL's runs over."""
     from diffusers import AutoencoderKL
 
-    chosen = resolve_dtype(dtype, check_part(folder, "vae", MODEL_CLASSES["vae"]))
+    chosen = resolve_dtype(dtype, inspect_stored(folder, "vae", MODEL_CLASSES["vae"]))
     chosen = torch.float32 if chosen == torch.float16 else chosen
-    return Vae(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=chosen), whole_space(folder))
+    return Vae(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=chosen), scaled_latent_space(folder))
 
 
 def _stage_of(folder: Path) -> str:
@@ -254,7 +254,7 @@ def check_text(unet: CogView3Unet, *embeddings: torch.Tensor) -> None:
     check_embeddings(embeddings, TOKENS, width, "CogView3-Base", source)
 
 
-class Guide(NamedTuple):
+class CfgInputs(NamedTuple):
     """Both sides of the guidance on the UNet's device: embeddings [B, 225, D], sizes [B, S], and the strength [B, G] for a
     distilled one."""
 
@@ -279,7 +279,7 @@ def _painted(
     sides = (side.to(unet.device, unet.dtype).expand(len(x), -1, -1) for side in (positive, negative))
     sizes = sizes_embedding(unet, micro or MicroConditions((height, width), (0, 0), (height, width)))
     strength = strength_embedding(unet, cfg) if unet.is_distilled else None
-    guide = Guide(*sides, *(each if each is None else each.to(unet.device).expand(len(x), -1) for each in (sizes, strength)))
+    guide = CfgInputs(*sides, *(each if each is None else each.to(unet.device).expand(len(x), -1) for each in (sizes, strength)))
     for done, step in enumerate(run):
         progress(done, len(run))
         sigma = unet.sigmas[step.timestep].item()
@@ -289,12 +289,12 @@ def _painted(
     return unet.space.denormalise(x).float().cpu()
 
 
-def guided_noise(unet: CogView3Unet, guide: Guide, x: torch.Tensor, timestep: int, cfg: float) -> torch.Tensor:
+def guided_noise(unet: CogView3Unet, guide: CfgInputs, x: torch.Tensor, timestep: int, cfg: float) -> torch.Tensor:
     """negative + cfg (positive - negative), [B, 4, h, w] float32; a distilled UNet guides itself."""
     if cfg == 1 or unet.is_distilled:
         return predicted_noise(unet, x, timestep, guide.positive, guide.sizes, guide.strength)
     height, width = (side * LATENT_PX for side in x.shape[2:])
-    if share_a_pass(len(x) * dit_token_count(width, height)):
+    if batches_cfg(len(x) * dit_token_count(width, height)):
         both = torch.cat([guide.positive, guide.negative])
         positive, negative = predicted_noise(unet, x.repeat(2, 1, 1, 1), timestep, both, guide.sizes.repeat(2, 1)).chunk(2)
     else:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from ..diffusion import LATENT_PX, dit_token_count, share_a_pass
+from ..diffusion import LATENT_PX, batches_cfg, dit_token_count
 from ..placement.prediction import BF16_OVERHEAD, Job
 
 
 def cogview3_bytes(config: Any, itemsize: int, job: Job) -> int:
     """The passes of CogView3-Plus: a feed-forward, 13.4 tensors of the stream's width. job.glyph_tokens: of the prompt."""
     side = job.batch * (dit_token_count(job.width, job.height) + job.glyph_tokens)
-    together = job.guided and share_a_pass(side)
+    together = job.guided and batches_cfg(side)
     width = config.num_attention_heads * config.attention_head_dim
     latents = job.batch * config.in_channels * (job.width // LATENT_PX) * (job.height // LATENT_PX) * 4
     half = BF16_OVERHEAD if itemsize < 4 else 1
@@ -22,7 +22,7 @@ def unet_bytes(config: Any, itemsize: int, job: Job) -> int:
     A CPU lays that convolution's weights out anew.
     """
     latents = job.batch * (job.width // LATENT_PX) * (job.height // LATENT_PX)
-    together = job.guided and share_a_pass(job.batch * dit_token_count(job.width, job.height))
+    together = job.guided and batches_cfg(job.batch * dit_token_count(job.width, job.height))
     upper, widest = sum(config.block_out_channels[:2]), config.block_out_channels[-1]
     stream = latents * (2 if together else 1) * upper * itemsize
     return round(max(5.4 * stream, 9 * 2 * widest**2 * itemsize + 2.4 * stream))

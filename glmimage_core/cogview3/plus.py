@@ -17,12 +17,12 @@ import torch
 
 from ..checkpoints.build import load_pretrained
 from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
-from ..checkpoints.report import check_part, resolve_dtype
+from ..checkpoints.report import inspect_stored, resolve_dtype
 from ..component import Component
-from ..diffusion import LATENT_PX, dit_token_count, initial_noise, latent_grid, share_a_pass, whole_steps
+from ..diffusion import LATENT_PX, batches_cfg, dit_token_count, initial_noise, latent_grid, whole_steps
 from ..progress import Progress, no_progress
 from ..vae import LatentSpace, Vae, check_channels
-from .text import TOKENS, MicroConditions, check_embeddings, check_text_encoder, whole_space
+from .text import TOKENS, MicroConditions, check_embeddings, check_text_encoder, scaled_latent_space
 
 if TYPE_CHECKING:
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
@@ -65,7 +65,7 @@ def find_folder(name: str, roots: Sequence[Path]) -> Path:
 def check_folder(folder: Path) -> None:
     """Raise FileNotFoundError, ValueError or ImportError where a folder of CogView3-Plus cannot be loaded; reads no weights."""
     for part, class_name in MODEL_CLASSES.items():
-        check_part(folder, part, class_name)
+        inspect_stored(folder, part, class_name)
     read_json(folder / "scheduler" / "scheduler_config.json")
     check_text_encoder(folder)
 
@@ -74,20 +74,22 @@ def load_dit(folder: Path, dtype: str = "auto") -> CogView3:
     """Load the DiT, on the CPU, with the schedule and the latent space of the folder's scheduler and VAE."""
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
 
-    report = check_part(folder, "transformer", MODEL_CLASSES["transformer"])
+    report = inspect_stored(folder, "transformer", MODEL_CLASSES["transformer"])
     model = load_pretrained(CogView3PlusTransformer2DModel, folder / "transformer", torch_dtype=resolve_dtype(dtype, report))
     scheduler = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     if scheduler.config.prediction_type != "v_prediction":
         raise ValueError(f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type}; CogView3-Plus predicts velocities")
-    return CogView3(model, scheduler, whole_space(folder))
+    return CogView3(model, scheduler, scaled_latent_space(folder))
 
 
 def load_vae(folder: Path, dtype: str = "auto") -> Vae:
     """Load the VAE, on the CPU."""
     from diffusers import AutoencoderKL
 
-    report = check_part(folder, "vae", MODEL_CLASSES["vae"])
-    return Vae(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=resolve_dtype(dtype, report)), whole_space(folder))
+    report = inspect_stored(folder, "vae", MODEL_CLASSES["vae"])
+    return Vae(
+        load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=resolve_dtype(dtype, report)), scaled_latent_space(folder)
+    )
 
 
 def check_size(width: int, height: int) -> None:
@@ -195,7 +197,7 @@ def check_run(
         raise ValueError("there is a mask, and no latent that it masks")
 
 
-class Guide(NamedTuple):
+class CfgInputs(NamedTuple):
     """Both sides of the guidance on the DiT's device: embeddings [B, 224, D], and sizes [B, 2] as MicroConditions has them."""
 
     positive: torch.Tensor
@@ -203,22 +205,22 @@ class Guide(NamedTuple):
     sizes: dict[str, torch.Tensor]
 
 
-def guide_of(dit: CogView3, positive: torch.Tensor, negative: torch.Tensor, micro: MicroConditions, batch: int) -> Guide:
+def guide_of(dit: CogView3, positive: torch.Tensor, negative: torch.Tensor, micro: MicroConditions, batch: int) -> CfgInputs:
     sides = (side.to(dit.device, dit.dtype).expand(batch, -1, -1) for side in (positive, negative))
     names = ("original_size", "crop_coords", "target_size")
     sizes = {
         name: torch.tensor([size], dtype=torch.float32, device=dit.device).expand(batch, -1)
         for name, size in zip(names, micro, strict=True)
     }
-    return Guide(*sides, sizes)
+    return CfgInputs(*sides, sizes)
 
 
-def guided_velocity(dit: CogView3, guide: Guide, x: torch.Tensor, timestep: int, cfg: float) -> torch.Tensor:
+def guided_velocity(dit: CogView3, guide: CfgInputs, x: torch.Tensor, timestep: int, cfg: float) -> torch.Tensor:
     """negative + cfg (positive - negative), [B, 16, h, w] float32. Both in one pass where they are small; one where cfg is 1."""
     if cfg == 1:
         return velocity(dit, x, timestep, guide.positive, guide.sizes)
     height, width = (side * LATENT_PX for side in x.shape[2:])
-    if share_a_pass(len(x) * (dit_token_count(width, height) + guide.positive.shape[1])):
+    if batches_cfg(len(x) * (dit_token_count(width, height) + guide.positive.shape[1])):
         both = torch.cat([guide.positive, guide.negative])
         sizes = {name: torch.cat([size, size]) for name, size in guide.sizes.items()}
         positive, negative = velocity(dit, torch.cat([x, x]), timestep, both, sizes).chunk(2)

@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoints.build import load_pretrained
 from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, read_json
-from ..checkpoints.report import ComponentReport, check_part, resolve_dtype
+from ..checkpoints.report import ComponentReport, inspect_stored, resolve_dtype
 from ..component import Component
 from ..vae import LatentSpace
 
@@ -77,7 +77,7 @@ def find_text_encoder(name: str, roots: Sequence[Path]) -> Path:
 
 def check_text_encoder(folder: Path) -> ComponentReport:
     """What is stored of T5. Raises FileNotFoundError, ValueError or ImportError where it or its tokenizer cannot be loaded."""
-    report = check_part(folder, "text_encoder", "T5EncoderModel")
+    report = inspect_stored(folder, "text_encoder", "T5EncoderModel")
     read_json(folder / "tokenizer" / "tokenizer_config.json")
     if not (folder / "tokenizer" / "tokenizer.json").is_file():  # as released: SentencePiece's file, which transformers converts
         missing = [package for package, module in _CONVERTERS.items() if not _is_installed(module)]
@@ -125,7 +125,7 @@ def check_embeddings(embeddings: Sequence[torch.Tensor], tokens: int, width: int
             )
 
 
-def whole_space(folder: Path) -> LatentSpace:
+def scaled_latent_space(folder: Path) -> LatentSpace:
     """The space of a VAE whose latents are scaled as a whole."""
     config = read_json(folder / "vae" / "config.json")
     channels, scale = config["latent_channels"], config.get("scaling_factor", 0.18215)  # the library's own default

@@ -217,7 +217,7 @@ def decoder(run: Run) -> Callable[[torch.Tensor, int], torch.Tensor]:
     device = run.ar.device
     if device.type == "cpu":
         return lambda token, step: decode_filled(run, token, step)
-    recorded = record(run) if run.ar.settled and device.type == "cuda" else None
+    recorded = record(run) if run.ar.weights_are_static and device.type == "cuda" else None
     if recorded is not None:
         return recorded
     return lambda token, step: decode_masked(run, token, torch.full((1,), step, device=device))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..diffusion import LATENT_PX, initial_noise, latent_grid, share_a_pass
+from ..diffusion import LATENT_PX, batches_cfg, initial_noise, latent_grid
 from ..progress import Progress, no_progress
-from .dit import Conditions, Dit, check_attention, conditions_of, velocity
+from .dit import Conditions, Dit, check_attention, encode_conditions, velocity
 from .prior import Prior
 from .reference_cache import reference_cache
 from .schedule import partial_schedule, progress_of
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shortcuts:
+class Approximations:
     """Approximations that make a run faster and change the picture a little; the defaults leave all of them off.
 
     cfg_start, cfg_end: the part of the run, 0..1, in which guidance acts; outside it a step costs half. step_cache: the
@@ -69,7 +69,7 @@ def sample(
     mask: torch.Tensor | None = None,
     references: Sequence["Reference"] = (),
     progress: Progress = no_progress,
-    shortcuts: Shortcuts = Shortcuts(),
+    approximations: Approximations = Approximations(),
     caches_on_device: bool = True,
 ) -> torch.Tensor:
     """Paint the pictures that the prior plans, one for each seed.
@@ -97,18 +97,18 @@ def sample(
     noise = initial_noise(seeds, len(dit.space.mean), grid).to(device)
     start = None if latents is None else dit.space.normalise(latents.to(device).float())
     x = noise if denoise == 1 else schedule.sigmas[0] * noise + (1 - schedule.sigmas[0]) * start
-    guide = Guide(
+    guide = CfgConditions(
         dit,
-        positive=conditions_of(dit, positive, prior.width, prior.height, batch, prior.tokens),
-        negative=None if cfg == 1 else conditions_of(dit, negative, prior.width, prior.height, batch),
+        positive=encode_conditions(dit, positive, prior.width, prior.height, batch, prior.tokens),
+        negative=None if cfg == 1 else encode_conditions(dit, negative, prior.width, prior.height, batch),
         cache=reference_cache(dit, references, caches_on_device),
-        step_cache=StepCache(shortcuts.step_cache) if shortcuts.step_cache else None,
+        step_cache=StepCache(approximations.step_cache) if approximations.step_cache else None,
     )
-    times = dit.model.time_states(schedule.timesteps.to(device), prior.width, prior.height, dit.dtype)  # [steps, time width]
+    times = dit.model.embed_time(schedule.timesteps.to(device), prior.width, prior.height, dit.dtype)  # [steps, time width]
 
     for step in range(schedule.steps):
         sigma, sigma_next = schedule.sigmas[step : step + 2]
-        cfg_now = shortcuts.cfg_at(progress_of(schedule.timesteps[step].item()), cfg)
+        cfg_now = approximations.cfg_at(progress_of(schedule.timesteps[step].item()), cfg)
         seen = x if mask is None else torch.lerp(sigma * noise + (1 - sigma) * start, x, mask)
         v = guided_velocity(guide, seen, times[step : step + 1], cfg_now)
         if mask is not None:  # what is masked out is known, before and after
@@ -121,7 +121,7 @@ def sample(
 
 
 @dataclass(frozen=True)
-class Guide:
+class CfgConditions:
     """Both sides of the guidance. Only the positive one reads the reference cache; without guidance there is no negative."""
 
     dit: Dit
@@ -134,7 +134,7 @@ class Guide:
         return None if self.step_cache is None else self.step_cache.branch(side)
 
 
-def guided_velocity(guide: Guide, x: torch.Tensor, time: torch.Tensor, cfg: float) -> torch.Tensor:
+def guided_velocity(guide: CfgConditions, x: torch.Tensor, time: torch.Tensor, cfg: float) -> torch.Tensor:
     """v = v_u + cfg * (v_c - v_u), [B, 16, h, w] float32. cfg 1 is v_c alone, at half the cost.
 
     x: [B, 16, h, w] normalised latents. time: [1, time width]. The two sides share a pass where their texts have one length
@@ -144,7 +144,7 @@ def guided_velocity(guide: Guide, x: torch.Tensor, time: torch.Tensor, cfg: floa
         return velocity(guide.dit, x, time, guide.positive, guide.cache, guide.steps_before("positive"))
     positive, negative = guide.positive, guide.negative
     same_shape = positive.glyphs.shape == negative.glyphs.shape
-    if guide.cache is None and same_shape and share_a_pass(positive.prior[..., 0].numel()):
+    if guide.cache is None and same_shape and batches_cfg(positive.prior[..., 0].numel()):
         both = Conditions(
             torch.cat((positive.prior, negative.prior)), torch.cat((positive.glyphs, negative.glyphs)), positive.rope
         )

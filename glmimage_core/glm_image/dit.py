@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 class Dit(Component):
     """The checkpoint's `transformer`, the space of the latents it was trained on, and its scheduler's shift.
 
-    kept holds the keys and values of the references used last, on the CPU. They depend on nothing but the weights and the
-    reference, so a new seed, prompt or number of steps finds them there; with other `weights`, references have others.
-    checkpoint is the folder that all this was read from, or a single file, and roots then the folders below which the rest
-    was looked for. attention and compiled say how the model was told to compute.
+    cached_references: keys and values of the references used last, on the CPU, by `weights_key` and reference. They depend
+    on nothing else, so a new seed, prompt or number of steps finds them.
+    checkpoint: the folder that all this was read from, or a single file; roots: the folders below which its small files
+    were looked for. attention and compiled: how the model computes.
     """
 
     model: "GlmImageDit"
     space: LatentSpace
     shift: Shift = Shift()  # noqa: RUF009, immutable
-    kept: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
+    cached_references: dict[str, list[LayerKeysValues]] = field(default_factory=dict)
     checkpoint: Path | None = None
     roots: tuple[Path, ...] = ()
     attention: str = "auto"
@@ -57,20 +57,18 @@ class Conditions:
     rope: tuple[torch.Tensor, torch.Tensor]
 
 
-def conditions_of(
+def encode_conditions(
     dit: Dit, glyphs: torch.Tensor, width: int, height: int, batch: int, tokens: torch.Tensor | None = None
 ) -> Conditions:
     """What one side of the guidance sees. Without prior tokens it is the negative side, where every one is dropped.
 
     glyphs: [1, L, text width] embeddings. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels.
     """
-    if tokens is None:
-        prior = dit.model.dropped_prior_state(dit.device)
-    else:
-        prior = dit.model.prior_states(prior_for_dit(tokens).to(dit.device))
+    model = dit.model
+    prior = model.null_prior(dit.device) if tokens is None else model.embed_prior(prior_for_dit(tokens).to(dit.device))
     return Conditions(
         prior=prior.to(dit.dtype).expand(batch, dit_token_count(width, height), -1),
-        glyphs=dit.model.glyph_states(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),
+        glyphs=dit.model.embed_glyphs(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),
         rope=rope(dit, width, height),
     )
 
@@ -110,7 +108,7 @@ def check_attention(dit: Dit) -> None:
             )
 
 
-def computing(dit: "Dit", attention: str, compiled: bool, device: torch.device) -> "Dit":
+def configure_compute(dit: "Dit", attention: str, compiled: bool, device: torch.device) -> "Dit":
     """Have a DiT compute so on a device: its attention by a backend, its blocks compiled. Raises as the checks do."""
     use_attention_backend(dit.model, attention, device)
     if compiled:

@@ -8,11 +8,11 @@ all the same, which BF16_OVERHEAD accounts for.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..diffusion import dit_token_count, share_a_pass
+from ..diffusion import batches_cfg, dit_token_count
 from ..placement.prediction import BF16_OVERHEAD, SAMPLING_COPIES, Job
 from ..vae import vae_decode_bytes, vae_encode_bytes
 from .geometry import preview_grid, prior_grid
-from .prior import READ_EVERY
+from .prior import SYNC_EVERY
 
 
 class Stage(NamedTuple):
@@ -33,7 +33,7 @@ def prior_bytes(config: Any, itemsize: int, job: Job) -> int:
     token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_width * itemsize
     cache = job.batch * (prompt + emitted) * token_bytes
     rotation = emitted * 2 * head_width * itemsize
-    decoding = cache + rotation + job.batch * text.vision_vocab_size * 4 * (SAMPLING_COPIES + READ_EVERY)
+    decoding = cache + rotation + job.batch * text.vision_vocab_size * 4 * (SAMPLING_COPIES + SYNC_EVERY)
     prefilling = prompt * (token_bytes + (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize)
     return max(decoding, prefilling)
 
@@ -56,7 +56,7 @@ def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = Tru
     half = BF16_OVERHEAD if itemsize < 4 else 1
     width = config.num_attention_heads * config.attention_head_dim
     picture = job.batch * dit_token_count(job.width, job.height)
-    shared = job.guided and job.one_length and not job.references and share_a_pass(picture)
+    shared = job.guided and job.one_length and not job.references and batches_cfg(picture)
     own = (2 if shared else 1) * (picture + job.batch * job.glyph_tokens)
     cached = [dit_token_count(*size) for size in job.references]
     # The widest place is a feed-forward, 14 tensors of the stream's width; with many cached tokens it is the attention,

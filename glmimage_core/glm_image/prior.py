@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-READ_EVERY = 8  # tokens between two looks at an accelerator's work
+SYNC_EVERY = 8  # tokens between two looks at an accelerator's work
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def decode_grids(
     following = emitted_positions(end, grids)
     total = following.shape[1]
     width = ar.model.config.text_config.vision_vocab_size
-    at_once = reads_at_once(ar.device)
+    at_once = tokens_per_sync(ar.device)
 
     logits, run = prefill(ar, ids, positions, following[:, :-1], len(seeds))
     decode = decoder(run)
@@ -219,9 +219,9 @@ def decode_grids(
     return [part.reshape(-1, *grid) for part, grid in zip(split, grids, strict=True)]
 
 
-def reads_at_once(device: torch.device) -> int:
+def tokens_per_sync(device: torch.device) -> int:
     """How many tokens are decoded between two looks at them: each look makes an accelerator wait, and costs the CPU nothing."""
-    return 1 if device.type == "cpu" else READ_EVERY
+    return 1 if device.type == "cpu" else SYNC_EVERY
 
 
 def exponential_noise(generators: Sequence[torch.Generator], count: int, width: int) -> torch.Tensor:

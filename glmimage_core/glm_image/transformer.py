@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 class GlmImageDit(GlmImageTransformer2DModel):
     """The same weights, names and arithmetic. D is the width of the stream, T the tokens of the picture."""
 
-    def prior_states(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed_prior(self, tokens: torch.Tensor) -> torch.Tensor:
         """Prior tokens at the DiT's grid, [B, T] int64, as what is added to the image's tokens: [B, T, D]."""
         return self.prior_projector(self.prior_token_embedding(tokens))
 
-    def dropped_prior_state(self, device: torch.device) -> torch.Tensor:
+    def null_prior(self, device: torch.device) -> torch.Tensor:
         """What is added for a prior token that is dropped, for each the same: [1, 1, D]."""
         any_token = torch.zeros(1, 1, dtype=torch.int64, device=device)
         return self.prior_projector(self.prior_token_embedding(any_token) * 0.0)
 
-    def glyph_states(self, glyphs: torch.Tensor) -> torch.Tensor:
+    def embed_glyphs(self, glyphs: torch.Tensor) -> torch.Tensor:
         """Glyph embeddings [B, L, text_embed_dim] as the text's tokens: [B, L, D]."""
         return self.glyph_projector(glyphs)
 
-    def time_states(self, timesteps: torch.Tensor, width: int, height: int, dtype: torch.dtype) -> torch.Tensor:
+    def embed_time(self, timesteps: torch.Tensor, width: int, height: int, dtype: torch.dtype) -> torch.Tensor:
         """The conditioning of the norms at timesteps [N] for a picture of width x height pixels: [N, time_embed_dim]."""
         size = torch.cat([torch.full_like(timesteps[:, None], side, dtype=torch.float32) for side in (height, width)], dim=1)
         return self.time_condition_embed(timesteps, size, torch.zeros_like(size), dtype)

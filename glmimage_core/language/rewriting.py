@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from ..quoted import QUOTED, find_glyph_texts, text_of
+from ..quoted import QUOTED, find_quoted_texts, quoted_text
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,9 @@ def checked(answer: str, prompt: str, kind: str = "general") -> str:
     pieces.append(_MARKS.sub("", plain[end:]))
     written = _shortened(pieces)
     asked, marks = Counter(text for text, _ in wanted), dict(wanted)
-    left = asked - Counter(find_glyph_texts(written))
+    left = asked - Counter(find_quoted_texts(written))
     written += _put_back([marks[text] for text in left.elements()], language_of(written))
-    if asked - Counter(find_glyph_texts(written)):
+    if asked - Counter(find_quoted_texts(written)):
         log.warning("the texts to be drawn could not be kept in what the language model wrote; the prompt stays as it is")
         return prompt
     return written
@@ -108,19 +108,21 @@ def without_markup(answer: str) -> str:
     text = _LABEL.sub("", _EMPHASIS.sub("", text).strip())
     text = " ".join(text.split())
     whole = QUOTED.fullmatch(text)
-    return text_of(whole).strip() if whole else text
+    return quoted_text(whole).strip() if whole else text
 
 
 def _marked_texts(prompt: str) -> list[tuple[str, str]]:
     """The texts to be drawn of a prompt, in order, each with marks around it too: straight ones where it holds none itself."""
     return [
-        (text, match[0] if '"' in text else f'"{text}"') for match in QUOTED.finditer(prompt) if (text := text_of(match)).strip()
+        (text, match[0] if '"' in text else f'"{text}"')
+        for match in QUOTED.finditer(prompt)
+        if (text := quoted_text(match)).strip()
     ]
 
 
 def _kept(match: re.Match, prompt: str, wanted: Sequence[tuple[str, str]], missing: Counter, kind: str) -> str:
     """What stands where a model put something in quotation marks. Takes from `missing` what is there."""
-    text = text_of(match)
+    text = quoted_text(match)
     marks = dict(wanted)
     if missing[text] > 0:
         missing[text] -= 1

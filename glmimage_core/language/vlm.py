@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
 
 WHOLE_PATCH = 3 * 14 * 14  # numbers in a patch of a picture that comes whole
-THOUGHT = "<think>"
+THINK_TAG = "<think>"
 LEAST_SHARE = 0.5  # of the language half that a quantization must reach
 LAYOUT = (
     "a vision-language model is a folder with config.json, safetensors, a tokenizer with a chat template and an image processor"
@@ -185,7 +185,7 @@ def prepare(vlm: Vlm, instruction: str, request: str, pictures: Sequence[Image.I
     text = vlm.processor.apply_chat_template(conversation, add_generation_prompt=True, enable_thinking=False)
     # A template writes all of a conversation, the first token included.
     inputs = vlm.processor(text=[text], add_special_tokens=False, return_tensors="pt", **media)
-    return Question(inputs, text.rstrip().endswith(THOUGHT))
+    return Question(inputs, text.rstrip().endswith(THINK_TAG))
 
 
 def _video(vlm: Vlm, clip: Clip) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def answer(
             **inputs, **drawn, max_new_tokens=max_tokens, stopping_criteria=StoppingCriteriaList([Watched()])
         )
     said = vlm.processor.decode(ids[0, question.tokens :].cpu(), skip_special_tokens=True)
-    return f"{THOUGHT}{said}" if question.begins_in_thought else said
+    return f"{THINK_TAG}{said}" if question.begins_in_thought else said
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from ..weights.formats import parts_of
+from ..weights.formats import inner_tensors
 from .streaming import resident_blocks, streamed
 
 HEADROOM = 512 * 2**20  # bytes for what no formula knows: libraries' workspaces, fragmentation, other programs
@@ -35,7 +35,7 @@ class Residency:
         self.device = device
         self.free_bytes = free_bytes or (lambda: free_device_bytes(device))
         self._make_room = make_room
-        self._home = torch.device("cpu")
+        self._offload_device = torch.device("cpu")
         self._resident: list[weakref.ref[torch.nn.Module]] = []  # the one unused for longest first
 
     @property
@@ -52,8 +52,8 @@ class Residency:
         It stays afterwards, and leaves when another one needs the room. One that does not fit beside its working memory is
         brought block by block, where it names the `blocks` that it runs in their order.
         """
-        if self.device == self._home or self._make_space(model, working_bytes) or not blocks:
-            if self.device != self._home:
+        if self.device == self._offload_device or self._make_space(model, working_bytes) or not blocks:
+            if self.device != self._offload_device:
                 self._admit(model)
             yield self.device
             return
@@ -74,15 +74,15 @@ class Residency:
 
     def fits(self, model: torch.nn.Module, working_bytes: int) -> bool:
         """Whether the model would fit beside its working memory if all others left."""
-        if self.device == self._home:
+        if self.device == self._offload_device:
             return True
         return self.free_bytes() + sum(map(model_bytes, self.resident)) >= model_bytes(model) + working_bytes
 
     def release(self, model: torch.nn.Module) -> None:
         """Move a model off the device. Does nothing for one that is not there."""
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
-        if self.device != self._home:
-            model.to(self._home)
+        if self.device != self._offload_device:
+            model.to(self._offload_device)
 
     def _make_space(self, model: torch.nn.Module, working_bytes: int) -> bool:
         """Have others leave until the model fits beside its working memory; whether it does."""
@@ -102,14 +102,14 @@ class Residency:
         try:
             model.to(self.device)
         except torch.OutOfMemoryError as error:
-            model.to(self._home)  # no part of it stays behind
+            model.to(self._offload_device)  # no part of it stays behind
             size, free = model_bytes(model) / 1e9, self.free_bytes() / 1e9
             raise torch.OutOfMemoryError(
                 f"{type(model).__name__} takes {size:.1f} GB, and {self.device} has {free:.1f} GB free without any other model; "
                 "choose a quantization where the model is loaded"
             ) from error
         except BaseException:
-            model.to(self._home)
+            model.to(self._offload_device)
             raise
         self._resident.append(weakref.ref(model))
 
@@ -122,7 +122,7 @@ def current(device: torch.device) -> AbstractContextManager:
 def model_bytes(model: torch.nn.Module) -> int:
     """Bytes of all parameters and buffers; of quantized ones those of codes and scales."""
     tensors = (*model.parameters(), *model.buffers())
-    return sum(part.numel() * part.element_size() for tensor in tensors for part in parts_of(tensor))
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in inner_tensors(tensor))
 
 
 def free_device_bytes(device: torch.device) -> int:

@@ -9,10 +9,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.nn import Module, Parameter
 
-from ..weights.formats import parts_of, rebuilt
+from ..weights.formats import inner_tensors, rebuilt
 
 
-class _Copied:
+class _StreamedModules:
     """Modules whose weights are replaced by copies on a device for a while.
 
     Copies are made on `stream`, if there is one. It waits for what was asked of the device before, so memory that was freed
@@ -29,10 +29,10 @@ class _Copied:
         ]
         self.device, self.stream = device, stream
         self._copies: list[torch.Tensor] | None = None
-        self._home: list[torch.Tensor] | None = None
+        self._originals: list[torch.Tensor] | None = None
         self._made: torch.cuda.Event | None = None
 
-    def depart(self) -> None:
+    def prefetch(self) -> None:
         """Begin to copy what is there now. Does nothing where that was begun already."""
         if self._copies is not None:
             return
@@ -46,23 +46,23 @@ class _Copied:
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
 
-    def arrive(self) -> None:
+    def attach(self) -> None:
         """Have the modules compute with the copies."""
         # A quantized weight cannot be made a parameter of another mode than the one it was made in.
         with torch.inference_mode(False), torch.no_grad():
-            self.depart()
+            self.prefetch()
             if self._made is not None:
                 torch.cuda.current_stream(self.device).wait_event(self._made)
-            self._home = [tensors[name] for tensors, name in self.slots]
-            for (tensors, name), here, copy in zip(self.slots, self._home, self._copies, strict=True):
+            self._originals = [tensors[name] for tensors, name in self.slots]
+            for (tensors, name), here, copy in zip(self.slots, self._originals, self._copies, strict=True):
                 tensors[name] = Parameter(copy, requires_grad=False) if isinstance(here, Parameter) else copy
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Drop the copies and have the modules as they were."""
-        if self._home is not None:
-            for (tensors, name), home in zip(self.slots, self._home, strict=True):
-                tensors[name] = home
-        self._copies = self._home = None
+        if self._originals is not None:
+            for (tensors, name), original in zip(self.slots, self._originals, strict=True):
+                tensors[name] = original
+        self._copies = self._originals = None
 
 
 @contextmanager
@@ -76,34 +76,34 @@ def streamed(model: Module, blocks: Sequence[Module], resident: int, device: tor
     if stream is not None:
         _pin(blocks[resident:])
     inside = {module for block in blocks[resident:] for module in block.modules()}
-    staying = _Copied([module for module in model.modules() if module not in inside], device, None)
-    coming = [_Copied(list(block.modules()), device, stream) for block in blocks[resident:]]
+    staying = _StreamedModules([module for module in model.modules() if module not in inside], device, None)
+    coming = [_StreamedModules(list(block.modules()), device, stream) for block in blocks[resident:]]
     hooks = []
     try:
-        staying.arrive()
+        staying.attach()
         for index, (block, one) in enumerate(zip(blocks[resident:], coming, strict=True)):
             following = coming[(index + 1) % len(coming)]
 
             def begin(module, inputs, one=one, following=following):
-                one.arrive()
+                one.attach()
                 with torch.inference_mode(False), torch.no_grad():
-                    following.depart()
+                    following.prefetch()
 
             hooks.append(block.register_forward_pre_hook(begin))
-            hooks.append(block.register_forward_hook(lambda module, inputs, output, one=one: one.leave()))
+            hooks.append(block.register_forward_hook(lambda module, inputs, output, one=one: one.release()))
         yield
     finally:
         for hook in hooks:
             hook.remove()
         for one in (staying, *coming):
-            one.leave()
+            one.release()
 
 
 def _pin(blocks: Sequence[Module]) -> None:
     """Put weights into memory that the device copies from by itself; they stay there."""
     for module in (module for block in blocks for module in block.modules()):
         for name, parameter in module._parameters.items():
-            if parameter is not None and not all(part.is_pinned() for part in parts_of(parameter)):
+            if parameter is not None and not all(part.is_pinned() for part in inner_tensors(parameter)):
                 module._parameters[name] = Parameter(rebuilt(parameter, torch.Tensor.pin_memory), requires_grad=False)
 
 

@@ -8,7 +8,7 @@ import torch
 from ..checkpoints.folders import check_empty
 from ..cogview3.convert import UNET, WEIGHTS, published_name, unet_of
 from .cogview3_plus import WIDTH
-from .weights import fill
+from .weights import randomize
 
 CHECKPOINTS = {
     "cogview3-base-3b": None,
@@ -39,7 +39,7 @@ def write_published(folder: Path, state: dict[str, torch.Tensor]) -> None:
 def published_unet(key: str, guidance: int | None = None, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
     """A UNet's random tensors by their published names."""
     unet = unet_of(channels=CHANNELS, depths=(1, 1, 2), text=WIDTH, sizes=6 * 8, guidance=guidance)
-    fill(unet, key)
+    randomize(unet, key)
     return {UNET + published_name(name): tensor.to(dtype) for name, tensor in unet.state_dict().items()}
 
 
@@ -54,7 +54,7 @@ def write_vae(file: Path, seed: int = 0, dtype: torch.dtype = torch.float16) -> 
         up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
     )
-    fill(vae, f"{seed}/cogview3-base/vae")
+    randomize(vae, f"{seed}/cogview3-base/vae")
     file.parent.mkdir(parents=True)
     save_file({_published_vae(name): _as_convolution(name, tensor).to(dtype) for name, tensor in vae.state_dict().items()}, file)
 

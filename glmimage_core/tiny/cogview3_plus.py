@@ -8,7 +8,7 @@ import torch
 from ..checkpoints.folders import PIPELINE_INDEX, check_empty
 from ..cogview3.plus import PIPELINE_CLASS
 from ..cogview3.text import TOKENS
-from .weights import fill
+from .weights import randomize
 
 WIDTH = 32  # of the text's embeddings
 
@@ -54,7 +54,7 @@ def write_cogview3(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float
         ),
     }
     for name, model in parts.items():
-        fill(model, f"{seed}/cogview3/{name}")
+        randomize(model, f"{seed}/cogview3/{name}")
         model.to(dtype).save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
     CogVideoXDDIMScheduler(

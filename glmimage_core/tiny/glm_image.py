@@ -8,7 +8,7 @@ import torch
 from ..checkpoints.folders import check_empty
 from ..glm_image.files.components import PIPELINE_CLASS
 from .spec import SIZES, Size
-from .weights import fill
+from .weights import randomize
 
 SPECIAL = ("<|endoftext|>", "<sop>", "<eop>", "<|image|>")
 CHAT_TEMPLATE = (
@@ -25,7 +25,7 @@ def write_checkpoint(folder: Path, size: str = "tiny", seed: int = 0, dtype: tor
     write_layout(folder, shape, seed)
     for name, build in MODELS.items():
         model = build(shape, seed)
-        fill(model, f"{seed}/{name}")
+        randomize(model, f"{seed}/{name}")
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         model.save_pretrained(folder / name)

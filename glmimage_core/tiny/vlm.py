@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.folders import check_empty
-from .weights import fill
+from .weights import randomize
 
 SPECIAL = (
     "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|image|>", "<|begin_of_image|>",
@@ -63,7 +63,7 @@ def write_vlm(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -
         },
     )
     model = Glm46VForConditionalGeneration(config)
-    fill(model, f"{seed}/vlm")
+    randomize(model, f"{seed}/vlm")
     model.generation_config.update(do_sample=True, temperature=0.8, top_p=0.6, top_k=2)
     model.generation_config.update(eos_token_id=config.text_config.eos_token_id, pad_token_id=config.text_config.pad_token_id)
     model.to(dtype).save_pretrained(folder)

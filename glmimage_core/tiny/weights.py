@@ -6,7 +6,7 @@ import torch
 
 
 @torch.no_grad()
-def fill(model: torch.nn.Module, key: str) -> None:
+def randomize(model: torch.nn.Module, key: str) -> None:
     """Fill a model with random weights that keep activations near unit size, so that every input shows in the output.
 
     The numbers are drawn where the weights are. Ids beyond the AR model's codebook get a logit of 0, as unlikely as in the

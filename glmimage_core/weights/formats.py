@@ -78,7 +78,7 @@ def check_installed() -> None:
         raise ImportError(f"quantized weights need comfy-kitchen ({error}): pip install -U comfy-kitchen") from error
 
 
-def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+def inner_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensors that a tensor consists of: codes and scale of a quantized one, else itself."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
@@ -87,7 +87,7 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def rebuilt(tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """A tensor with each of its parts changed, such as copied to another place."""
-    if len(parts_of(tensor)) == 1:
+    if len(inner_tensors(tensor)) == 1:
         return change(tensor.detach())
     names, context = tensor.__tensor_flatten__()
     parts = {name: change(getattr(tensor, name)) for name in names}
@@ -96,7 +96,7 @@ def rebuilt(tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]
 
 def dequantized(tensor: torch.Tensor) -> torch.Tensor:
     """A quantized tensor at full width, another one as it is."""
-    return tensor.dequantize() if len(parts_of(tensor)) > 1 else tensor
+    return tensor.dequantize() if len(inner_tensors(tensor)) > 1 else tensor
 
 
 def stored_parts(layer: str, weight: torch.Tensor, quantization: str) -> dict[str, torch.Tensor]:
@@ -115,7 +115,7 @@ def _mark(quantization: str) -> torch.Tensor:
     return torch.tensor(list(json.dumps({"format": FORMATS[quantization].stored}).encode()), dtype=torch.uint8)
 
 
-def read_mark(mark: torch.Tensor) -> str:
+def read_format(mark: torch.Tensor) -> str:
     """The format that a mark names. Raises ValueError for one that is not ours."""
     try:
         stored = json.loads(bytes(mark.tolist())).get("format")

@@ -2,7 +2,7 @@
 
 read_lora   a safetensors file, with the alphas that its makers keep beside the weights
 match       its tensors by the names of this model's layers, and what matches nothing
-laid_over   W + strength * alpha / rank * up @ down for the length of a with block
+applied_loras   W + strength * alpha / rank * up @ down for the length of a with block
 """
 
 import json
@@ -151,7 +151,7 @@ def _pairs(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, to
 
 
 @dataclass(frozen=True, eq=False)
-class LayeredLora:
+class WeightedLora:
     """Matched tensors of a LoRA and the strength they are laid over the weights with."""
 
     tensors: dict[str, torch.Tensor]
@@ -177,7 +177,7 @@ class LayeredLora:
 
 @contextmanager
 @torch.inference_mode()
-def laid_over(model: torch.nn.Module, loras: Sequence[LayeredLora]) -> Iterator[None]:
+def applied_loras(model: torch.nn.Module, loras: Sequence[WeightedLora]) -> Iterator[None]:
     """Have LoRAs over a model's weights for the length of a with block; afterwards the weights are as before, bit for bit.
 
     model may be a part of the one they are for: what they change elsewhere is left out.

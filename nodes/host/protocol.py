@@ -9,7 +9,7 @@ import torch
 
 from ...glmimage_core.component import Component
 from ...glmimage_core.progress import Progress
-from .requests import CogView3BasePainting, CogView3Painting, Painting
+from .requests import CogView3BaseRequest, CogView3Request, SampleRequest
 
 Result = TypeVar("Result")
 
@@ -67,11 +67,11 @@ class Host(Protocol):
     def with_lora(self, wire: Any, lora: dict[str, torch.Tensor], strength: float) -> Any:
         """The component with a LoRA over its weights, as `lora.match` gives it. The one on the wire stays as it is."""
 
-    def paint(self, model: Any, painting: Painting) -> torch.Tensor:
+    def paint(self, model: Any, request: SampleRequest) -> torch.Tensor:
         """Latents [B, 16, height / 8, width / 8] in the VAE's space, on the CPU."""
 
-    def paint_cogview3(self, model: Any, painting: CogView3Painting) -> torch.Tensor:
+    def paint_cogview3(self, model: Any, request: CogView3Request) -> torch.Tensor:
         """The same by CogView3-Plus."""
 
-    def paint_cogview3_base(self, model: Any, painting: CogView3BasePainting) -> torch.Tensor:
+    def paint_cogview3_base(self, model: Any, request: CogView3BaseRequest) -> torch.Tensor:
         """The same by CogView3-Base, [B, 4, height / 8, width / 8]."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ...glmimage_core.cogview3.text import MicroConditions
-from ...glmimage_core.glm_image.denoise import Shortcuts
+from ...glmimage_core.glm_image.denoise import Approximations
 from ...glmimage_core.glm_image.prior import Prior
 from ...glmimage_core.glm_image.references import Reference
 
@@ -18,7 +18,7 @@ DROP_KEY = "glm_image_drop_prior"  # true where the prior only gives the size
 MICRO_CONDITIONS_KEY = "cogview3_micro_conditions"
 
 
-class Painting(NamedTuple):
+class SampleRequest(NamedTuple):
     """What GLM-Image Sampler is asked to paint.
 
     positive, negative: conditionings of one entry, the positive one with the prior and the references in it. latents and
@@ -37,10 +37,10 @@ class Painting(NamedTuple):
     latents: torch.Tensor | None
     mask: torch.Tensor | None
     sampler_name: str
-    shortcuts: Shortcuts
+    approximations: Approximations
 
 
-class CogView3Painting(NamedTuple):
+class CogView3Request(NamedTuple):
     """What CogView3-Plus Sampler is asked to paint: conditionings of one entry, and what `cogview3.sample` takes."""
 
     positive: list
@@ -56,7 +56,7 @@ class CogView3Painting(NamedTuple):
     mask: torch.Tensor | None
 
 
-class CogView3BasePainting(NamedTuple):
+class CogView3BaseRequest(NamedTuple):
     """What CogView3-Base Sampler is asked to paint, or CogView3 Relay: in relay_steps, from latents of the enlarged picture."""
 
     positive: list
@@ -72,7 +72,7 @@ class CogView3BasePainting(NamedTuple):
     mask: None = None
 
 
-def micro_conditions_of(options: dict, width: int, height: int) -> MicroConditions:
+def micro_conditions(options: dict, width: int, height: int) -> MicroConditions:
     """What a conditioning says of its picture of so many pixels; sides of 0 are the picture's own."""
     original, cropped, target = options.get(MICRO_CONDITIONS_KEY, ((0, 0), (0, 0), (0, 0)))
     return MicroConditions((original[0] or height, original[1] or width), cropped, (target[0] or height, target[1] or width))

@@ -23,10 +23,10 @@ from ...glmimage_core.glm_image.references import sizes_of
 from ...glmimage_core.placement.prediction import Job
 from ...glmimage_core.placement.residency import Residency, current, free_device_bytes
 from ...glmimage_core.progress import Progress
-from ...glmimage_core.weights.lora import LayeredLora, laid_over
+from ...glmimage_core.weights.lora import WeightedLora, applied_loras
 from .devices import device_of, warn_without
 from .protocol import Result
-from .requests import CogView3BasePainting, CogView3Painting, Painting, micro_conditions_of
+from .requests import CogView3BaseRequest, CogView3Request, SampleRequest, micro_conditions
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class StandaloneHost:
 
     def wire(self, component: Component, device: str = "default") -> Component:
         warn_without(device, self)
-        return component if device == "default" else replace(component, home=self.device(device))
+        return component if device == "default" else replace(component, target_device=self.device(device))
 
     def component(self, wire: Component) -> Component:
         return wire
@@ -106,8 +106,12 @@ class StandaloneHost:
     @contextmanager
     def placed(self, wire: Component, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
         model = wire.parts[part]
-        with self._placing(wire).hold(model, working_bytes, wire.blocks) as device, laid_over(model, wire.loras), current(device):
-            yield replace(wire.on(device), settled=not wire.blocks)  # which may come one by one
+        with (
+            self._placing(wire).hold(model, working_bytes, wire.blocks) as device,
+            applied_loras(model, wire.loras),
+            current(device),
+        ):
+            yield replace(wire.on(device), weights_are_static=not wire.blocks)  # which may come one by one
 
     async def aside(self, wire: Component, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
         with self.placed(wire, working_bytes, part) as component:
@@ -121,18 +125,18 @@ class StandaloneHost:
         return model  # the one sampler here knows the size from the prior
 
     def with_lora(self, wire: Component, lora: dict[str, torch.Tensor], strength: float) -> Component:
-        return replace(wire, loras=(*wire.loras, LayeredLora(lora, strength)), weights=f"{uuid4()} ")
+        return replace(wire, loras=(*wire.loras, WeightedLora(lora, strength)), weights_key=f"{uuid4()} ")
 
-    def paint(self, model: Dit, painting: Painting) -> torch.Tensor:
-        (positive, _), (negative, _) = painting.positive[0], painting.negative[0]
-        prior = painting.prior
-        sizes = sizes_of(painting.references)
+    def paint(self, model: Dit, request: SampleRequest) -> torch.Tensor:
+        (positive, _), (negative, _) = request.positive[0], request.negative[0]
+        prior = request.prior
+        sizes = sizes_of(request.references)
         job = Job(
-            *(prior.width, prior.height, painting.batch, sizes),
+            *(prior.width, prior.height, request.batch, sizes),
             glyph_tokens=positive.shape[1],
-            guided=painting.cfg != 1,
+            guided=request.cfg != 1,
             one_length=positive.shape == negative.shape,
-            step_cache=painting.shortcuts.step_cache > 0,
+            step_cache=request.approximations.step_cache > 0,
         )
         needed, lean = (dit_bytes(model.model.config, model.dtype.itemsize, job, there) for there in (True, False))
         whole = self._placing(model).fits(model.model, needed)
@@ -142,56 +146,56 @@ class StandaloneHost:
                 prior,
                 positive,
                 negative,
-                image_seeds(painting.seed, painting.batch),
-                painting.steps,
-                painting.cfg,
-                painting.denoise,
-                painting.latents,
-                painting.mask,
-                painting.references,
+                image_seeds(request.seed, request.batch),
+                request.steps,
+                request.cfg,
+                request.denoise,
+                request.latents,
+                request.mask,
+                request.references,
                 self.progress("Sampler"),
-                painting.shortcuts,
+                request.approximations,
                 caches_on_device=whole,
             )
 
-    def paint_cogview3(self, model: CogView3, painting: CogView3Painting) -> torch.Tensor:
-        (positive, options), (negative, _) = painting.positive[0], painting.negative[0]
-        job = Job(*(painting.width, painting.height, painting.batch), glyph_tokens=positive.shape[1], guided=painting.cfg != 1)
+    def paint_cogview3(self, model: CogView3, request: CogView3Request) -> torch.Tensor:
+        (positive, options), (negative, _) = request.positive[0], request.negative[0]
+        job = Job(*(request.width, request.height, request.batch), glyph_tokens=positive.shape[1], guided=request.cfg != 1)
         with self.placed(model, cogview3_bytes(model.model.config, model.dtype.itemsize, job)) as dit:
             return sample_cogview3(
                 dit,
                 positive,
                 negative,
-                painting.width,
-                painting.height,
-                image_seeds(painting.seed, painting.batch),
-                painting.steps,
-                painting.cfg,
-                painting.denoise,
-                painting.latents,
-                painting.mask,
-                micro_conditions_of(options, painting.width, painting.height),
+                request.width,
+                request.height,
+                image_seeds(request.seed, request.batch),
+                request.steps,
+                request.cfg,
+                request.denoise,
+                request.latents,
+                request.mask,
+                micro_conditions(options, request.width, request.height),
                 self.progress("Sampler"),
             )
 
-    def paint_cogview3_base(self, model: CogView3Unet, painting: CogView3BasePainting) -> torch.Tensor:
-        (positive, options), (negative, _) = painting.positive[0], painting.negative[0]
-        guided = painting.cfg != 1 and not model.is_distilled
-        job = Job(painting.width, painting.height, painting.batch, glyph_tokens=positive.shape[1], guided=guided)
-        seeds = image_seeds(painting.seed, painting.batch)
-        micro = micro_conditions_of(options, painting.width, painting.height)
-        settings = {"steps": painting.steps, "cfg": painting.cfg, "micro": micro, "progress": self.progress("Sampler")}
+    def paint_cogview3_base(self, model: CogView3Unet, request: CogView3BaseRequest) -> torch.Tensor:
+        (positive, options), (negative, _) = request.positive[0], request.negative[0]
+        guided = request.cfg != 1 and not model.is_distilled
+        job = Job(request.width, request.height, request.batch, glyph_tokens=positive.shape[1], guided=guided)
+        seeds = image_seeds(request.seed, request.batch)
+        micro = micro_conditions(options, request.width, request.height)
+        settings = {"steps": request.steps, "cfg": request.cfg, "micro": micro, "progress": self.progress("Sampler")}
         with self.placed(model, unet_bytes(model.model.config, model.dtype.itemsize, job)) as unet:
-            if painting.latents is None:
-                return cogview3_base.sample(unet, positive, negative, painting.width, painting.height, seeds, **settings)
+            if request.latents is None:
+                return cogview3_base.sample(unet, positive, negative, request.width, request.height, seeds, **settings)
             return cogview3_base.relay(
-                unet, positive, negative, painting.latents, seeds, relay_steps=painting.relay_steps, **settings
+                unet, positive, negative, request.latents, seeds, relay_steps=request.relay_steps, **settings
             )
 
     def _placing(self, component: Component | None = None) -> Residency:
         if self.residency is None:
             self.residency = Residency(best_device())
-        home = None if component is None else component.home
-        if home in (None, self.residency.device):
+        target_device = None if component is None else component.target_device
+        if target_device in (None, self.residency.device):
             return self.residency
-        return self._others.setdefault(home, Residency(home))
+        return self._others.setdefault(target_device, Residency(target_device))

@@ -186,18 +186,18 @@ def test_no_model_is_placed_on_a_device_that_computes(use, writer, there, condit
     """ComfyUI may move what is there to make room."""
     from glm_image_pack.nodes import prior
 
-    computing, placed = threading.Event(), []
+    configure_compute, placed = threading.Event(), []
     given = conditioned(False)
 
     def planned(*arguments):
-        computing.set()
+        configure_compute.set()
         try:
             return generate_prior(*arguments)
         finally:
-            computing.clear()
+            configure_compute.clear()
 
     def watched(needed, device, *arguments, **options):
-        placed.append((device, computing.is_set()))
+        placed.append((device, configure_compute.is_set()))
         return free_memory(needed, device, *arguments, **options)
 
     free_memory = model_management.free_memory
@@ -206,7 +206,7 @@ def test_no_model_is_placed_on_a_device_that_computes(use, writer, there, condit
 
     async def both():
         planning = asyncio.create_task(plan(writer, "a tree", 512))
-        await begun(planning, computing.is_set)
+        await begun(planning, configure_compute.is_set)
         placed.clear()
         use(run, writer, there, given, picture)  # holds up the loop, as in ComfyUI
         return await planning

@@ -105,7 +105,7 @@ def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_
     there = torch.device("meta")
     monkeypatch.setattr(model_management, "get_torch_device", lambda: there)
     monkeypatch.setattr(model_management, "is_device_cpu", lambda device: device.type == "cpu")
-    wire = patchers.patched(load_ar(folder, "bfloat16"), there)
+    wire = patchers.managed(load_ar(folder, "bfloat16"), there)
 
     only_a_part_fits()
     patcher, vision = (wire.patchers[half] for half in ("language", "vision"))

@@ -4,7 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
-from glm_image_pack.glmimage_core.glm_image.denoise import Shortcuts, sample
+from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.latent_preview import colour_chart
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -42,12 +42,12 @@ def test_our_sampler_equals_the_librarys_loop(library, model, conditioned, run, 
 
 @pytest.mark.parametrize("edit", [False, True], ids=["text", "edit"])
 @pytest.mark.parametrize("shortcuts", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}], ids=lambda s: next(iter(s)))
-def test_the_shortcuts_of_our_sampler_are_the_librarys(library, model, conditioned, run, edit, shortcuts):
+def test_the_shortcuts_of_our_sampler_are_the_librarys(library, model, conditioned, run, edit, approximations):
     positive, negative, prior = conditioned(edit)
     settings = {"model": model, "positive": positive, "negative": negative, "seed": 3, "steps": 10, "cfg": 1.5}
     (exact,) = run("GLMImageSampler", **settings)
-    (out,) = run("GLMImageSampler", **settings, **shortcuts)
-    expected = painted(library, positive, negative, prior, steps=10, shortcuts=Shortcuts(**shortcuts))
+    (out,) = run("GLMImageSampler", **settings, **approximations)
+    expected = painted(library, positive, negative, prior, steps=10, approximations=Approximations(**approximations))
     assert near(out["samples"], expected)
     assert not near(out["samples"], exact["samples"])
     (again,) = run("GLMImageSampler", **settings)
@@ -148,8 +148,8 @@ def test_the_dits_clock_follows_the_size_of_the_picture_whatever_the_schedule(mo
     positive, negative, _ = conditioned(False)
     seen = []
     dit = model.model.diffusion_model
-    time_states = dit.time_states
-    monkeypatch.setattr(dit, "time_states", lambda *inputs: seen.append(inputs) or time_states(*inputs))
+    embed_time = dit.embed_time
+    monkeypatch.setattr(dit, "embed_time", lambda *inputs: seen.append(inputs) or embed_time(*inputs))
     (sigmas,) = run("GLMImageScheduler", model=model, steps=3, denoise=1.0, **SIZE)
     (sampler,) = run("KSamplerSelect", sampler_name="euler")
     for width in (256, 2048):
@@ -430,7 +430,7 @@ def test_everything_reaches_the_device(folder, conditioned, monkeypatch):
     reference = positive[0][1]["glm_image_references"][0]
     heads = (dit.model.config.num_attention_heads, dit.model.config.attention_head_dim)
     cached = torch.empty(1, reference.grid.tokens * 4, *heads, dtype=torch.bfloat16)
-    dit.kept[f"{patcher.patches_uuid} {reference.id}"] = [
+    dit.cached_references[f"{patcher.patches_uuid} {reference.id}"] = [
         (cached, cached)
     ] * dit.model.config.num_layers  # as an earlier run left it, on the CPU
     outputs = []

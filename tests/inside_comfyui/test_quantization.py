@@ -6,7 +6,7 @@ from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement import residency
-from glm_image_pack.glmimage_core.weights.lora import LayeredLora, laid_over
+from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from glm_image_pack.nodes.host.comfyui import patchers
 from safetensors.torch import save_file
 
@@ -86,7 +86,7 @@ def test_a_lora_is_seen_and_goes_away_bit_for_bit(folder, quantized, quantizatio
         rows, columns = dit.model.get_submodule(layer).weight.shape
         changes |= {f"{layer}.lora_A.weight": torch.randn(4, columns) * 0.3, f"{layer}.lora_B.weight": torch.randn(rows, 4) * 0.3}
     save_file(changes, folder.parents[1] / "loras" / "quantized.safetensors")
-    with laid_over(dit.model, [LayeredLora(changes, 1.0)]):
+    with applied_loras(dit.model, [WeightedLora(changes, 1.0)]):
         expected = with_component(dit)
     before = {key: value.clone() for key, value in quantized.model.state_dict().items()}
     plain = with_model(quantized)

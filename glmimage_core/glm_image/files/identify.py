@@ -33,7 +33,7 @@ VAE_BLOCKS = [128, 512, 1024, 1024]
 
 
 @dataclass(frozen=True)
-class Part:
+class IdentifiedFile:
     """A component of GLM-Image as a header describes it.
 
     keys maps the names of tensors in the model to those in the file, headers and marks (the quantization of each layer that is
@@ -45,15 +45,15 @@ class Part:
     keys: dict[str, str]
     headers: dict[str, Header]
     marks: dict[str, str]
-    measured: dict
-    stated: dict
+    config_from_shapes: dict
+    config_from_metadata: dict
 
     @property
     def config(self) -> dict:
-        return _merged(ASSUMED[self.component], self.measured, self.stated)
+        return _merged(ASSUMED[self.component], self.config_from_shapes, self.config_from_metadata)
 
 
-def recognise(file: Path, header: FileHeader) -> Part:
+def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     """The component that a file's header is of. Raises ValueError for another model and for a config that is not its."""
     component, root = _component_and_root(file, list(header.tensors))
     keys = {_name_in_model(component, key.removeprefix(root)): key for key in header.tensors if key.startswith(root)}
@@ -65,28 +65,28 @@ def recognise(file: Path, header: FileHeader) -> Part:
         rows, packed = shapes[f"{layer}.weight"]
         shapes[f"{layer}.weight"] = (rows, packed * FORMATS[quantization].packed)
     try:
-        measured = _MEASURE[component](shapes)
+        config_from_shapes = _MEASURE[component](shapes)
     except (KeyError, IndexError, ValueError) as error:  # not there, or of fewer dimensions
         raise ValueError(f"{file} does not hold all weights of the {TITLES[component]}: {error}; download it again") from error
-    stated = _stated(file, header.metadata)
-    check_class(stated, MODEL_CLASSES[component][1], file)
-    if component == "vae" and measured["block_out_channels"] != VAE_BLOCKS and space_in(stated) is None:
-        widths, released = ("/".join(map(str, blocks)) for blocks in (measured["block_out_channels"], VAE_BLOCKS))
+    config_from_metadata = _stated(file, header.metadata)
+    check_class(config_from_metadata, MODEL_CLASSES[component][1], file)
+    if component == "vae" and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(config_from_metadata) is None:
+        widths, released = ("/".join(map(str, blocks)) for blocks in (config_from_shapes["block_out_channels"], VAE_BLOCKS))
         raise ValueError(
             f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "
             "otherwise needs its config.json, with latents_mean and latents_std, as config in the file's metadata"
         )
-    return Part(file, component, keys, headers, marks, measured, stated)
+    return IdentifiedFile(file, component, keys, headers, marks, config_from_shapes, config_from_metadata)
 
 
 def _stated(file: Path, metadata: dict[str, str]) -> dict:
     try:
-        stated = json.loads(metadata.get("config", "{}"))
+        config_from_metadata = json.loads(metadata.get("config", "{}"))
     except ValueError as error:
         raise ValueError(f"config in the metadata of {file} is damaged: {error}") from error
-    if not isinstance(stated, dict):
+    if not isinstance(config_from_metadata, dict):
         raise ValueError(f"config in the metadata of {file} is damaged: it is no object")
-    return stated
+    return config_from_metadata
 
 
 def _component_and_root(file: Path, keys: list[str]) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from .components import LAYOUT, MODEL_CLASSES, PIPELINE_CLASS, SIDE_FILES, SIDE_
 
 def describe(folder: Path) -> list[ComponentReport]:
     """Report on every component of a checkpoint; what is missing or broken is in the reports' problems."""
-    models = [describe_model(folder, name) for name in MODEL_CLASSES]
+    models = [inspect_component(folder, name) for name in MODEL_CLASSES]
     side = []
     for name in SIDE_FILES:
         report = ComponentReport(name, "tokenizer" if name == "tokenizer" else "GlmImageProcessor")
@@ -46,18 +46,18 @@ def side_problems(folder: Path, name: str) -> list[ValueError | FileNotFoundErro
     return problems
 
 
-def describe_model(folder: Path, name: str) -> ComponentReport:
+def inspect_component(folder: Path, name: str) -> ComponentReport:
     """Report on one model component, comparing the headers of its files with the shapes its config implies.
 
     Looking again at files that have not changed costs nothing, so a graph can check its loaders every time it is queued.
     """
     files = sorted(file for file in (folder / name).glob("*") if file.is_file())
     stamp = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _describe_model(folder, name, stamp)
+    return _inspect_component(folder, name, stamp)
 
 
 @lru_cache(maxsize=64)
-def _describe_model(folder: Path, name: str, stamp: tuple) -> ComponentReport:
+def _inspect_component(folder: Path, name: str, stamp: tuple) -> ComponentReport:
     report = ComponentReport(name, MODEL_CLASSES[name][1])
     try:
         config_file = folder / name / "config.json"
@@ -83,7 +83,7 @@ def check_model(folder: Path, name: str) -> ComponentReport:
     check_libraries()
     if not is_checkpoint(folder):
         raise ValueError(f"{folder / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
-    report = describe_model(folder, name)
+    report = inspect_component(folder, name)
     problems = report.problems + [problem for side in SIDE_OF.get(name, ()) for problem in side_problems(folder, side)]
     if problems:
         raise type(problems[0])(str(problems[0]))  # a fresh one: the report is kept

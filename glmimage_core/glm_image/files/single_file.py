@@ -20,8 +20,8 @@ from ..dit import Dit
 from ..schedule import Shift
 from . import load as checkpoints
 from .components import MODEL_CLASSES, SIDE_FILES, build, is_checkpoint, list_checkpoints
-from .identify import TITLES, Part, recognise
-from .inspect import describe_model, latent_space, scheduler_shift, side_problems, space_in
+from .identify import TITLES, IdentifiedFile, identify
+from .inspect import inspect_component, latent_space, scheduler_shift, side_problems, space_in
 from .load import ar_model, filled
 
 SUFFIX = ".safetensors"
@@ -77,7 +77,7 @@ def _component_of(file: Path) -> str | None:
 @lru_cache(maxsize=4096)
 def _recognised(file: Path, *stamp: int) -> str | None:
     try:
-        return recognise(file, read_header(file)).component
+        return identify(file, read_header(file)).component
     except ValueError:
         return None
 
@@ -87,14 +87,14 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def describe_file(file: Path) -> ComponentReport:
+def inspect_file(file: Path) -> ComponentReport:
     """Report on a single file. Raises ValueError for one that is broken or no part of GLM-Image."""
     return _described(file, *_stamp(file))[1]
 
 
 @lru_cache(maxsize=64)
-def _described(file: Path, *stamp: int) -> tuple[Part, ComponentReport]:
-    part = recognise(file, read_header(file))
+def _described(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentReport]:
+    part = identify(file, read_header(file))
     report = ComponentReport(part.component, MODEL_CLASSES[part.component][1], disk_bytes=file.stat().st_size)
     report.count(part.headers, part.marks)
     try:
@@ -109,7 +109,7 @@ def _described(file: Path, *stamp: int) -> tuple[Part, ComponentReport]:
     except ValueError as error:
         assumed = "; its metadata has no config, so what shapes do not say was taken to be as released: a model of other sizes "
         assumed += "needs its config.json there, as config"
-        report.problems.append(error if part.stated else ValueError(f"{error}{assumed}"))
+        report.problems.append(error if part.config_from_metadata else ValueError(f"{error}{assumed}"))
     return part, report
 
 
@@ -128,7 +128,7 @@ def check_file(file: Path, component: str, roots: Iterable[Path]) -> ComponentRe
     return report
 
 
-def _checked(file: Path, component: str) -> tuple[Part, ComponentReport]:
+def _checked(file: Path, component: str) -> tuple[IdentifiedFile, ComponentReport]:
     check_libraries()
     part, report = _described(file, *_stamp(file))
     if part.component != component:
@@ -182,7 +182,7 @@ def load_vae_of(space: LatentSpace, dtype: str, roots: Iterable[Path], file_root
     """
     roots = list(roots)
     for folder in list_checkpoints(roots).values():
-        if not describe_model(folder, "vae").problems and latent_space(folder) == space:
+        if not inspect_component(folder, "vae").problems and latent_space(folder) == space:
             return checkpoints.load_vae(folder, dtype)
     for file in list_files("vae", file_roots).values():
         part, report = _described(file, *_stamp(file))
@@ -191,7 +191,7 @@ def load_vae_of(space: LatentSpace, dtype: str, roots: Iterable[Path], file_root
     raise FileNotFoundError("there is no VAE of the DiT's latent space in the folders diffusers and vae")
 
 
-def _weights(part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _weights(part: IdentifiedFile, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors by their names in the model. Those stored in the dtype stay in the file until they are read."""
     from safetensors import safe_open
 
@@ -199,37 +199,37 @@ def _weights(part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return {name: tensors.get_tensor(key).to(dtype) for name, key in part.keys.items()}
 
 
-def _load(part: Part, dtype: str, report: ComponentReport) -> torch.nn.Module:
+def _load(part: IdentifiedFile, dtype: str, report: ComponentReport) -> torch.nn.Module:
     model = build(part.component, part.config, part.file)
     model.load_state_dict(_weights(part, resolve_dtype(dtype, report)), assign=True)
     return model.eval()
 
 
-def _load_quantized(part: Part, dtype: str, report: ComponentReport, quantization: str) -> torch.nn.Module:
+def _load_quantized(part: IdentifiedFile, dtype: str, report: ComponentReport, quantization: str) -> torch.nn.Module:
     """Quantized as it is read, or as it is stored."""
     model = build(part.component, part.config, part.file, buffers=True)
     return filled(model, [part.file], report, dtype, quantization, part.keys)
 
 
-def _companions(part: Part, wanted: str, roots: Iterable[Path]) -> Iterator[Path]:
+def _companions(part: IdentifiedFile, wanted: str, roots: Iterable[Path]) -> Iterator[Path]:
     """Folders that hold the wanted small file of a GLM-Image whose config agrees with the part's, the nearest first."""
     for folder in [part.file.parent, *(folder for root in roots for folder, _, _ in walk(root))]:
         if (folder / wanted).is_file() and (is_checkpoint(folder) or _is_processor(folder / "processor")):
             config = folder / part.component / "config.json"
             try:
-                if not config.is_file() or _agree(part.config, read_json(config), part.measured):
+                if not config.is_file() or _agree(part.config, read_json(config), part.config_from_shapes):
                     yield folder
             except ValueError:
                 continue  # a damaged config agrees with nothing
 
 
-def _agree(ours: dict, theirs: dict, measured: dict) -> bool:
+def _agree(ours: dict, theirs: dict, config_from_shapes: dict) -> bool:
     """Whether two configs say the same where the shapes say something."""
     return all(
         _agree(ours[key], theirs.get(key, ours[key]), value)
         if isinstance(value, dict)
         else theirs.get(key, ours[key]) == ours[key]
-        for key, value in measured.items()
+        for key, value in config_from_shapes.items()
     )
 
 
@@ -238,7 +238,7 @@ def _is_processor(folder: Path) -> bool:
     return any("GlmImage" in file.read_text("utf-8", errors="replace") for file in folder.glob("*config.json"))
 
 
-def _processor_for(part: Part, roots: Iterable[Path]) -> Path:
+def _processor_for(part: IdentifiedFile, roots: Iterable[Path]) -> Path:
     """The folder whose `processor` goes with an AR model. Raises FileNotFoundError or ValueError where none is whole."""
     roots = list(roots)
     folder = next(_companions(part, f"processor/{SIDE_FILES['processor'][0]}", roots), None)
@@ -253,7 +253,7 @@ def _processor_for(part: Part, roots: Iterable[Path]) -> Path:
     return folder
 
 
-def _space_for(part: Part, roots: Iterable[Path]) -> LatentSpace:
+def _space_for(part: IdentifiedFile, roots: Iterable[Path]) -> LatentSpace:
     """The latent space of a DiT or VAE: its own, a checkpoint's, or the released one. Raises ValueError where none fits."""
     beside = next(_companions(part, "vae/config.json", roots), None)
     space = space_in(part.config) or (latent_space(beside) if beside else SPACE)
@@ -266,7 +266,7 @@ def _space_for(part: Part, roots: Iterable[Path]) -> LatentSpace:
     return space
 
 
-def _shift_for(part: Part, roots: Iterable[Path]) -> Shift:
+def _shift_for(part: IdentifiedFile, roots: Iterable[Path]) -> Shift:
     """The shift of a checkpoint's scheduler, else the released one."""
     beside = next(_companions(part, "scheduler/scheduler_config.json", roots), None)
     return scheduler_shift(beside) if beside else Shift()

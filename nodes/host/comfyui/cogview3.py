@@ -20,7 +20,7 @@ from ....glmimage_core.cogview3.text import TOKENS
 from ....glmimage_core.component import Component
 from ....glmimage_core.diffusion import LATENT_PX
 from ....glmimage_core.placement.prediction import Job
-from ..requests import micro_conditions_of
+from ..requests import micro_conditions
 from .background import sampled_alone
 from .glm_image import ModelConfig, NormalisedLatents
 from .patchers import Patcher, bring_own_tensors, modules_with_own_tensors, offload_device, streamable
@@ -38,7 +38,7 @@ class ModelSampling(ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
         self.set_sigmas(((1 - alphas) / alphas).sqrt().float())
 
 
-class PaintingModel(comfy.model_base.BaseModel):
+class CogView3ModelBase(comfy.model_base.BaseModel):
     """A painting component behind ComfyUI's samplers. Its conditioning comes from CogView3 Encode Prompt."""
 
     def __init__(
@@ -65,7 +65,7 @@ class PaintingModel(comfy.model_base.BaseModel):
         return Job(width * LATENT_PX, height * LATENT_PX, batch, glyph_tokens=tokens, guided=False)
 
 
-class CogView3Model(PaintingModel):
+class CogView3Model(CogView3ModelBase):
     """The DiT of CogView3-Plus."""
 
     def __init__(self, dit: CogView3, device: torch.device, offload: torch.device):
@@ -73,7 +73,7 @@ class CogView3Model(PaintingModel):
 
     def extra_conds(self, *, noise, cross_attn, **options) -> dict[str, comfy.conds.CONDRegular]:
         height, width = (side * LATENT_PX for side in noise.shape[2:])
-        sizes = zip(("original_size", "crop_coords", "target_size"), micro_conditions_of(options, width, height), strict=True)
+        sizes = zip(("original_size", "crop_coords", "target_size"), micro_conditions(options, width, height), strict=True)
         conds = {name: comfy.conds.CONDRegular(torch.tensor([size], dtype=torch.float32)) for name, size in sizes}
         return conds | {"c_crossattn": comfy.conds.CONDRegular(cross_attn)}
 
@@ -92,7 +92,7 @@ class NoiseSampling(ModelSamplingDiscrete, comfy.model_sampling.EPS):
     """The schedule of Stable Diffusion, which ComfyUI has."""
 
 
-class CogView3BaseModel(PaintingModel):
+class CogView3BaseModel(CogView3ModelBase):
     """A UNet of CogView3-Base. A distilled one is told how strong its guidance is by `guidance` in its conditioning."""
 
     def __init__(self, unet: CogView3Unet, device: torch.device, offload: torch.device):
@@ -102,7 +102,7 @@ class CogView3BaseModel(PaintingModel):
 
     def extra_conds(self, *, noise, cross_attn, guidance=GUIDANCE, **options) -> dict[str, comfy.conds.CONDRegular]:
         height, width = (side * LATENT_PX for side in noise.shape[2:])
-        sizes = sizes_embedding(self.dit, micro_conditions_of(options, width, height))
+        sizes = sizes_embedding(self.dit, micro_conditions(options, width, height))
         conds = {"c_crossattn": cross_attn, "sizes": sizes}
         if self.dit.is_distilled:
             conds["strength"] = strength_embedding(self.dit, guidance)
@@ -121,7 +121,7 @@ class CogView3BaseModel(PaintingModel):
         return self.model_sampling.calculate_denoised(t, noise, x)
 
 
-def painting_patcher(component: CogView3 | CogView3Unet, device: torch.device) -> comfy.model_patcher.ModelPatcher:
+def cogview3_patcher(component: CogView3 | CogView3Unet, device: torch.device) -> comfy.model_patcher.ModelPatcher:
     """CogView3-Plus or a UNet of CogView3-Base as what travels on a MODEL wire, to compute on a device."""
     rest = offload_device(device, model_management.unet_offload_device())
     kind = CogView3Model if isinstance(component, CogView3) else CogView3BaseModel

@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ....glmimage_core.diffusion import LATENT_PX, dit_token_count
 from ....glmimage_core.glm_image.denoise import check_sample
-from ....glmimage_core.glm_image.dit import Conditions, Dit, conditions_of, velocity
+from ....glmimage_core.glm_image.dit import Conditions, Dit, encode_conditions, velocity
 from ....glmimage_core.glm_image.files import single_file
 from ....glmimage_core.glm_image.files.load import load_vae
 from ....glmimage_core.glm_image.memory import dit_bytes
@@ -175,7 +175,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
         dit = self._dit_with_its_weights(device)
         height, width = (side * LATENT_PX for side in noise.shape[2:])
         with torch.inference_mode():
-            seen = conditions_of(dit, cross_attn, width, height, 1 if drop else prior.batch, None if drop else prior.tokens)
+            seen = encode_conditions(dit, cross_attn, width, height, 1 if drop else prior.batch, None if drop else prior.tokens)
             conds = {
                 "glyphs": comfy.conds.CONDRegular(seen.glyphs),
                 "prior": comfy.conds.CONDRegular(seen.prior),
@@ -245,7 +245,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
         dit = self._dit(device)
         rotary = tuple(part.to(device) for part in conds["rope"])  # ComfyUI may run one side of the guidance on another card
         conditions = Conditions(prior, conds["glyphs"].to(device), rotary)
-        time = dit.model.time_states(timestep, width, height, dit.dtype)
+        time = dit.model.embed_time(timestep, width, height, dit.dtype)
         patches = transformer_options.get("patches", {}).get("attn1_output_patch", ())
         if patches and "attn1_patch" in transformer_options["patches"]:
             raise ValueError(
@@ -279,8 +279,8 @@ class GlmImageModel(comfy.model_base.BaseModel):
 
         What a node injects into the layers has no name, so caches made with it are not kept.
         """
-        dit = replace(self._dit(device), weights=f"{self.current_patcher.patches_uuid} ")
-        return replace(dit, kept={}) if self.current_patcher.injections else dit
+        dit = replace(self._dit(device), weights_key=f"{self.current_patcher.patches_uuid} ")
+        return replace(dit, cached_references={}) if self.current_patcher.injections else dit
 
 
 def _sizes(references: Sequence[Reference]) -> list[int]:
@@ -339,7 +339,7 @@ def _reload(
     device: torch.device,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    from ....glmimage_core.glm_image.dit import computing
+    from ....glmimage_core.glm_image.dit import configure_compute
 
     dit = single_file.load_dit_from(checkpoint, dtype, roots, quantization)
-    return dit_patcher(computing(dit, attention, compiled, device), device, disable_dynamic)
+    return dit_patcher(configure_compute(dit, attention, compiled, device), device, disable_dynamic)

@@ -82,7 +82,7 @@ HOLDERS = {
 READ_BY_EACH_TOKEN = {"language": "the AR model", "vlm": "the vision-language model"}
 
 
-class Patched:
+class ManagedComponent:
     """A component on a socket of ours, with a patcher for each of its parts. ComfyUI finds them by `patcher` and `get_models`."""
 
     def __init__(self, component: Component, patchers: dict[str, comfy.model_patcher.ModelPatcher]):
@@ -97,9 +97,9 @@ class Patched:
     def get_models(self) -> list[comfy.model_patcher.ModelPatcher]:
         return list(self.patchers.values())
 
-    def clone(self) -> "Patched":
+    def clone(self) -> "ManagedComponent":
         """The same model, to be patched differently."""
-        return Patched(self.component, {part: patcher.clone() for part, patcher in self.patchers.items()})
+        return ManagedComponent(self.component, {part: patcher.clone() for part, patcher in self.patchers.items()})
 
 
 def offload_device(device: torch.device, usual: torch.device) -> torch.device:
@@ -107,7 +107,7 @@ def offload_device(device: torch.device, usual: torch.device) -> torch.device:
     return usual if device == model_management.get_torch_device() else torch.device("cpu")
 
 
-def patched(component: Component, device: torch.device) -> Patched:
+def managed(component: Component, device: torch.device) -> ManagedComponent:
     """A component that ComfyUI manages, computing on a device in a precision that it is good at."""
     rest = offload_device(device, model_management.text_encoder_offload_device())
     component = component.on(device, streamable(component.model, device))
@@ -116,7 +116,7 @@ def patched(component: Component, device: torch.device) -> Patched:
         # Every token reads every weight, so they are brought to the device once and stay, where a step can be recorded.
         kind = comfy.model_patcher.ModelPatcher if part in READ_BY_EACH_TOKEN else Patcher
         patchers[part] = kind(HOLDERS[part](model), device, rest)
-    return Patched(component, patchers)
+    return ManagedComponent(component, patchers)
 
 
 def streamable(model: torch.nn.Module, device: torch.device) -> torch.dtype | None:

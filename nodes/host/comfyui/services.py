@@ -24,7 +24,7 @@ from ....glmimage_core.cogview3.base import CogView3Unet, Step, steps_of
 from ....glmimage_core.cogview3.plus import CogView3, timesteps_of
 from ....glmimage_core.component import Component
 from ....glmimage_core.diffusion import image_seeds, initial_noise, latent_grid, whole_steps
-from ....glmimage_core.glm_image.denoise import Shortcuts
+from ....glmimage_core.glm_image.denoise import Approximations
 from ....glmimage_core.glm_image.dit import Dit
 from ....glmimage_core.glm_image.schedule import partial_schedule, progress_of
 from ....glmimage_core.glm_image.step_cache import StepCache
@@ -34,11 +34,11 @@ from ....glmimage_core.vae import LatentSpace, Vae
 from ....glmimage_core.weights.lora import layer_of
 from ..devices import device_of, warn_without
 from ..protocol import Result
-from ..requests import CogView3BasePainting, CogView3Painting, Painting
+from ..requests import CogView3BaseRequest, CogView3Request, SampleRequest
 from .background import at_work, beside_nodes, others_compute, stop_if_asked, worker_for
-from .cogview3 import PaintingModel, painting_patcher
+from .cogview3 import CogView3ModelBase, cogview3_patcher
 from .glm_image import STEP_CACHE_KEY, GlmImageModel, ModelSampling, dit_patcher, model_sampling
-from .patchers import READ_BY_EACH_TOKEN, Patched, is_dynamic, load, patched, streamed_bytes
+from .patchers import READ_BY_EACH_TOKEN, ManagedComponent, is_dynamic, load, managed, streamed_bytes
 from .vae import GlmImageVae
 
 log = logging.getLogger(__name__)
@@ -108,29 +108,29 @@ class ComfyHost:
         if isinstance(component, Dit):
             return dit_patcher(component, chosen)
         if isinstance(component, CogView3 | CogView3Unet):
-            return painting_patcher(component, chosen)
-        return patched(component, chosen)
+            return cogview3_patcher(component, chosen)
+        return managed(component, chosen)
 
     def component(self, wire: Any) -> Any:
-        if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel | PaintingModel):
+        if isinstance(wire, ModelPatcher) and isinstance(wire.model, GlmImageModel | CogView3ModelBase):
             return wire.model.dit
-        return wire.component if isinstance(wire, Patched | GlmImageVae) else wire
+        return wire.component if isinstance(wire, ManagedComponent | GlmImageVae) else wire
 
     @contextmanager
-    def placed(self, wire: Patched | GlmImageVae, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
+    def placed(self, wire: ManagedComponent | GlmImageVae, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
         with at_work(_patcher(wire, part)):
             component = self._place(wire, working_bytes, part)
             # Recording the steps of a model that stays there fails, and makes others fail, while something else uses a GPU.
-            yield replace(component, settled=component.settled and not others_compute(_patcher(wire, part)))
+            yield replace(component, weights_are_static=component.weights_are_static and not others_compute(_patcher(wire, part)))
 
-    async def aside(self, wire: Patched, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
+    async def aside(self, wire: ManagedComponent, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
         patcher = _patcher(wire, part)
         if patcher.load_device == self.device():
             with self.placed(wire, working_bytes, part) as component:
                 return work(component)
         worker = worker_for(patcher)
         placed = await worker.component(patcher, working_bytes, lambda room: self._place(wire, room, part))
-        if not placed.settled:  # what ComfyUI brings layer by layer, it brings for one thread at a time
+        if not placed.weights_are_static:  # what ComfyUI brings layer by layer, it brings for one thread at a time
             try:
                 with current(patcher.load_device):
                     return work(placed)
@@ -139,11 +139,11 @@ class ComfyHost:
 
         def run() -> Result:
             with current(patcher.load_device):
-                return work(replace(placed, settled=False))  # nothing is recorded, as in placed
+                return work(replace(placed, weights_are_static=False))  # nothing is recorded, as in placed
 
         return await beside_nodes(worker, run)
 
-    def _place(self, wire: Patched | GlmImageVae, working_bytes: int, part: str) -> Component:
+    def _place(self, wire: ManagedComponent | GlmImageVae, working_bytes: int, part: str) -> Component:
         patcher = _patcher(wire, part)
         load(patcher, working_bytes)
         streamed = streamed_bytes(patcher, working_bytes)
@@ -152,9 +152,9 @@ class ComfyHost:
                 f"{streamed / 1e9:.1f} GB of {READ_BY_EACH_TOKEN[part]} do not fit on {patcher.load_device} and are brought "
                 "there again for every token, which is slow: choose a quantization where it is loaded"
             )
-        return replace(wire.component, settled=not streamed and not is_dynamic(patcher))
+        return replace(wire.component, weights_are_static=not streamed and not is_dynamic(patcher))
 
-    def free_bytes(self, wire: Patched | GlmImageVae) -> int | None:
+    def free_bytes(self, wire: ManagedComponent | GlmImageVae) -> int | None:
         device = wire.patcher.load_device
         if model_management.is_device_cpu(device):
             return None
@@ -167,10 +167,10 @@ class ComfyHost:
         model.add_object_patch("model_sampling", model_sampling(self.component(model), width, height))
         return model
 
-    def with_lora(self, wire: ModelPatcher | Patched, lora: dict[str, torch.Tensor], strength: float) -> Any:
+    def with_lora(self, wire: ModelPatcher | ManagedComponent, lora: dict[str, torch.Tensor], strength: float) -> Any:
         wire = wire.clone()
-        patchers = wire.get_models() if isinstance(wire, Patched) else [wire]
-        prefix = "model" if isinstance(wire, Patched) else "diffusion_model"
+        patchers = wire.get_models() if isinstance(wire, ManagedComponent) else [wire]
+        prefix = "model" if isinstance(wire, ManagedComponent) else "diffusion_model"
         left = lora
         for patcher in patchers:
             layers = patcher.model.get_submodule(prefix).named_modules()
@@ -182,78 +182,78 @@ class ComfyHost:
             self.warn(f"ComfyUI cannot patch every layer: {len(left)} keys of the LoRA are left out, such as {next(iter(left))}")
         return wire
 
-    def paint(self, model: ModelPatcher, painting: Painting) -> torch.Tensor:
+    def paint(self, model: ModelPatcher, request: SampleRequest) -> torch.Tensor:
         """Through ComfyUI's sampler, so that every patch on the MODEL takes effect."""
-        prior, latents = painting.prior, painting.latents
-        if painting.denoise == 0:
-            return latents.expand(painting.batch, -1, -1, -1).clone()
+        prior, latents = request.prior, request.latents
+        if request.denoise == 0:
+            return latents.expand(request.batch, -1, -1, -1).clone()
         dit = self.component(model)
-        noise = _noise(dit.space, painting.seed, painting.batch, prior.width, prior.height)
+        noise = _noise(dit.space, request.seed, request.batch, prior.width, prior.height)
         if isinstance(model.get_model_object("model_sampling"), ModelSampling):
             model = self.for_size(model, prior.width, prior.height)
             mu = dit.shift.of_size(prior.width, prior.height)
-            sigmas = partial_schedule(painting.steps, painting.denoise, mu).sigmas
+            sigmas = partial_schedule(request.steps, request.denoise, mu).sigmas
         else:  # a node put another schedule on the MODEL; GLM-Image's own spacing is what ComfyUI calls simple
-            whole = whole_steps(painting.steps, painting.denoise)
+            whole = whole_steps(request.steps, request.denoise)
             sampling = model.get_model_object("model_sampling")
-            sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", whole)[-painting.steps - 1 :]
-        shortcuts = painting.shortcuts
-        if shortcuts.step_cache:
+            sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", whole)[-request.steps - 1 :]
+        approximations = request.approximations
+        if approximations.step_cache:
             model = model.clone()
-            step_cache = StepCache(shortcuts.step_cache)
+            step_cache = StepCache(approximations.step_cache)
             model.model_options["transformer_options"][STEP_CACHE_KEY] = step_cache
-        guider = IntervalGuider(model, shortcuts) if shortcuts.interval else comfy.samplers.CFGGuider(model)
-        samples = self._sampled(guider, painting, noise, painting.sampler_name, sigmas)
-        if shortcuts.step_cache:
+        guider = IntervalGuider(model, approximations) if approximations.interval else comfy.samplers.CFGGuider(model)
+        samples = self._sampled(guider, request, noise, request.sampler_name, sigmas)
+        if approximations.step_cache:
             log.info(str(step_cache))
             _write_on_node(str(step_cache))
         return samples
 
-    def paint_cogview3(self, model: ModelPatcher, painting: CogView3Painting) -> torch.Tensor:
-        if painting.denoise == 0:
-            return painting.latents.expand(painting.batch, -1, -1, -1).clone()
+    def paint_cogview3(self, model: ModelPatcher, request: CogView3Request) -> torch.Tensor:
+        if request.denoise == 0:
+            return request.latents.expand(request.batch, -1, -1, -1).clone()
         dit = self.component(model)
-        noise = _noise(dit.space, painting.seed, painting.batch, painting.width, painting.height)
+        noise = _noise(dit.space, request.seed, request.batch, request.width, request.height)
         sampling = model.get_model_object("model_sampling")
-        timesteps = timesteps_of(dit.scheduler, painting.steps, painting.denoise)
+        timesteps = timesteps_of(dit.scheduler, request.steps, request.denoise)
         sigmas = torch.cat([sampling.sigmas[timesteps], sampling.sigmas.new_zeros(1)]).cpu()
-        return self._sampled(comfy.samplers.CFGGuider(model), painting, noise, "euler", sigmas)  # which is DDIM here
+        return self._sampled(comfy.samplers.CFGGuider(model), request, noise, "euler", sigmas)  # which is DDIM here
 
-    def paint_cogview3_base(self, model: ModelPatcher, painting: CogView3BasePainting) -> torch.Tensor:
+    def paint_cogview3_base(self, model: ModelPatcher, request: CogView3BaseRequest) -> torch.Tensor:
         unet = self.component(model)
-        noise = _noise(unet.space, painting.seed, painting.batch, painting.width, painting.height)
-        run = steps_of(unet, painting.steps, painting.relay_steps)
+        noise = _noise(unet.space, request.seed, request.batch, request.width, request.height)
+        run = steps_of(unet, request.steps, request.relay_steps)
         sampling = model.get_model_object("model_sampling")
         sigmas = torch.cat([sampling.sigmas[[step.timestep for step in run]], sampling.sigmas.new_zeros(1)]).cpu()
         sampler = "euler"
-        if painting.latents is not None:
-            low = unet.space.normalise(painting.latents)
+        if request.latents is not None:
+            low = unet.space.normalise(request.latents)
             sampler = Relay(_relay, {"run": run, "low": low})
         if unet.is_distilled:
-            positive = [[text, options | {"guidance": painting.cfg}] for text, options in painting.positive]
-            painting = painting._replace(positive=positive, cfg=1.0)
-        return self._sampled(comfy.samplers.CFGGuider(model), painting, noise, sampler, sigmas)
+            positive = [[text, options | {"guidance": request.cfg}] for text, options in request.positive]
+            request = request._replace(positive=positive, cfg=1.0)
+        return self._sampled(comfy.samplers.CFGGuider(model), request, noise, sampler, sigmas)
 
     def _sampled(
         self,
         guider: comfy.samplers.CFGGuider,
-        painting: Painting | CogView3Painting | CogView3BasePainting,
+        request: SampleRequest | CogView3Request | CogView3BaseRequest,
         noise: torch.Tensor,
         sampler: str | comfy.samplers.Sampler,
         sigmas: torch.Tensor,
     ) -> torch.Tensor:
         """A painting along sigmas, as host.paint returns it."""
-        guider.set_conds(painting.positive, painting.negative)
-        guider.set_cfg(painting.cfg)
+        guider.set_conds(request.positive, request.negative)
+        guider.set_cfg(request.cfg)
         samples = guider.sample(
             noise,
-            torch.zeros_like(noise) if painting.latents is None else painting.latents.expand_as(noise),
+            torch.zeros_like(noise) if request.latents is None else request.latents.expand_as(noise),
             comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
             sigmas,
-            denoise_mask=painting.mask,
+            denoise_mask=request.mask,
             callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=painting.seed,
+            seed=request.seed,
         )
         return samples.float().cpu()
 
@@ -263,8 +263,8 @@ def _noise(space: LatentSpace, seed: int, batch: int, width: int, height: int) -
     return initial_noise(image_seeds(seed, batch), len(space.mean), latent_grid(width, height))
 
 
-def _patcher(wire: Patched | GlmImageVae, part: str) -> ModelPatcher:
-    return wire.patchers[part] if isinstance(wire, Patched) else wire.patcher
+def _patcher(wire: ManagedComponent | GlmImageVae, part: str) -> ModelPatcher:
+    return wire.patchers[part] if isinstance(wire, ManagedComponent) else wire.patcher
 
 
 class Relay(comfy.samplers.KSAMPLER):
@@ -288,9 +288,9 @@ def _relay(model, x, sigmas, extra_args=None, callback=None, disable=None, *, ru
 class IntervalGuider(comfy.samplers.CFGGuider):
     """Guidance in a part of the run."""
 
-    def __init__(self, model: ModelPatcher, shortcuts: Shortcuts):
+    def __init__(self, model: ModelPatcher, approximations: Approximations):
         super().__init__(model)
-        self._shortcuts = shortcuts
+        self._shortcuts = approximations
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006, ComfyUI's signature
         cfg = self.cfg
