@@ -16,9 +16,8 @@ from ..glmimage_core.component import Component
 from ..glmimage_core.diffusion import image_seeds, latent_grid
 from ..glmimage_core.glm_image.ar_model import vision_tokens
 from ..glmimage_core.glm_image.denoise import sample
-from ..glmimage_core.glm_image.files import components as description
-from ..glmimage_core.glm_image.files import components as folders
 from ..glmimage_core.glm_image.files import load as checkpoints
+from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.geometry import PRIOR_PX, reference_grid
 from ..glmimage_core.glm_image.memory import predict
 from ..glmimage_core.glm_image.prior import generate_prior
@@ -71,7 +70,7 @@ def _rows(name: str, component: Component, case: Case, references: int, folder: 
     device, itemsize = component.device, component.dtype.itemsize
     fitted = _fitted(case, folder)
     job = Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS, one_length=True)
-    configs = {other: description.skeleton(folder, other).config for other in folders.MODEL_CLASSES}
+    configs = {name: kind.build_from(folder).config for name, kind in COMPONENTS.items()}
     stages = predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
     for stage, (runs_on, runs, working) in stages.items():
         if runs_on == name:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import torch
 
-from ..glmimage_core.checkpoints import folders
 from ..glmimage_core.component import Component
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files import load as checkpoints
-from ..glmimage_core.glm_image.files.components import build
+from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import latent_space, scheduler_shift
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder
 from ..glmimage_core.tiny.glm_image import write_layout
@@ -54,9 +53,7 @@ class Models:
         return self._placed(Vae(self._made("vae"), latent_space(self.folder)))
 
     def _made(self, name: str) -> torch.nn.Module:
-        config_file = self.folder / name / "config.json"
-        config = folders.read_json(config_file)
-        model = build(name, config, config_file, self.device, self.dtype).eval()
+        model = COMPONENTS[name].build_from(self.folder, device=self.device, dtype=self.dtype).eval()
         randomize(model, f"{self.seed}/{name}")
         return model
 

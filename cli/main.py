@@ -12,8 +12,8 @@ from ..glmimage_core.checkpoints.report import DTYPES, ComponentReport
 from ..glmimage_core.cogview3.base import STAGES
 from ..glmimage_core.cogview3.convert import convert
 from ..glmimage_core.glm_image.ar_model import ArLanguage
-from ..glmimage_core.glm_image.files.components import MODEL_CLASSES, is_checkpoint, report_of_part, skeleton
-from ..glmimage_core.glm_image.files.inspect import describe
+from ..glmimage_core.glm_image.files.components import COMPONENTS, is_checkpoint
+from ..glmimage_core.glm_image.files.inspect import inspect_checkpoint
 from ..glmimage_core.glm_image.files.load import load_image_processor, reference_limits
 from ..glmimage_core.glm_image.files.quantize import quantize_checkpoint
 from ..glmimage_core.glm_image.files.single_file import inspect_file
@@ -145,12 +145,12 @@ def _inspect(options) -> int:
     if options.references < 0:
         raise ValueError(f"--references is {options.references}; it must be 0 or above")
     if options.checkpoint.is_file():
-        report = inspect_file(options.checkpoint)
+        _, report = inspect_file(options.checkpoint)
         _print_reports([report])
         return _print_problems(report.problems)
     if not options.checkpoint.is_dir():
         raise FileNotFoundError(f"{options.checkpoint} is neither a folder nor a file")
-    reports = describe(options.checkpoint)
+    reports = inspect_checkpoint(options.checkpoint)
     _print_reports(reports)
     problems = [problem for report in reports for problem in report.problems]
     if not is_checkpoint(options.checkpoint):
@@ -184,13 +184,16 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
     grid = reference_grid(options.width, options.height, *reference_limits(load_image_processor(options.checkpoint)))
     fitted = (grid.width * PRIOR_PX, grid.height * PRIOR_PX)
     job = Job(options.width, options.height, references=(fitted,) * options.references)
-    models = {name: skeleton(options.checkpoint, name) for name in MODEL_CLASSES}
-    dtypes = {name: reports[name].stored_dtype for name in MODEL_CLASSES}
+    models = {name: COMPONENTS[name].build_from(options.checkpoint) for name in COMPONENTS}
+    dtypes = {name: reports[name].stored_dtype for name in COMPONENTS}
     itemsizes = {name: dtype.itemsize for name, dtype in dtypes.items()}
     configs = {name: model.config for name, model in models.items()}
     stages = predict(configs, itemsizes, job, on_cpu=best_device().type == "cpu")
-    whole = sum(reports[name].weight_bytes(dtypes[name]) for name in MODEL_CLASSES)
-    weights = {stage: report_of_part(reports[name], part).weight_bytes(dtypes[name]) for stage, (name, part, _) in stages.items()}
+    whole = sum(reports[name].weight_bytes(dtypes[name]) for name in COMPONENTS)
+    weights = {
+        stage: COMPONENTS[name].part_of(reports[name], part).weight_bytes(dtypes[name])
+        for stage, (name, part, _) in stages.items()
+    }
     print(
         f"\nPredicted memory at {options.width}x{options.height} with {options.references} reference(s) of that size "
         f"(fitted to {fitted[0]}x{fitted[1]}), weights as stored, cfg above 1:"
@@ -201,7 +204,7 @@ def _print_prediction(options, reports: dict[str, ComponentReport]) -> None:
     apart = max(weights[stage] + needs.working for stage, needs in stages.items())
     print(f"  peak, all models resident        {human_bytes(together):>10}  ({together} bytes)")
     print(f"  peak, one model at a time        {human_bytes(apart):>10}  ({apart} bytes)")
-    if any(reports[name].quantized for name in MODEL_CLASSES):
+    if any(reports[name].quantized for name in COMPONENTS):
         print("\nSettings for cards are named for checkpoints that are not quantized; this one is loaded as it is stored.")
     else:
         _print_settings(job, models)

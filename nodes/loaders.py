@@ -3,12 +3,9 @@
 from pathlib import Path
 
 from ..glmimage_core.checkpoints.report import DTYPES, ComponentReport, check_quantization
-from ..glmimage_core.glm_image.files import components as folders
-from ..glmimage_core.glm_image.files import single_file
-from ..glmimage_core.glm_image.files.components import FOLDERS
-from ..glmimage_core.glm_image.files.inspect import check_model
-from ..glmimage_core.glm_image.files.load import load_ar, load_glyph_encoder, load_vae
-from ..glmimage_core.glm_image.files.single_file import SUFFIX, check_file, find_file, list_files, load_dit_from
+from ..glmimage_core.glm_image.files import components
+from ..glmimage_core.glm_image.files.load import load_ar, load_dit, load_glyph_encoder, load_vae, stored_component
+from ..glmimage_core.glm_image.files.single_file import SUFFIX, find_file, list_files
 from ..glmimage_core.language import vlm
 from ..glmimage_core.weights.formats import CHOICES
 from .host import host
@@ -69,13 +66,13 @@ class _Loader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names, tooltip = list(folders.list_checkpoints(host.checkpoint_roots())), FOLDER
-        if kind := FOLDERS.get(cls.COMPONENT):
+        names, tooltip = list(components.list_checkpoints(host.checkpoint_roots())), FOLDER
+        if kind := cls.COMPONENT.comfy_folder:
             names += list_files(cls.COMPONENT, host.model_roots(kind))
             tooltip += f", or one safetensors file of this model below models/{kind}"
-        tooltip += f". {folders.NANO} is a very small model that draws coloured shapes and words, to try a graph with."
+        tooltip += f". {components.NANO} is a very small model that draws coloured shapes and words, to try a graph with."
         return {
-            "required": {"checkpoint": ([*names, *folders.BUILT_IN], {"tooltip": tooltip}), "dtype": DTYPE},
+            "required": {"checkpoint": ([*names, *components.BUILT_IN], {"tooltip": tooltip}), "dtype": DTYPE},
             "optional": {"device": DEVICE},
         }
 
@@ -92,16 +89,14 @@ class _Loader:
 
     @classmethod
     def _report(cls, path: Path) -> ComponentReport:
-        if path.is_file():
-            return check_file(path, cls.COMPONENT, host.checkpoint_roots())
-        return check_model(path, cls.COMPONENT)
+        return stored_component(path, cls.COMPONENT, host.checkpoint_roots()).report
 
     @classmethod
     def _path(cls, checkpoint: str) -> Path:
         """The single file or the checkpoint folder of that name."""
-        if checkpoint.endswith(SUFFIX) and (kind := FOLDERS.get(cls.COMPONENT)):
+        if checkpoint.endswith(SUFFIX) and (kind := cls.COMPONENT.comfy_folder):
             return find_file(checkpoint, cls.COMPONENT, host.model_roots(kind))
-        return folders.find_checkpoint(checkpoint, host.checkpoint_roots())
+        return components.find_checkpoint(checkpoint, host.checkpoint_roots())
 
 
 class _QuantizingLoader(_Loader):
@@ -119,7 +114,7 @@ class _QuantizingLoader(_Loader):
 
 
 class GLMImageLoadAR(_QuantizingLoader):
-    COMPONENT = "vision_language_encoder"
+    COMPONENT = components.AR
     TITLE = "Load GLM-Image AR Model"
     DESCRIPTION = "Loads the 9B autoregressive model that plans a picture as prior tokens and reads reference images."
     SEARCH_ALIASES = ("glm image autoregressive", "glm vision language encoder", "glm image model loader")
@@ -128,14 +123,12 @@ class GLMImageLoadAR(_QuantizingLoader):
     OUTPUT_TOOLTIPS = ("The AR model with its tokenizer, for Generate Prior and Encode Reference.",)
 
     def load(self, checkpoint, dtype, quantization, device="default"):
-        path = self._path(checkpoint)
-        if path.is_file():
-            return (host.wire(single_file.load_ar(path, dtype, host.checkpoint_roots(), quantization), device),)
-        return (host.wire(load_ar(path, dtype, quantization), device),)
+        options = {"quantization": quantization, "roots": host.checkpoint_roots(), "device": host.device(device)}
+        return (host.wire(load_ar(self._path(checkpoint), dtype, **options), device),)
 
 
 class GLMImageLoadGlyphEncoder(_Loader):
-    COMPONENT = "text_encoder"
+    COMPONENT = components.GLYPH_ENCODER
     TITLE = "Load GLM-Image Glyph Encoder"
     DESCRIPTION = "Loads the small ByT5 model that encodes, letter by letter, the text to be drawn."
     SEARCH_ALIASES = ("glm image text encoder", "byt5", "glm clip")
@@ -148,7 +141,7 @@ class GLMImageLoadGlyphEncoder(_Loader):
 
 
 class GLMImageLoadDiT(_QuantizingLoader):
-    COMPONENT = "transformer"
+    COMPONENT = components.DIT
     TITLE = "Load GLM-Image DiT"
     DESCRIPTION = "Loads the 7B diffusion transformer that paints the picture the prior tokens plan."
     SEARCH_ALIASES = ("glm image diffusion model", "glm image transformer", "glm unet")
@@ -175,14 +168,15 @@ class GLMImageLoadDiT(_QuantizingLoader):
         return validation_message(check)
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False, device="default"):
-        dit = load_dit_from(self._path(checkpoint), dtype, host.checkpoint_roots(), quantization)
+        options = {"quantization": quantization, "roots": host.checkpoint_roots(), "device": host.device(device)}
+        dit = load_dit(self._path(checkpoint), dtype, **options)
         from ..glmimage_core.glm_image.dit import configure_compute
 
         return (host.wire(configure_compute(dit, attention, compile, host.device(device)), device),)
 
 
 class GLMImageLoadVAE(_Loader):
-    COMPONENT = "vae"
+    COMPONENT = components.VAE
     TITLE = "Load GLM-Image VAE"
     DESCRIPTION = "Loads the VAE that turns latents into pixels and reference images into latents."
     SEARCH_ALIASES = ("glm image autoencoder", "glm vae loader")
@@ -191,10 +185,7 @@ class GLMImageLoadVAE(_Loader):
     OUTPUT_TOOLTIPS = ("The VAE, for GLM-Image VAE Decode, VAE Encode and Encode Reference.",)
 
     def load(self, checkpoint, dtype, device="default"):
-        path = self._path(checkpoint)
-        if path.is_file():
-            return (host.wire(single_file.load_vae(path, dtype, host.checkpoint_roots()), device),)
-        return (host.wire(load_vae(path, dtype), device),)
+        return (host.wire(load_vae(self._path(checkpoint), dtype, roots=host.checkpoint_roots()), device),)
 
 
 class GLMImageLoadVLM(_QuantizingLoader):

@@ -75,7 +75,10 @@ def measure(folder: Path, size: int, seeds: range) -> None:
     sizes = [residency.model_bytes(one.model) / 1e6 for one in (ar, dit)]
     print(f"| {folder.name} | none | 100 % | 100 % | 0 | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB |", flush=True)
     for form in FORMATS:
-        ar, dit = checkpoints.load_ar(folder, "bfloat16", form), checkpoints.load_dit(folder, "bfloat16", form)
+        ar, dit = (
+            checkpoints.load_ar(folder, "bfloat16", quantization=form),
+            checkpoints.load_dit(folder, "bfloat16", quantization=form),
+        )
         sizes = [residency.model_bytes(one.model) / 1e6 for one in (ar, dit)]
         ar, dit = at_full_width(ar), at_full_width(dit)
         after = [(forced(ar, planned) == tokens_of(planned)).float().mean() for planned in plans]

@@ -14,9 +14,8 @@ from glm_image_pack.bench.reference import generate
 from glm_image_pack.bench.vae import operations
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
-from glm_image_pack.glmimage_core.glm_image.files import components as description
-from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files.components import AR, COMPONENTS
 from glm_image_pack.glmimage_core.tiny.glm_image import write_layout
 from glm_image_pack.glmimage_core.tiny.spec import RELEASED
 
@@ -149,8 +148,7 @@ def test_a_table_is_saved_as_markdown_too(tmp_path, capsys):
 def test_the_full_size_has_the_released_numbers_of_parameters(tmp_path):
     write_layout(tmp_path, RELEASED)
     count = {
-        name: sum(parameter.numel() for parameter in description.skeleton(tmp_path, name).parameters())
-        for name in folders.MODEL_CLASSES
+        name: sum(parameter.numel() for parameter in COMPONENTS[name].build_from(tmp_path).parameters()) for name in COMPONENTS
     }
     assert count["vision_language_encoder"] == pytest.approx(9.9e9, rel=0.03)
     assert count["transformer"] == pytest.approx(6.8e9, rel=0.03)
@@ -159,7 +157,7 @@ def test_the_full_size_has_the_released_numbers_of_parameters(tmp_path):
 
 def test_the_full_size_reads_the_released_bytes_a_token_and_has_the_released_ids(tmp_path):
     write_layout(tmp_path, RELEASED)
-    model = description.skeleton(tmp_path, "vision_language_encoder").to(torch.bfloat16)
+    model = AR.build_from(tmp_path).to(torch.bfloat16)
     assert weight_bytes(SimpleNamespace(model=model)) == pytest.approx(16.3e9, rel=0.02)
     from transformers import AutoTokenizer
 

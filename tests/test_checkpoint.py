@@ -12,6 +12,7 @@ from glm_image_pack.glmimage_core.checkpoints import build
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import inspect as description
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files.components import VAE
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from safetensors.torch import load_file, save_file
 
@@ -132,7 +133,7 @@ def test_a_tensor_that_an_older_release_named_otherwise_is_left_to_the_library(b
                 name = f"{side}.mid_block.attentions.0"
                 tensors[f"{name}.{old}.{part}"] = tensors.pop(f"{name}.{new}.{part}")
     save_file(tensors, file, metadata={"format": "pt"})
-    assert description.inspect_component(broken, "vae").problems == []
+    assert description.inspect_component(broken, VAE).problems == []
     assert torch.equal(
         checkpoints.load_vae(broken).model.encoder.mid_block.attentions[0].to_q.weight,
         tensors["encoder.mid_block.attentions.0.query.weight"],
@@ -151,9 +152,22 @@ def test_a_tensor_of_a_name_that_no_library_knows_is_never_left_random(broken):
 @pytest.mark.parametrize("file", ["transformer/config.json", "vae/config.json", "processor/tokenizer_config.json"])
 def test_a_damaged_config_is_named_and_the_rest_is_still_described(broken, file):
     (broken / file).write_text("{")
-    reports = description.describe(broken)
+    reports = description.inspect_checkpoint(broken)
     problems = [problem for report in reports for problem in report.problems]
     assert len(reports) == 6 and len(problems) == 1 and file in str(problems[0]) and "damaged" in str(problems[0])
+
+
+def test_settings_that_no_loader_could_use_are_problems_too(broken):
+    """What `inspect` calls sound is what the loaders take."""
+    config = broken / "vae" / "config.json"
+    stated = json.loads(config.read_text())
+    config.write_text(json.dumps({key: value for key, value in stated.items() if not key.startswith("latents_")}))
+    (broken / "scheduler" / "scheduler_config.json").write_text("{")
+    for _ in range(2):  # reports are kept; problems do not add up
+        problems = {report.name: list(map(str, report.problems)) for report in description.inspect_checkpoint(broken)}
+        (vae,), (dit,) = problems.pop("vae"), problems.pop("transformer")
+        assert "no latents_mean and latents_std" in vae and "scheduler_config.json is damaged" in dit
+        assert not any(problems.values())
 
 
 @pytest.mark.parametrize(
@@ -250,7 +264,7 @@ def test_weights_come_in_the_precision_asked_for(folder, component, dtype):
 def test_auto_is_the_stored_precision(tmp_path):
     write_checkpoint(tmp_path / "half", dtype=torch.bfloat16)
     assert checkpoints.load_dit(tmp_path / "half").model.dtype == torch.bfloat16
-    assert description.inspect_component(tmp_path / "half", "vae").stored_dtype == torch.bfloat16
+    assert description.inspect_component(tmp_path / "half", VAE).stored_dtype == torch.bfloat16
 
 
 def test_one_codebook_is_recognised_in_another_precision_and_another_one_is_not(folder, tmp_path):
@@ -261,7 +275,7 @@ def test_one_codebook_is_recognised_in_another_precision_and_another_one_is_not(
 
 
 def test_a_description_counts_parameters_and_bytes(folder):
-    reports = {report.name: report for report in description.describe(folder)}
+    reports = {report.name: report for report in description.inspect_checkpoint(folder)}
     model = checkpoints.load_dit(folder).model
     assert reports["transformer"].parameters == sum(p.numel() for p in model.parameters())
     assert reports["transformer"].disk_bytes == weights_of(folder / "transformer").stat().st_size

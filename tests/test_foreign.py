@@ -9,6 +9,7 @@ from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import inspect as description
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files.components import DIT
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import external as foreign
@@ -56,14 +57,14 @@ def test_an_ar_model_of_another_library_plans(folder, root, method):
     model = GlmImageForConditionalGeneration.from_pretrained(folder / name, quantization_config=config, dtype=torch.bfloat16)
     shutil.rmtree(root / name)
     model.save_pretrained(root / name)
-    report = description.check_model(root, name)
+    report = description.check_checkpoint(root, name)
     assert list(report.quantized) == [method] and report.quantized[method].parameters > 50_000
     ar = checkpoints.load_ar(root)
     assert ar.quantized_by == method and ar.dtype == torch.bfloat16
     assert model_bytes(ar.model) < 0.9 * model_bytes(checkpoints.load_ar(folder, "bfloat16").model)
     assert generate_prior(ar, "a tree", 256, 256, seed=1).tokens.shape == (1, 8, 8)
     with pytest.raises(ValueError, match=f"stored as {method}; choose quantization none"):
-        checkpoints.load_ar(root, "auto", "int8")
+        checkpoints.load_ar(root, "auto", quantization="int8")
 
 
 @pytest.mark.parametrize("method", ["torchao", "sdnq"])
@@ -76,7 +77,7 @@ def test_a_dit_of_another_library_paints_nearly_the_same(folder, root, dit, meth
     )
     shutil.rmtree(root / "transformer")
     model.save_pretrained(root / "transformer", safe_serialization=True)
-    assert list(description.check_model(root, "transformer").quantized) == [method]
+    assert list(description.check_checkpoint(root, DIT).quantized) == [method]
     paints_nearly_the_same(checkpoints.load_dit(root, "float32"), dit)
 
 
@@ -118,7 +119,7 @@ def test_a_damaged_gguf_is_told(gguf_dit):
     file = gguf_dit / "transformer" / "dit.gguf"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match="dit.gguf is truncated or corrupt"):
-        description.check_model(gguf_dit, "transformer")
+        description.check_checkpoint(gguf_dit, DIT)
 
 
 def test_a_lora_over_such_weights_is_refused(quiet_host, gguf_dit):

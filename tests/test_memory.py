@@ -7,9 +7,8 @@ import pytest
 import torch
 from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.cli.main import _print_settings, main
-from glm_image_pack.glmimage_core.glm_image.files import components as description
-from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files.components import COMPONENTS
 from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes, prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job, setting_for
 from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes
@@ -138,7 +137,7 @@ def released(tmp_path_factory):
     """The released models on the meta device."""
     folder = tmp_path_factory.mktemp("released")
     write_layout(folder, RELEASED)
-    return {name: description.skeleton(folder, name) for name in folders.MODEL_CLASSES}
+    return {name: COMPONENTS[name].build_from(folder) for name in COMPONENTS}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
 from glm_image_pack.glmimage_core.glm_image.files.components import BUILT_IN, NANO
-from glm_image_pack.glmimage_core.glm_image.files.inspect import describe
+from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_checkpoint
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -74,7 +74,7 @@ def of_subject(subject: str, count: int) -> list[scoring.Question]:
 
 
 def test_it_is_whole_and_small():
-    reports = describe(FOLDER)
+    reports = inspect_checkpoint(FOLDER)
     assert not [problem for report in reports for problem in report.problems]
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 16e6
 

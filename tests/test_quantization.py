@@ -71,13 +71,15 @@ def test_quantized_while_loading_is_quantized_afterwards(kitchen, folder, quanti
     """The streaming load gives every tensor and buffer that the libraries' own load gives."""
     for load in (checkpoints.load_ar, checkpoints.load_dit):
         there = quantize(load(folder).model, quantization)
-        model = load(folder, "auto", quantization).model
+        model = load(folder, "auto", quantization=quantization).model
         expected, loaded = there.state_dict(), model.state_dict()
         assert expected.keys() == loaded.keys() and all(torch.equal(expected[key], loaded[key]) for key in expected)
         assert sum(key.endswith(".weight_scale") for key in loaded) == 12
         assert all(torch.equal(*pair) for pair in zip(there.buffers(), model.buffers(), strict=True))
         assert not model.training and quantization_of(model) == quantization
-        assert {parameter.dtype for parameter in load(folder, "bfloat16", quantization).model.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in load(folder, "bfloat16", quantization=quantization).model.parameters()} == {
+            torch.bfloat16
+        }
 
 
 def test_only_attention_and_feed_forward_of_the_big_models_are_quantized(kitchen, folder):
@@ -97,20 +99,20 @@ def test_the_more_bits_the_nearer_the_picture(kitchen, folder, dit):
         return sample(dit, plan(), glyphs, glyphs, seeds=[3], steps=2)
 
     exact = paint(dit)
-    errors = [(paint(checkpoints.load_dit(folder, "auto", form)) - exact).norm() / exact.norm() for form in FORMATS]
+    errors = [(paint(checkpoints.load_dit(folder, "auto", quantization=form)) - exact).norm() / exact.norm() for form in FORMATS]
     assert 0 < errors[0] < errors[1] < errors[2] < 0.5
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
 def test_a_prior_is_whole_and_the_same_every_time(kitchen, folder, quantization):
-    ar = checkpoints.load_ar(folder, "auto", quantization)
+    ar = checkpoints.load_ar(folder, "auto", quantization=quantization)
     first, again = (generate_prior(ar, "a tree", 256, 256, seed=1) for _ in range(2))
     assert first.tokens.shape == (1, 8, 8) and torch.equal(first.tokens, again.tokens)
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
 def test_a_lora_is_laid_over_quantized_weights_and_taken_off_bit_for_bit(kitchen, folder, quantization):
-    model = checkpoints.load_dit(folder, "auto", quantization).model
+    model = checkpoints.load_dit(folder, "auto", quantization=quantization).model
     layer = model.get_submodule(LAYER)
     generator = torch.Generator().manual_seed(0)
     up, down = torch.randn(64, 4, generator=generator), torch.randn(4, 64, generator=generator)
@@ -128,7 +130,7 @@ def test_a_lora_is_laid_over_quantized_weights_and_taken_off_bit_for_bit(kitchen
 @pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("fp8", 8), ("nf4", 4)])
 def test_the_bytes_that_are_there_are_counted_and_moved(kitchen, folder, quantization, bits):
     plain = checkpoints.load_dit(folder, "bfloat16").model
-    model = checkpoints.load_dit(folder, "bfloat16", quantization).model
+    model = checkpoints.load_dit(folder, "bfloat16", quantization=quantization).model
     layers = quantizable(model)
     weights = sum(layer.weight.numel() for layer in layers.values())
     codes = sum(parts[0].nbytes for parts in (inner_tensors(layer.weight) for layer in layers.values()))

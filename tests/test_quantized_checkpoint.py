@@ -9,8 +9,8 @@ from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files import quantize as quantized_checkpoint
-from glm_image_pack.glmimage_core.glm_image.files.components import report_of_part
-from glm_image_pack.glmimage_core.glm_image.files.inspect import check_model, describe, inspect_component
+from glm_image_pack.glmimage_core.glm_image.files.components import AR, DIT
+from glm_image_pack.glmimage_core.glm_image.files.inspect import check_checkpoint, inspect_checkpoint, inspect_component
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import linear as quantizations
 from safetensors import safe_open
@@ -44,8 +44,10 @@ def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def test_it_loads_as_what_was_quantized_while_loading(folder, written):
-    assert equal(checkpoints.load_ar(written).model, checkpoints.load_ar(folder, "auto", "int8").model)
-    assert equal(checkpoints.load_dit(written, "bfloat16").model, checkpoints.load_dit(folder, "bfloat16", "nf4").model)
+    assert equal(checkpoints.load_ar(written).model, checkpoints.load_ar(folder, "auto", quantization="int8").model)
+    assert equal(
+        checkpoints.load_dit(written, "bfloat16").model, checkpoints.load_dit(folder, "bfloat16", quantization="nf4").model
+    )
     assert equal(checkpoints.load_vae(written).model, checkpoints.load_vae(folder).model)
     assert equal(checkpoints.load_glyph_encoder(written).model, checkpoints.load_glyph_encoder(folder).model)
 
@@ -62,7 +64,7 @@ def test_everything_else_comes_along_and_nothing_unfinished_stays(folder, writte
 
 
 def test_its_report_counts_what_is_quantized(folder, written):
-    plain, small = ({report.name: report for report in describe(root)} for root in (folder, written))
+    plain, small = ({report.name: report for report in inspect_checkpoint(root)} for root in (folder, written))
     assert [report.problems for report in small.values()] == [[]] * len(small)
     for name, form in BOTH.items():
         assert small[name].parameters == plain[name].parameters
@@ -71,8 +73,8 @@ def test_its_report_counts_what_is_quantized(folder, written):
 
 
 def test_its_report_counts_each_half_of_the_ar_model(written):
-    report = inspect_component(written, "vision_language_encoder")
-    sizes = {half: report_of_part(report, half).weight_bytes(torch.float32) for half in ("language", "vision")}
+    report = inspect_component(written, AR)
+    sizes = {half: AR.part_of(report, half).weight_bytes(torch.float32) for half in ("language", "vision")}
     assert sum(sizes.values()) == report.weight_bytes(torch.float32)
     for half, model in checkpoints.load_ar(written).halves.items():
         buffers = sum(buffer.nbytes for buffer in model.buffers())
@@ -120,7 +122,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(folder, written,
     refused(FileNotFoundError, broken, tmp_path / "x", BOTH, "config.json is missing")
     full = shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000)
     monkeypatch.setattr(quantized_checkpoint.shutil, "disk_usage", lambda path: full)
-    refused(OSError, folder, tmp_path / "full", BOTH, "GB more, and its disk has 0.0 GB free")
+    refused(OSError, folder, tmp_path / "full", BOTH, "more, and its disk has 1.0 kB free")
     for name in ("twice", "none", "x"):
         assert not (tmp_path / name).exists()
     assert not list((tmp_path / "full").rglob("*.safetensors"))
@@ -151,20 +153,20 @@ TO_Q, FF = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"
 def test_a_damaged_one_is_told_before_weights_are_read(copied, change, match):
     rewrite(copied / "transformer", change)
     with pytest.raises(ValueError, match=match):
-        check_model(copied, "transformer")
+        check_checkpoint(copied, DIT)
 
 
 def test_a_truncated_shard_is_told(copied):
     (file,) = (copied / "transformer").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated or corrupt"):
-        check_model(copied, "transformer")
+        check_checkpoint(copied, DIT)
 
 
 def test_what_is_stored_stays_and_another_format_is_refused(written):
-    assert quantizations.quantization_of(checkpoints.load_dit(written, "auto", "nf4").model) == "nf4"
+    assert quantizations.quantization_of(checkpoints.load_dit(written, "auto", quantization="nf4").model) == "nf4"
     with pytest.raises(ValueError, match="stored as nf4; choose quantization none, which keeps it"):
-        checkpoints.load_dit(written, "auto", "int8")
+        checkpoints.load_dit(written, "auto", quantization="int8")
 
 
 def test_the_files_take_comfyuis_names(written):

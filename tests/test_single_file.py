@@ -6,25 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
-from glm_image_pack.glmimage_core.glm_image.files import identify as identify
-from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.glmimage_core.glm_image.files.components import FOLDERS, build, model_class_of
+from glm_image_pack.glmimage_core.glm_image.files import identify
+from glm_image_pack.glmimage_core.glm_image.files.components import AR, COMPONENTS, DIT, RELEASED_SPACE
 from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_component, latent_space
-from glm_image_pack.glmimage_core.glm_image.files.single_file import (
-    SPACE,
-    _recognised,
-    check_file,
-    find_file,
-    inspect_file,
-    list_files,
-    load_ar,
-    load_dit,
-    load_vae,
-    load_vae_of,
-)
+from glm_image_pack.glmimage_core.glm_image.files.load import load_ar, load_dit, load_vae, load_vae_of, stored_component
+from glm_image_pack.glmimage_core.glm_image.files.single_file import _identified_kind, find_file, inspect_file, list_files
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -36,11 +26,8 @@ from test_headless import ROOT
 
 from single_files import write_file
 
-LOADERS = {
-    "vision_language_encoder": (checkpoints.load_ar, load_ar),
-    "transformer": (checkpoints.load_dit, load_dit),
-    "vae": (checkpoints.load_vae, load_vae),
-}
+LOADERS = {"vision_language_encoder": load_ar, "transformer": load_dit, "vae": load_vae}
+SINGLE = {kind.folder: kind for kind in COMPONENTS.values() if kind.comfy_folder}
 PREFIXES = {
     "vision_language_encoder": ["", "-model.", "text_encoders.glm_image.", "text_encoders.glm_image.-model."],
     "transformer": ["", "model.diffusion_model.", "diffusion_model."],
@@ -77,8 +64,8 @@ def output(component) -> torch.Tensor:
 def test_a_file_gives_the_same_as_the_folder_to_the_last_bit(stored, tmp_path, component, prefix):
     folder, dtype = stored
     file = write_file(folder / component, tmp_path / "one.safetensors", prefix, dtype)
-    from_folder, from_file = LOADERS[component]
-    expected, loaded = from_folder(folder), from_file(file, roots=[folder.parent])
+    load = LOADERS[component]
+    expected, loaded = load(folder), load(file, roots=[folder.parent])
     assert loaded.model.dtype == dtype and not loaded.model.training
     assert loaded.model.state_dict().keys() == expected.model.state_dict().keys()
     assert all(torch.equal(value, expected.model.state_dict()[key]) for key, value in loaded.model.state_dict().items())
@@ -92,7 +79,7 @@ def test_a_file_gives_the_same_as_the_folder_to_the_last_bit(stored, tmp_path, c
 @pytest.mark.parametrize("component", LOADERS)
 def test_weights_come_in_the_precision_asked_for(folder, tmp_path, component):
     file = write_file(folder / component, tmp_path / "one.safetensors")
-    model = LOADERS[component][1](file, "bfloat16", [folder.parent]).model
+    model = LOADERS[component](file, "bfloat16", roots=[folder.parent]).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
@@ -100,7 +87,7 @@ def test_weights_come_in_the_precision_asked_for(folder, tmp_path, component):
 def test_weights_stay_in_the_file_until_they_are_read(folder, tmp_path, component):
     """Two models of one file map the same pages, so a file is never held twice in memory."""
     file = write_file(folder / component, tmp_path / "one.safetensors")
-    model = LOADERS[component][1](file, roots=[folder.parent]).model
+    model = LOADERS[component](file, roots=[folder.parent]).model
     assert all(str(file) in _mapped_at(parameter.data_ptr()) for parameter in model.parameters() if parameter.numel() > 4096)
 
 
@@ -118,7 +105,6 @@ def _mapped_at(address: int) -> str:
 
 def test_shapes_say_the_config_where_the_metadata_does_not():
     """At the released widths and a tenth of the depth, on the meta device."""
-    from diffusers import AutoencoderKL
     from transformers import GlmImageConfig, GlmImageForConditionalGeneration
 
     released = {
@@ -134,13 +120,13 @@ def test_shapes_say_the_config_where_the_metadata_does_not():
             "use_post_quant_conv": False,
         },
         "vision_language_encoder": {
-            "text_config": {"num_hidden_layers": 4, "rope_parameters": identify.ROPE},
+            "text_config": {"num_hidden_layers": 4, "rope_parameters": AR.assumed_config["text_config"]["rope_parameters"]},
             "vision_config": {"depth": 4},
         },
     }
     with torch.device("meta"):
         models = {
-            "transformer": model_class_of("transformer")(**released["transformer"]),
+            "transformer": DIT.model_class(**released["transformer"]),
             "vae": AutoencoderKL(**released["vae"]),
             "vision_language_encoder": GlmImageForConditionalGeneration(GlmImageConfig(**released["vision_language_encoder"])),
         }
@@ -148,8 +134,8 @@ def test_shapes_say_the_config_where_the_metadata_does_not():
         headers = {name: Header(torch.bfloat16, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
         header = FileHeader(headers, {}, {})
         part = identify.identify(Path("one.safetensors"), header)
-        assert part.component == component
-        built = build(component, part.config, "the header")
+        assert part.kind.folder == component
+        built = part.kind.build(part.config, "the header")
         assert _config(built) == _config(model)
 
 
@@ -171,7 +157,7 @@ def _config(model) -> dict:
     ],
 )
 def test_a_tensor_that_is_missing_or_of_another_shape_is_named(folder, tmp_path, component, name):
-    load = LOADERS[component][1]
+    load = LOADERS[component]
     with pytest.raises(ValueError, match=rf"missing.safetensors.*{name}"):
         load(write_file(folder / component, tmp_path / "missing.safetensors", **{name: None}), roots=[folder.parent])
     tensors = load_file(next((folder / component).glob("*.safetensors")))
@@ -204,9 +190,9 @@ def test_a_vae_of_the_same_class_but_another_model_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(("component", "other"), [("transformer", "vae"), ("vae", "vision_language_encoder")])
 def test_another_component_says_which_it_is(folder, tmp_path, component, other):
     file = write_file(folder / component, tmp_path / "one.safetensors")
-    title, wanted = identify.TITLES[component], identify.TITLES[other]
+    title, wanted = COMPONENTS[component].title, COMPONENTS[other].title
     with pytest.raises(ValueError, match=f"holds GLM-Image's {title}, and here its {wanted} is wanted"):
-        LOADERS[other][1](file, roots=[folder.parent])
+        LOADERS[other](file, roots=[folder.parent])
 
 
 @pytest.mark.parametrize("keep", [0, 5, 0.5, 0.999])
@@ -266,7 +252,7 @@ def test_the_processor_of_another_model_or_of_another_size_of_this_one_is_passed
     config["text_config"]["vocab_size"] += 1
     (other / "vision_language_encoder" / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileNotFoundError, match="holds weights only"):
-        check_file(file, "vision_language_encoder", [root])
+        stored_component(file, AR, [root])
 
 
 def test_a_processor_that_is_not_whole_is_named(folder, tmp_path):
@@ -274,18 +260,18 @@ def test_a_processor_that_is_not_whole_is_named(folder, tmp_path):
     shutil.copytree(folder / "processor", tmp_path / "processor")
     (tmp_path / "processor" / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
-        check_file(file, "vision_language_encoder", [])
+        stored_component(file, AR, [])
 
 
 def test_space_and_shift_come_from_a_checkpoint_else_they_are_the_released_ones(folder, tmp_path):
     file = write_file(folder / "transformer", tmp_path / "dit.safetensors")
     alone = load_dit(file)
-    assert (alone.space, alone.shift) == (SPACE, (0.25, 0.75, 256))
+    assert (alone.space, alone.shift) == (RELEASED_SPACE, (0.25, 0.75, 256))
     beside = Path(shutil.copytree(folder, tmp_path / "diffusers" / "GLM-Image"))
     scheduler = beside / "scheduler" / "scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace("0.75", "0.5"))
     dit = load_dit(file, roots=[tmp_path / "diffusers"])
-    assert dit.space == latent_space(folder) != SPACE
+    assert dit.space == latent_space(folder) != RELEASED_SPACE
     assert dit.shift == (0.25, 0.5, 256)
 
 
@@ -297,18 +283,34 @@ def test_a_space_of_another_number_of_channels_says_what_to_add(folder, tmp_path
     shutil.copy(next((folder / "transformer").glob("*.safetensors")), tmp_path / "dit")
     file = write_file(tmp_path / "dit", tmp_path / "dit.safetensors", **projection)
     with pytest.raises(ValueError, match="works on 8 latent channels.* has 16; add latents_mean and latents_std"):
-        check_file(file, "transformer", [])
+        stored_component(file, DIT, [])
 
 
 def test_a_vae_of_the_latent_space_is_found_in_a_checkpoint_or_a_file(folder, tmp_path):
     space = latent_space(folder)
-    assert load_vae_of(space, "float32", [folder.parent], []).space == space
+    assert load_vae_of(space, "float32", roots=[folder.parent], file_roots=[]).space == space
     with pytest.raises(FileNotFoundError):
-        load_vae_of(space, "float32", [], [tmp_path])
+        load_vae_of(space, "float32", roots=[], file_roots=[tmp_path])
     write_file(folder / "vae", tmp_path / "vae.safetensors")
-    assert load_vae_of(space, "float32", [], [tmp_path]).space == space
+    assert load_vae_of(space, "float32", roots=[], file_roots=[tmp_path]).space == space
     with pytest.raises(FileNotFoundError, match="no VAE"):
-        load_vae_of(SPACE, "float32", [folder.parent], [tmp_path])
+        load_vae_of(RELEASED_SPACE, "float32", roots=[folder.parent], file_roots=[tmp_path])
+
+
+def test_vaes_that_cannot_be_used_are_passed_over_when_one_of_a_space_is_looked_for(folder, tmp_path):
+    """A checkpoint whose VAE has no statistics, and a file of four channels, come before the one that fits."""
+    without = Path(shutil.copytree(folder, tmp_path / "diffusers" / "a"))
+    config = without / "vae" / "config.json"
+    stated = json.loads(config.read_text())
+    config.write_text(json.dumps({key: value for key, value in stated.items() if not key.startswith("latents_")}))
+    (tmp_path / "four").mkdir()
+    four = AutoencoderKL(**{key: stated[key] for key in stated if not key.startswith(("_", "latents_"))} | {"latent_channels": 4})
+    four.save_pretrained(tmp_path / "four")
+    write_file(tmp_path / "four", tmp_path / "vae" / "a.safetensors")
+    write_file(folder / "vae", tmp_path / "vae" / "b.safetensors")
+    space = latent_space(folder)
+    found = load_vae_of(space, "float32", roots=[tmp_path / "diffusers"], file_roots=[tmp_path / "vae"])
+    assert found.space == space
 
 
 # Names
@@ -323,22 +325,22 @@ def test_files_are_found_by_their_path_below_a_root_and_other_models_are_left_ou
     (first / "broken.safetensors").write_bytes(b"{")
     (first / "dit.ckpt").write_bytes(b"pickle")
     (first / "nowhere.safetensors").symlink_to(tmp_path / "nowhere")
-    found = list_files("transformer", [first, second, tmp_path / "missing"])
+    found = list_files(DIT, [first, second, tmp_path / "missing"])
     assert found == {"dit.safetensors": second / "dit.safetensors", "glm/dit.safetensors": first / "glm" / "dit.safetensors"}
-    assert find_file("flux.safetensors", "transformer", [first]) == first / "flux.safetensors"
+    assert find_file("flux.safetensors", DIT, [first]) == first / "flux.safetensors"
     for name in ("none.safetensors", "../first/flux.safetensors"):
         with pytest.raises(FileNotFoundError, match=r"there: dit.safetensors, glm/dit.safetensors"):
-            find_file(name, "transformer", [second])
+            find_file(name, DIT, [second])
 
 
 def test_a_header_is_read_again_when_its_file_has_changed(folder, tmp_path):
     file = write_file(folder / "transformer", tmp_path / "one.safetensors")
-    assert list(list_files("transformer", [tmp_path])) == ["one.safetensors"]
-    reads = _recognised.cache_info().misses
-    assert list(list_files("transformer", [tmp_path])) == ["one.safetensors"]
-    assert _recognised.cache_info().misses == reads
+    assert list(list_files(DIT, [tmp_path])) == ["one.safetensors"]
+    reads = _identified_kind.cache_info().misses
+    assert list(list_files(DIT, [tmp_path])) == ["one.safetensors"]
+    assert _identified_kind.cache_info().misses == reads
     write_file(folder / "vae", file)
-    assert not list_files("transformer", [tmp_path])
+    assert not list_files(DIT, [tmp_path])
 
 
 # The nodes and the command line
@@ -348,10 +350,10 @@ def test_a_header_is_read_again_when_its_file_has_changed(folder, tmp_path):
 def files(folder, tmp_path) -> Path:
     """A models folder with single files, and of the checkpoint only what they lack and the glyph encoder."""
     models = tmp_path / "models"
-    for component, kind in FOLDERS.items():
-        write_file(folder / component, models / kind / "glm" / f"{kind}.safetensors")
+    for kind in SINGLE.values():
+        write_file(folder / kind.folder, models / kind.comfy_folder / "glm" / f"{kind.comfy_folder}.safetensors")
     rest = Path(shutil.copytree(folder, models / "diffusers" / "GLM-Image"))
-    for component in FOLDERS:
+    for component in SINGLE:
         next((rest / component).glob("*.safetensors")).unlink()
     return models
 
@@ -370,7 +372,7 @@ def test_loaders_list_files_after_folders_and_check_them(quiet_host, files):
         assert node.INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", file, "nano (built in)"]
         assert node.VALIDATE_INPUTS(file) is True
         assert "no file 'other.safetensors'" in node.VALIDATE_INPUTS("other.safetensors")
-        (files / FOLDERS[node.COMPONENT] / "bad.safetensors").touch()
+        (files / node.COMPONENT.comfy_folder / "bad.safetensors").touch()
         assert "truncated" in node.VALIDATE_INPUTS("bad.safetensors")
     assert NODES["GLMImageLoadGlyphEncoder"].INPUT_TYPES()["required"]["checkpoint"][0] == ["GLM-Image", "nano (built in)"]
 
@@ -398,7 +400,7 @@ def test_inspect_describes_a_file(folder, tmp_path, capsys):
     file = write_file(folder / "transformer", tmp_path / "dit.safetensors", "diffusion_model.", torch.bfloat16)
     assert main(["inspect", str(file)]) == 0
     line = capsys.readouterr().out.splitlines()[1]
-    parameters = inspect_component(folder, "transformer").parameters
+    parameters = inspect_component(folder, DIT).parameters
     assert line.startswith("transformer ") and f"{parameters:,}" in line and line.endswith("bfloat16")
     write_file(folder / "transformer", file, **{"transformer_blocks.1.attn1.to_k.weight": None})
     assert main(["inspect", str(file)]) == 1
@@ -425,12 +427,15 @@ def test_a_quantized_single_file_is_the_quantized_folder(folder, tmp_path, compo
     config = (folder / component / "config.json").read_text("utf-8")
     file = tmp_path / "one.safetensors"
     save_file({prefix + key: tensor for key, tensor in stored.items()}, file, {"config": config})
-    assert inspect_file(file).quantized.keys() == {quantization}
+    assert inspect_file(file)[1].quantized.keys() == {quantization}
 
-    load_folder, load = LOADERS[component]
+    load = LOADERS[component]
     plain = write_file(folder / component, tmp_path / "plain.safetensors")
-    expected = load_folder(tmp_path / "quantized").model
-    for model in (load(file, roots=[folder.parent]).model, load(plain, "auto", [folder.parent], quantization).model):
+    expected = load(tmp_path / "quantized").model
+    for model in (
+        load(file, roots=[folder.parent]).model,
+        load(plain, "auto", roots=[folder.parent], quantization=quantization).model,
+    ):
         for (name, theirs), (_, ours) in zip(expected.named_parameters(), model.named_parameters(), strict=True):
             for one, other in zip(inner_tensors(theirs), inner_tensors(ours), strict=True):
                 assert one.dtype == other.dtype and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other))), name

@@ -11,7 +11,7 @@ from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
 from glm_image_pack.glmimage_core.glm_image.dit import Dit
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.glmimage_core.glm_image.files.inspect import describe, scheduler_shift
+from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_checkpoint, scheduler_shift
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
 from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values
@@ -211,7 +211,7 @@ def test_the_matrices_of_layers_go_by_muon(tmp_path):
 
 
 def test_every_part_is_written_as_a_checkpoint(made):
-    reports = describe(made)
+    reports = inspect_checkpoint(made)
     assert not [problem for report in reports for problem in report.problems]
     assert {report.stored_dtype for report in reports if report.parameters} == {torch.bfloat16}
     assert checkpoints.load_dit(made).model.proj_out.weight.any()  # begins at zero

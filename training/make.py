@@ -19,7 +19,7 @@ import torch
 from torch.nn import Module, ModuleDict
 
 from ..glmimage_core.glm_image.dit import Dit
-from ..glmimage_core.glm_image.files.components import model_class_of
+from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import scheduler_shift
 from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_vae
 from . import ar, dit, letters, vae, vision
@@ -177,7 +177,7 @@ def _built(nano: Path, name: str, **settings) -> Module:
     """A component with the library's own first weights, and without dropout. settings: in which a diffusers config differs."""
     from transformers import GenerationConfig
 
-    kind, folder = model_class_of(name), nano / name
+    kind, folder = COMPONENTS[name].model_class, nano / name
     if hasattr(kind, "load_config"):  # diffusers
         return kind.from_config(kind.load_config(folder), **settings).eval()
     model = kind(kind.config_class.from_pretrained(folder)).eval()

@@ -35,9 +35,9 @@ class Painter:
     def of(cls, checkpoint: Path, dtype: str = "auto", quantization: str = "none", **settings) -> "Painter":
         """Load a checkpoint folder, AR model and DiT quantized if so wished. Raises as the loaders do."""
         return cls(
-            load_ar(checkpoint, dtype, quantization),
+            load_ar(checkpoint, dtype, quantization=quantization),
             load_glyph_encoder(checkpoint, dtype),
-            load_dit(checkpoint, dtype, quantization),
+            load_dit(checkpoint, dtype, quantization=quantization),
             load_vae(checkpoint, dtype),
             **settings,
         )

@@ -19,7 +19,7 @@ class Shift(NamedTuple):
     """How the shift grows with the picture. The defaults are the released checkpoint's."""
 
     base: float = 0.25
-    maximum: float = 0.75
+    slope: float = 0.75  # of the square root of the tokens; upstream calls it max_shift
     base_tokens: int = 256  # DiT tokens
 
     def of_tokens(self, dit_tokens: int) -> float:
@@ -27,7 +27,7 @@ class Shift(NamedTuple):
 
         Source: `calculate_shift` of diffusers' GLM-Image pipeline.
         """
-        return self.maximum * (dit_tokens / self.base_tokens) ** 0.5 + self.base
+        return self.slope * (dit_tokens / self.base_tokens) ** 0.5 + self.base
 
     def of_size(self, width: int, height: int) -> float:
         """mu of a picture of width x height pixels."""

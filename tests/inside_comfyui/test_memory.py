@@ -9,7 +9,7 @@ import comfy.model_management as model_management
 import pytest
 import torch
 from glm_image_pack.glmimage_core.checkpoints import build as checkpoints_build
-from glm_image_pack.glmimage_core.glm_image.files import components as description
+from glm_image_pack.glmimage_core.glm_image.files.components import COMPONENTS
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.memory import prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job
@@ -91,7 +91,7 @@ def test_what_cannot_be_streamed_is_small(folder):
     big = {name for name, size in left.items() if size > 1e6}
     assert big == {"model.visual.embeddings.position_embedding", "model.vqmodel.quantize.embedding"}
     for name in ("transformer", "vae"):
-        skeleton = description.skeleton(folder, name)
+        skeleton = COMPONENTS[name].build_from(folder)
         patchers.streamable(skeleton, torch.device("cpu"))
         plain = [layer for layer in skeleton.modules() if not hasattr(layer, "comfy_cast_weights")]
         assert not [layer for layer in plain if list(layer.parameters(recurse=False))]

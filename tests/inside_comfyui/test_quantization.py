@@ -44,7 +44,7 @@ def test_the_dit_computes_what_the_library_computes_whole_and_streamed(
 ):
     with_model, with_component = paint
     whole = with_model(quantized)
-    expected = with_component(checkpoints.load_dit(folder, "auto", quantization))
+    expected = with_component(checkpoints.load_dit(folder, "auto", quantization=quantization))
     exact = with_component(library["dit"])
     # int8 rounds its inputs too, some of which another order of additions leaves on the other side.
     assert (whole - expected).norm() < 0.2 * (expected - exact).norm()
@@ -65,7 +65,7 @@ def test_the_ar_model_computes_what_the_library_computes_whole_and_streamed(
     def plan() -> torch.Tensor:
         return run("GLMImageGeneratePrior", ar=ar, prompt="a tree", width=256, height=256, **settings)[0].tokens
 
-    component = checkpoints.load_ar(folder, "auto", quantization)
+    component = checkpoints.load_ar(folder, "auto", quantization=quantization)
     expected = generate_prior(component, "a tree", 256, 256, seed=5)
     assert torch.equal(plan(), expected.tokens)
     only_a_part_fits()
@@ -80,7 +80,7 @@ def test_comfyui_counts_the_bytes_that_are_there(quantized, model):
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 def test_a_lora_is_seen_and_goes_away_bit_for_bit(folder, quantized, quantization, paint, run, only_a_part_fits, streamed):
     with_model, with_component = paint
-    dit = checkpoints.load_dit(folder, "auto", quantization)
+    dit = checkpoints.load_dit(folder, "auto", quantization=quantization)
     changes = {}
     for layer in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.net.2"):
         rows, columns = dit.model.get_submodule(layer).weight.shape

@@ -1,29 +1,135 @@
-"""The components of a GLM-Image checkpoint."""
+"""The components of a GLM-Image checkpoint: one table of what each of them is on disk, and finding a checkpoint.
+
+The layout is diffusers': `model_index.json` names GlmImagePipeline, and each component is a folder with a config and
+safetensors. A component goes by the name of its folder everywhere; `title` is what people call it.
+"""
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...checkpoints.build import build_model, check_libraries
 from ...checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
 from ...checkpoints.report import ComponentReport
+from ...vae import LatentSpace
 from ..ar_model import HALVES
 
 PIPELINE_CLASS = "GlmImagePipeline"
 NANO = "nano (built in)"
 BUILT_IN = {NANO: Path(__file__).resolve().parents[3] / "nano"}
 """Checkpoints that come with the pack, by name."""
-MODEL_CLASSES = {
-    "vision_language_encoder": ("transformers", "GlmImageForConditionalGeneration"),
-    "text_encoder": ("transformers", "T5EncoderModel"),
-    "transformer": ("diffusers", "GlmImageTransformer2DModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-}
-SIDE_FILES = {"processor": ("tokenizer_config.json", "tokenizer.json"), "tokenizer": ("tokenizer_config.json",)}
-LAYOUT = "a checkpoint is a folder with model_index.json (of a GlmImagePipeline) and the folders " + ", ".join(
-    [*MODEL_CLASSES, *SIDE_FILES]
+
+RELEASED_SPACE = LatentSpace(
+    mean=(
+        *(-0.2080078125, 1.875, -0.470703125, -1.265625, -1.421875, 0.77734375, -0.3671875, -0.9453125),
+        *(0.318359375, 0.7734375, -0.1884765625, -0.022216796875, -0.220703125, -1.59375, -0.81640625, -0.255859375),
+    ),
+    std=(
+        *(3.0625, 2.203125, 2.265625, 4.84375, 2.5, 3.9375, 2.203125, 3.03125),
+        *(2.1875, 2.046875, 2.71875, 2.390625, 2.390625, 2.453125, 2.25, 2.15625),
+    ),
+)
+"""The latent space of the released VAE, for single files that come without a checkpoint."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComponentKind:
+    """What one component is on disk."""
+
+    folder: str  # in a checkpoint
+    title: str
+    library: str  # that has its class
+    class_name: str
+    stem: str  # of its weight files, as its library names them
+    side_files: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what it needs beside it: files by their folder
+    comfy_folder: str = ""  # where ComfyUI keeps single files of it; a component without one has no single files
+    identifying_tensors: Sequence[str] = ()  # that tell a single file of it from other models' files
+    assumed_config: Mapping[str, Any] = field(default_factory=dict)  # what the shapes of its tensors do not say, as released
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # `Component.parts` as the names of their modules
+
+    @property
+    def model_class(self) -> type[torch.nn.Module]:
+        """The class that is built: the DiT is ours, a subclass of diffusers'."""
+        if self.class_name == "GlmImageTransformer2DModel":
+            from ..transformer import GlmImageDit
+
+            return GlmImageDit
+        return getattr(importlib.import_module(self.library), self.class_name)
+
+    def build(self, config: dict, source: Path | str, **options) -> torch.nn.Module:
+        """The model that a config describes, without its weights. source and options: as `build_model` takes them."""
+        check_libraries()
+        return build_model(self.model_class, config, source, **options)
+
+    def part_of(self, report: ComponentReport, part: str) -> ComponentReport:
+        """What a report on this component says of one of its parts, by the part's name in `Component.parts`."""
+        return report.below(self.parts[part]) if part in self.parts else report
+
+    def build_from(self, checkpoint: Path, **options) -> torch.nn.Module:
+        """The model that a checkpoint's config describes, without its weights."""
+        config = checkpoint / self.folder / "config.json"
+        return self.build(read_json(config), config, **options)
+
+
+AR = ComponentKind(
+    folder="vision_language_encoder",
+    title="AR model",
+    library="transformers",
+    class_name="GlmImageForConditionalGeneration",
+    stem="model",
+    side_files={"processor": ("tokenizer_config.json", "tokenizer.json")},
+    comfy_folder="text_encoders",
+    identifying_tensors=("vqmodel.quantize.embedding.weight", "language_model.embed_tokens.weight"),
+    assumed_config={
+        "text_config": {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [8, 12, 12],
+            }
+        }
+    },
+    parts={name: half.holds for name, half in HALVES.items()},
+)
+GLYPH_ENCODER = ComponentKind(
+    folder="text_encoder",
+    title="glyph encoder",
+    library="transformers",
+    class_name="T5EncoderModel",
+    stem="model",
+    side_files={"tokenizer": ("tokenizer_config.json",)},
+)
+DIT = ComponentKind(
+    folder="transformer",
+    title="DiT",
+    library="diffusers",
+    class_name="GlmImageTransformer2DModel",
+    stem="diffusion_pytorch_model",
+    comfy_folder="diffusion_models",
+    identifying_tensors=("prior_token_embedding.weight", "glyph_projector.net.0.proj.weight"),
+    assumed_config={"patch_size": 2},
+)
+VAE = ComponentKind(
+    folder="vae",
+    title="VAE",
+    library="diffusers",
+    class_name="AutoencoderKL",
+    stem="diffusion_pytorch_model",
+    comfy_folder="vae",
+    identifying_tensors=(
+        "decoder.up_blocks.0.resnets.0.conv1.weight",
+        "encoder.down_blocks.0.resnets.0.conv1.weight",
+    ),
+)
+COMPONENTS = {kind.folder: kind for kind in (AR, GLYPH_ENCODER, DIT, VAE)}
+SIDE_FILES = {folder: files for kind in COMPONENTS.values() for folder, files in kind.side_files.items()}
+LAYOUT = f"a checkpoint is a folder with {PIPELINE_INDEX} (of a {PIPELINE_CLASS}) and the folders " + ", ".join(
+    [*COMPONENTS, *SIDE_FILES]
 )
 
 
@@ -40,7 +146,7 @@ def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
 def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
     """The folder of a checkpoint by name. Raises FileNotFoundError that says where it looked and what should be there.
 
-    A user's own checkpoint of the name of a built-in one comes first.
+    A user's own checkpoint with the name of a built-in one comes first.
     """
     roots = list(roots)
     found = list_checkpoints(roots)
@@ -51,48 +157,3 @@ def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
             raise FileNotFoundError(f"{Path(root) / name / PIPELINE_INDEX} does not name a {PIPELINE_CLASS}; {LAYOUT}")
     built_in = ", ".join(map(repr, BUILT_IN))
     return find_named(name, found, roots, "GLM-Image checkpoint", f"{LAYOUT}; {built_in} needs no download")
-
-
-SIDE_OF = {"vision_language_encoder": ("processor",), "text_encoder": ("tokenizer",)}
-
-
-def skeleton(folder: Path, name: str, buffers: bool = False) -> torch.nn.Module:
-    """The component built from its config: shapes without memory, but for its buffers if asked.
-
-    Raises ValueError for a senseless config.
-    """
-    config_file = folder / name / "config.json"
-    return build(name, read_json(config_file), config_file, buffers=buffers)
-
-
-def model_class_of(name: str) -> type[torch.nn.Module]:
-    """The class that a component is built as."""
-    if name == "transformer":
-        from ..transformer import GlmImageDit
-
-        return GlmImageDit
-    library, class_name = MODEL_CLASSES[name]
-    return getattr(importlib.import_module(library), class_name)
-
-
-def build(
-    name: str,
-    config: dict,
-    source: Path | str,
-    device: torch.device | str = "meta",
-    dtype: torch.dtype = torch.float32,
-    buffers: bool = False,
-) -> torch.nn.Module:
-    """A component of a config, as `build.build_model` makes it."""
-    check_libraries()
-    return build_model(model_class_of(name), config, source, device=device, dtype=dtype, buffers=buffers)
-
-
-def report_of_part(report: ComponentReport, part: str) -> ComponentReport:
-    """What a report says of a part of its component, by the part's name in `Component.parts`."""
-    return report.below(HALVES[part].holds) if part in HALVES else report
-
-
-STEMS = {"vision_language_encoder": "model", "transformer": "diffusion_pytorch_model"}  # as the libraries name the files
-FOLDERS = {"vision_language_encoder": "text_encoders", "transformer": "diffusion_models", "vae": "vae"}
-"""Where ComfyUI keeps the files of each component that can be a single file."""

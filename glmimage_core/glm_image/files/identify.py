@@ -11,37 +11,25 @@ from pathlib import Path
 from ...checkpoints.header import FileHeader
 from ...checkpoints.report import check_class
 from ...weights.formats import FORMATS, MARK, Header
-from .components import MODEL_CLASSES
+from .components import AR, COMPONENTS, DIT, VAE, ComponentKind
 from .inspect import space_in
 
-TITLES = {"vision_language_encoder": "AR model", "transformer": "DiT", "vae": "VAE"}
-
-MARKS = {
-    "vision_language_encoder": ("vqmodel.quantize.embedding.weight", "language_model.embed_tokens.weight"),
-    "transformer": ("prior_token_embedding.weight", "glyph_projector.net.0.proj.weight"),
-    "vae": ("decoder.up_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
-}
-"""Tensors that tell a component from other models."""
-
-# What shapes do not say, as released
+# Of the released models, which the shapes of tensors do not reveal
 HEAD_WIDTH = 128  # of AR model and DiT
 VISION_HEAD_WIDTH = 96
-PATCH = 2  # latents along a side of a DiT token
-ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12]}
-ASSUMED = {"vision_language_encoder": {"text_config": {"rope_parameters": ROPE}}, "transformer": {"patch_size": PATCH}, "vae": {}}
 VAE_BLOCKS = [128, 512, 1024, 1024]
 
 
 @dataclass(frozen=True)
 class IdentifiedFile:
-    """A component of GLM-Image as a header describes it.
+    """A component of GLM-Image as the header of a file describes it.
 
-    keys maps the names of tensors in the model to those in the file, headers and marks (the quantization of each layer that is
-    quantized) go by the names in the model. measured is what the shapes say of the config, stated what the file's metadata says.
+    keys maps the names of tensors in the model to those in the file. headers and marks (the quantization of each quantized
+    layer) go by the names in the model.
     """
 
     file: Path
-    component: str
+    kind: ComponentKind
     keys: dict[str, str]
     headers: dict[str, Header]
     marks: dict[str, str]
@@ -50,13 +38,13 @@ class IdentifiedFile:
 
     @property
     def config(self) -> dict:
-        return _merged(ASSUMED[self.component], self.config_from_shapes, self.config_from_metadata)
+        return _merged(self.kind.assumed_config, self.config_from_shapes, self.config_from_metadata)
 
 
 def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     """The component that a file's header is of. Raises ValueError for another model and for a config that is not its."""
-    component, root = _component_and_root(file, list(header.tensors))
-    keys = {_name_in_model(component, key.removeprefix(root)): key for key in header.tensors if key.startswith(root)}
+    kind, prefix = _kind_and_prefix(file, list(header.tensors))
+    keys = {_name_in_model(kind, key.removeprefix(prefix)): key for key in header.tensors if key.startswith(prefix)}
     headers = {name: header.tensors[key] for name, key in keys.items()}
     quantized = [name.removesuffix(f".{MARK}") for name in keys if name.endswith(f".{MARK}")]
     marks = {name: header.marks[keys[f"{name}.{MARK}"].removesuffix(f".{MARK}")] for name in quantized}
@@ -65,43 +53,53 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
         rows, packed = shapes[f"{layer}.weight"]
         shapes[f"{layer}.weight"] = (rows, packed * FORMATS[quantization].packed)
     try:
-        config_from_shapes = _MEASURE[component](shapes)
+        config_from_shapes = _CONFIG_FROM_SHAPES[kind](shapes)
     except (KeyError, IndexError, ValueError) as error:  # not there, or of fewer dimensions
-        raise ValueError(f"{file} does not hold all weights of the {TITLES[component]}: {error}; download it again") from error
-    config_from_metadata = _stated(file, header.metadata)
-    check_class(config_from_metadata, MODEL_CLASSES[component][1], file)
-    if component == "vae" and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(config_from_metadata) is None:
+        raise ValueError(f"{file} does not hold all weights of the {kind.title}: {error}; download it again") from error
+    config_from_metadata = _config_from_metadata(file, header.metadata)
+    check_class(config_from_metadata, kind.class_name, file)
+    if kind is VAE and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(config_from_metadata) is None:
         widths, released = ("/".join(map(str, blocks)) for blocks in (config_from_shapes["block_out_channels"], VAE_BLOCKS))
         raise ValueError(
             f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "
             "otherwise needs its config.json, with latents_mean and latents_std, as config in the file's metadata"
         )
-    return IdentifiedFile(file, component, keys, headers, marks, config_from_shapes, config_from_metadata)
+    return IdentifiedFile(
+        file=file,
+        kind=kind,
+        keys=keys,
+        headers=headers,
+        marks=marks,
+        config_from_shapes=config_from_shapes,
+        config_from_metadata=config_from_metadata,
+    )
 
 
-def _stated(file: Path, metadata: dict[str, str]) -> dict:
+def _config_from_metadata(file: Path, metadata: dict[str, str]) -> dict:
     try:
-        config_from_metadata = json.loads(metadata.get("config", "{}"))
+        config = json.loads(metadata.get("config", "{}"))
     except ValueError as error:
         raise ValueError(f"config in the metadata of {file} is damaged: {error}") from error
-    if not isinstance(config_from_metadata, dict):
+    if not isinstance(config, dict):
         raise ValueError(f"config in the metadata of {file} is damaged: it is no object")
-    return config_from_metadata
+    return config
 
 
-def _component_and_root(file: Path, keys: list[str]) -> tuple[str, str]:
-    """Which component the keys are of, and what stands before all names."""
-    for component, (mark, *others) in MARKS.items():
-        for prefix in (key.removesuffix(mark) for key in keys if key.endswith(mark)):
+def _kind_and_prefix(file: Path, keys: list[str]) -> tuple[ComponentKind, str]:
+    """Which component the keys belong to, and the prefix of all its tensors' names."""
+    kinds = [kind for kind in COMPONENTS.values() if kind.identifying_tensors]
+    for kind in kinds:
+        first, *others = kind.identifying_tensors
+        for prefix in (key.removesuffix(first) for key in keys if key.endswith(first)):
             if prefix[-1:] in ("", ".") and all(prefix + other in keys for other in others):
-                return component, re.sub(r"(^|\.)model\.$", r"\1", prefix) if component == "vision_language_encoder" else prefix
-    looked = ", ".join(f"{marks[0]} ({TITLES[component]})" for component, marks in MARKS.items())
+                return kind, re.sub(r"(^|\.)model\.$", r"\1", prefix) if kind is AR else prefix
+    looked = ", ".join(f"{kind.identifying_tensors[0]} ({kind.title})" for kind in kinds)
     raise ValueError(f"{file} is no part of GLM-Image: it has none of {looked}; its tensors are named like {keys[:1]}")
 
 
-def _name_in_model(component: str, name: str) -> str:
+def _name_in_model(kind: ComponentKind, name: str) -> str:
     """transformers' name of a tensor of the AR model, whose files may leave out the `model.` of all but the head."""
-    if component != "vision_language_encoder" or name.startswith(("model.", "lm_head.")):
+    if kind is not AR or name.startswith(("model.", "lm_head.")):
         return name
     return f"model.{name}"
 
@@ -121,10 +119,10 @@ def _count(shapes: dict[str, tuple[int, ...]], stem: str) -> int:
 
 
 def _heads(width: int, head_width: int) -> int:
-    return max(1, width // head_width)  # at least one, so that a model of narrower heads is told by its shapes
+    return max(1, width // head_width)  # at least one: a model of narrower heads is refused for its shapes later
 
 
-def _measure_ar(shapes: dict[str, tuple[int, ...]]) -> dict:
+def _ar_config(shapes: dict[str, tuple[int, ...]]) -> dict:
     layer, block = "model.language_model.layers.0", "model.visual.blocks.0"
     vocabulary, hidden = shapes["model.language_model.embed_tokens.weight"]
     vision_hidden, channels, patch, _ = shapes["model.visual.patch_embed.proj.weight"]
@@ -157,14 +155,15 @@ def _measure_ar(shapes: dict[str, tuple[int, ...]]) -> dict:
     }
 
 
-def _measure_dit(shapes: dict[str, tuple[int, ...]]) -> dict:
+def _dit_config(shapes: dict[str, tuple[int, ...]]) -> dict:
     rows, width = shapes["prior_token_embedding.weight"]
+    patch = DIT.assumed_config["patch_size"]
     return {
         "num_layers": _count(shapes, "transformer_blocks"),
         "num_attention_heads": _heads(width, HEAD_WIDTH),
         "attention_head_dim": HEAD_WIDTH,
-        "in_channels": shapes["image_projector.proj.weight"][1] // PATCH**2,
-        "out_channels": shapes["proj_out.weight"][0] // PATCH**2,
+        "in_channels": shapes["image_projector.proj.weight"][1] // patch**2,
+        "out_channels": shapes["proj_out.weight"][0] // patch**2,
         "text_embed_dim": shapes["glyph_projector.net.0.proj.weight"][1],
         "time_embed_dim": shapes["time_condition_embed.timestep_embedder.linear_1.weight"][0],
         # height and width of the target and of the crop, one embedding each
@@ -173,7 +172,7 @@ def _measure_dit(shapes: dict[str, tuple[int, ...]]) -> dict:
     }
 
 
-def _measure_vae(shapes: dict[str, tuple[int, ...]]) -> dict:
+def _vae_config(shapes: dict[str, tuple[int, ...]]) -> dict:
     blocks = _count(shapes, "encoder.down_blocks")
     return {
         "block_out_channels": [shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(blocks)],
@@ -189,4 +188,4 @@ def _measure_vae(shapes: dict[str, tuple[int, ...]]) -> dict:
     }
 
 
-_MEASURE = {"vision_language_encoder": _measure_ar, "transformer": _measure_dit, "vae": _measure_vae}
+_CONFIG_FROM_SHAPES = {AR: _ar_config, DIT: _dit_config, VAE: _vae_config}

@@ -1,10 +1,11 @@
-"""What a checkpoint holds and what is wrong with it, from its configs and file headers: no weight is read."""
+"""What a checkpoint folder holds and what is wrong with it, from its configs and file headers: no weight is read."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from ...checkpoints.build import check_libraries
-from ...checkpoints.folders import read_json
+from ...checkpoints.folders import PIPELINE_INDEX, read_json
 from ...checkpoints.header import quant_method
 from ...checkpoints.report import (
     ComponentReport,
@@ -18,26 +19,34 @@ from ...vae import LatentSpace
 from ...weights.external import check_library
 from ...weights.formats import check_installed
 from ..schedule import Shift
-from .components import LAYOUT, MODEL_CLASSES, PIPELINE_CLASS, SIDE_FILES, SIDE_OF, is_checkpoint, skeleton
+from .components import COMPONENTS, DIT, LAYOUT, PIPELINE_CLASS, SIDE_FILES, VAE, ComponentKind, is_checkpoint
+
+Problem = ValueError | FileNotFoundError | ImportError
 
 
-def describe(folder: Path) -> list[ComponentReport]:
-    """Report on every component of a checkpoint; what is missing or broken is in the reports' problems."""
-    models = [inspect_component(folder, name) for name in MODEL_CLASSES]
-    side = []
-    for name in SIDE_FILES:
-        report = ComponentReport(name, "tokenizer" if name == "tokenizer" else "GlmImageProcessor")
-        if (folder / name).is_dir():
-            report.disk_bytes = sum(file.stat().st_size for file in (folder / name).iterdir() if file.is_file())
-        report.problems += side_problems(folder, name)
-        side.append(report)
-    return models + side
+def inspect_checkpoint(folder: Path) -> list[ComponentReport]:
+    """Report on every component of a checkpoint; the reports' problems say what is missing or broken."""
+    models = []
+    for kind in COMPONENTS.values():
+        report = inspect_component(folder, kind)
+        known = [str(problem) for problem in report.problems]
+        more = [problem for problem in _settings_problems(folder, kind) if str(problem) not in known]
+        models.append(replace(report, problems=[*report.problems, *more]))
+    return [*models, *(_inspect_side(folder, name) for name in SIDE_FILES)]
 
 
-def side_problems(folder: Path, name: str) -> list[ValueError | FileNotFoundError]:
+def _inspect_side(folder: Path, name: str) -> ComponentReport:
+    report = ComponentReport(name, "tokenizer" if name == "tokenizer" else "GlmImageProcessor")
+    if (folder / name).is_dir():
+        report.disk_bytes = sum(file.stat().st_size for file in (folder / name).iterdir() if file.is_file())
+    report.problems += side_problems(folder, name)
+    return report
+
+
+def side_problems(folder: Path, name: str) -> list[Problem]:
     """What is missing or broken in the folder of a tokenizer or processor."""
     missing = [folder / name / needed for needed in SIDE_FILES[name] if not (folder / name / needed).is_file()]
-    problems: list[ValueError | FileNotFoundError] = [FileNotFoundError(f"{file} is missing; {LAYOUT}") for file in missing]
+    problems: list[Problem] = [FileNotFoundError(f"{file} is missing; {LAYOUT}") for file in missing]
     for config in sorted((folder / name).glob("*config.json")):
         try:
             read_json(config)
@@ -46,48 +55,60 @@ def side_problems(folder: Path, name: str) -> list[ValueError | FileNotFoundErro
     return problems
 
 
-def inspect_component(folder: Path, name: str) -> ComponentReport:
-    """Report on one model component, comparing the headers of its files with the shapes its config implies.
+def _settings_problems(folder: Path, kind: ComponentKind) -> list[Problem]:
+    """What is wrong with the settings that a component takes from the checkpoint beside its own config."""
+    settings = {VAE: latent_space, DIT: scheduler_shift}
+    try:
+        if kind in settings:
+            settings[kind](folder)
+    except (ValueError, FileNotFoundError) as error:
+        return [error]
+    return []
+
+
+def inspect_component(folder: Path, kind: ComponentKind) -> ComponentReport:
+    """Report on one component: compares the headers of its files with the shapes that its config implies.
 
     Looking again at files that have not changed costs nothing, so a graph can check its loaders every time it is queued.
     """
-    files = sorted(file for file in (folder / name).glob("*") if file.is_file())
+    files = sorted(file for file in (folder / kind.folder).glob("*") if file.is_file())
     stamp = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _inspect_component(folder, name, stamp)
+    return _inspect_component(folder, kind, stamp)
 
 
 @lru_cache(maxsize=64)
-def _inspect_component(folder: Path, name: str, stamp: tuple) -> ComponentReport:
-    report = ComponentReport(name, MODEL_CLASSES[name][1])
+def _inspect_component(folder: Path, kind: ComponentKind, stamp: tuple) -> ComponentReport:
+    report = ComponentReport(kind.folder, kind.class_name)
+    own = folder / kind.folder
     try:
-        config_file = folder / name / "config.json"
-        check_class(read_json(config_file), report.class_name, config_file)
-        method = quant_method(folder / name)
-        headers, marks = read_headers(folder / name, report)
+        config_file = own / "config.json"
+        check_class(read_json(config_file), kind.class_name, config_file)
+        method = quant_method(own)
+        headers, marks = read_headers(own, report)
+        model = kind.build_from(folder)
         if method:
-            count_external(report, headers, method, skeleton(folder, name), folder / name)
+            count_external(report, headers, method, model, own)
             check_library(method)
         else:
             report.count(headers, marks)
             if marks:
                 check_installed()
-            model = skeleton(folder, name)
-            compare_with_config(model, unquantized_shapes(model, headers, marks, folder / name), config_file)
+            compare_with_config(model, unquantized_shapes(model, headers, marks, own), config_file)
     except (FileNotFoundError, ValueError, ImportError) as error:
         report.problems.append(error)
     return report
 
 
-def check_model(folder: Path, name: str) -> ComponentReport:
-    """The report of a sound component. Raises FileNotFoundError or ValueError with the first problem of another."""
+def check_checkpoint(folder: Path, kind: ComponentKind) -> ComponentReport:
+    """The report of a sound component. Raises FileNotFoundError, ValueError or ImportError: the first problem of another."""
     check_libraries()
     if not is_checkpoint(folder):
-        raise ValueError(f"{folder / 'model_index.json'} does not name a {PIPELINE_CLASS}; {LAYOUT}")
-    report = inspect_component(folder, name)
-    problems = report.problems + [problem for side in SIDE_OF.get(name, ()) for problem in side_problems(folder, side)]
+        raise ValueError(f"{folder / PIPELINE_INDEX} does not name a {PIPELINE_CLASS}; {LAYOUT}")
+    report = inspect_component(folder, kind)
+    problems = report.problems + [problem for side in kind.side_files for problem in side_problems(folder, side)]
     if problems:
-        raise type(problems[0])(str(problems[0]))  # a fresh one: the report is kept
-    if name in ("transformer", "vae"):
+        raise type(problems[0])(str(problems[0]))  # a new one: the report is kept
+    if kind in (DIT, VAE):
         latent_space(folder)
         scheduler_shift(folder)
     return report
@@ -95,7 +116,7 @@ def check_model(folder: Path, name: str) -> ComponentReport:
 
 def latent_space(folder: Path) -> LatentSpace:
     """The mean and standard deviation of each latent channel, from the VAE's config."""
-    file = folder / "vae" / "config.json"
+    file = folder / VAE.folder / "config.json"
     space = space_in(read_json(file))
     if space is None:
         raise ValueError(f"{file} has no latents_mean and latents_std: this is not the VAE of GLM-Image")
@@ -109,12 +130,12 @@ def space_in(config: dict) -> LatentSpace | None:
 
 
 def scheduler_shift(folder: Path) -> Shift:
-    """The shift that the checkpoint's scheduler is configured with. A checkpoint without one has the released shift."""
+    """The shift that the checkpoint's scheduler is configured with. A checkpoint without a scheduler has the released shift."""
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return Shift()
     config = read_json(file)
     if config.get("time_shift_type", "linear") != "linear":
         raise ValueError(f"{file} asks for a time shift that is {config['time_shift_type']}; GLM-Image's is linear")
-    names = {"base": "base_shift", "maximum": "max_shift", "base_tokens": "base_image_seq_len"}
+    names = {"base": "base_shift", "slope": "max_shift", "base_tokens": "base_image_seq_len"}
     return Shift(**{field: config[name] for field, name in names.items() if name in config})

@@ -1,7 +1,12 @@
-"""Load one component, on the CPU."""
+"""Load one component, on the CPU, from a checkpoint folder or from a single file: one way for both.
+
+stored_component   where a component lies, checked from its headers: in a folder or in a file
+load_*             the component, with what it needs beside its weights
+"""
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,49 +17,186 @@ from ...checkpoints.fill import fill
 from ...checkpoints.folders import weight_files
 from ...checkpoints.header import gguf_file
 from ...checkpoints.report import ComponentReport, check_quantization, resolve_dtype
-from ...vae import Vae
+from ...vae import LatentSpace, Vae
 from ...weights.external import fill_from_gguf, import_library
 from ..ar_model import ArModel, halves_of
 from ..dit import Dit
 from ..glyphs import GlyphEncoder
+from ..schedule import Shift
 from ..token_preview import codebook_palette
-from .components import MODEL_CLASSES, skeleton
-from .inspect import check_model, latent_space, scheduler_shift
+from .components import AR, DIT, GLYPH_ENCODER, VAE, ComponentKind, list_checkpoints
+from .identify import IdentifiedFile
+from .inspect import check_checkpoint, inspect_component, latent_space, scheduler_shift
+from .single_file import check_file, file_shift, file_space, inspect_file, list_files, processor_folder
 
 if TYPE_CHECKING:
-    from transformers import GlmImageForConditionalGeneration, T5EncoderModel
-
-
-def load_ar(folder: Path, dtype: str = "auto", quantization: str = "none") -> ArModel:
-    """Load the AR model with its tokenizer and image processor, on the CPU."""
-    report = check_model(folder, "vision_language_encoder")
     from transformers import GlmImageForConditionalGeneration
 
-    if quantization != "none" or report.quantized:
-        model = _load_quantized(GlmImageForConditionalGeneration, folder, report, dtype, quantization)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class InFolder:
+    """A component in a checkpoint folder."""
+
+    kind: ComponentKind
+    source: Path  # the checkpoint
+    report: ComponentReport
+    names: Mapping[str, str] | None = None  # tensors go by the model's own names
+
+    @property
+    def folder(self) -> Path:
+        return self.source / self.kind.folder
+
+    @property
+    def files(self) -> list[Path]:
+        return weight_files(self.folder)
+
+    def build(self) -> torch.nn.Module:
+        return self.kind.build_from(self.source, buffers=True)
+
+    def load(self, dtype: torch.dtype) -> torch.nn.Module:
+        """As the library of its class loads it."""
+        precision = {"dtype" if self.kind.library == "transformers" else "torch_dtype": dtype}
+        return load_pretrained(self.kind.model_class, self.folder, **precision)
+
+    def side_folder(self) -> Path:
+        return self.source
+
+    def space(self) -> LatentSpace:
+        return latent_space(self.source)
+
+    def shift(self) -> Shift:
+        return scheduler_shift(self.source)
+
+
+@dataclass(frozen=True)
+class InFile:
+    """A component in one safetensors file; what it needs beside its weights lies below the roots."""
+
+    kind: ComponentKind
+    source: Path
+    report: ComponentReport
+    identified: IdentifiedFile
+    roots: tuple[Path, ...]
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names of tensors in the file, by their names in the model."""
+        return self.identified.keys
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.source]
+
+    def build(self) -> torch.nn.Module:
+        return self.kind.build(self.identified.config, self.source, buffers=True)
+
+    def load(self, dtype: torch.dtype) -> torch.nn.Module:
+        """Tensors that are stored in the dtype stay in the file until they are read."""
+        from safetensors import safe_open
+
+        with safe_open(self.source, framework="pt") as tensors:
+            weights = {name: tensors.get_tensor(key).to(dtype) for name, key in self.names.items()}
+        model_class, config = self.kind.model_class, self.identified.config
+        if self.kind.library == "transformers":
+            config = model_class.config_class.from_dict(config)
+            return model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
+        model = self.kind.build(config, self.source)
+        model.load_state_dict(weights, assign=True)
+        return model.eval()
+
+    def side_folder(self) -> Path:
+        return processor_folder(self.identified, self.roots)
+
+    def space(self) -> LatentSpace:
+        return file_space(self.identified, self.roots)
+
+    def shift(self) -> Shift:
+        return file_shift(self.identified, self.roots)
+
+
+def stored_component(source: Path, kind: ComponentKind, roots: Iterable[Path] = ()) -> InFolder | InFile:
+    """A sound component in a checkpoint folder or a single file, whose small files are there.
+
+    roots: the folders below which the small files of a single file are looked for. Raises FileNotFoundError, ValueError or
+    ImportError that says what is wrong. Reads no weights.
+    """
+    if not source.is_file():
+        return InFolder(kind, source, check_checkpoint(source, kind))
+    identified, report = check_file(source, kind)
+    stored = InFile(kind, source, report, identified, tuple(roots))
+    if kind is AR:
+        stored.side_folder()
     else:
-        model = _load_transformers(GlmImageForConditionalGeneration, folder / "vision_language_encoder", dtype, report)
-    return ar_model(model, folder, report.quantized_by)
+        stored.space()
+    if kind is DIT:
+        stored.shift()
+    return stored
+
+
+def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device: torch.device) -> torch.nn.Module:
+    """The model of a component: as it is stored, or quantized while it is read, so that it is never whole at full width.
+
+    dtype: auto, or one of DTYPES. device: the one that the weights will compute on. Raises as `check_quantization` does.
+    """
+    precision = resolve_dtype(dtype, stored.report)
+    if quantization == "none" and not stored.report.quantized:
+        return stored.load(precision)
+    check_quantization(stored.report, quantization, device)
+    if library := stored.report.quantized_by:
+        import_library(library)
+        if file := gguf_file(stored.folder):
+            model = stored.build()
+            fill_from_gguf(model, file, precision)
+            return model.eval()
+        return stored.load(precision)
+    model = stored.build()
+    fill(model, stored.files, precision, quantization, stored.names)
+    return model.eval()
+
+
+def load_ar(
+    source: Path,
+    dtype: str = "auto",
+    *,
+    quantization: str = "none",
+    roots: Iterable[Path] = (),
+    device: torch.device = CPU,
+) -> ArModel:
+    """Load the AR model with its tokenizer and image processor. source, roots: as `stored_component` takes them."""
+    stored = stored_component(source, AR, roots)
+    model = load_model(stored, dtype, quantization, device)
+    return ar_model(model, stored.side_folder(), stored.report.quantized_by)
 
 
 def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_by: str = "") -> ArModel:
     """The AR model with the tokenizer and the image processor in a folder's `processor`."""
     from transformers import AutoTokenizer
 
-    processor = load_image_processor(folder)
+    image_processor = load_image_processor(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True)
     if not tokenizer.chat_template:
         raise ValueError(
             f"{folder / 'processor'} has no chat template (chat_template.jinja), which puts references into a prompt"
         )
+    shortest_edge, longest_edge = reference_limits(image_processor)
     codebook = model.model.vqmodel.quantize.embedding.weight.detach().cpu()
-    limits = reference_limits(processor)
-    identity = _codebook_id(codebook), codebook_palette(codebook)
-    return ArModel(model, halves_of(model), tokenizer, processor, *limits, *identity, quantized_by=quantized_by)
+    return ArModel(
+        model=model,
+        halves=halves_of(model),
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        shortest_edge=shortest_edge,
+        longest_edge=longest_edge,
+        codebook=_codebook_id(codebook),
+        palette=codebook_palette(codebook),
+        quantized_by=quantized_by,
+    )
 
 
 def load_image_processor(folder: Path):
-    """The processor's image half, always the one over PIL."""
+    """The image processor in a folder's `processor`, always the one over PIL."""
     return _pil_image_processor_class().from_pretrained(folder / "processor", local_files_only=True)
 
 
@@ -63,81 +205,71 @@ def reference_limits(image_processor) -> tuple[int, int]:
     return round(image_processor.size["shortest_edge"] ** 0.5), round(image_processor.size["longest_edge"] ** 0.5)
 
 
-def load_glyph_encoder(folder: Path, dtype: str = "auto") -> GlyphEncoder:
-    """Load ByT5 and its tokenizer, on the CPU."""
-    report = check_model(folder, "text_encoder")
-    from transformers import T5EncoderModel
-
-    return glyph_encoder(_load_transformers(T5EncoderModel, folder / "text_encoder", dtype, report), folder)
+def load_glyph_encoder(source: Path, dtype: str = "auto") -> GlyphEncoder:
+    """Load ByT5 and its tokenizer from a checkpoint folder."""
+    stored = stored_component(source, GLYPH_ENCODER)
+    return glyph_encoder(load_model(stored, dtype, "none", CPU), source)
 
 
-def glyph_encoder(model: "T5EncoderModel", folder: Path) -> GlyphEncoder:
+def glyph_encoder(model: torch.nn.Module, folder: Path) -> GlyphEncoder:
     """ByT5 with the tokenizer of a checkpoint."""
     from transformers import ByT5Tokenizer
 
     return GlyphEncoder(model, ByT5Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
 
 
-def load_dit(folder: Path, dtype: str = "auto", quantization: str = "none") -> Dit:
-    """Load the DiT, on the CPU, with the latent space of the VAE and the shift of the scheduler beside it."""
-    report = check_model(folder, "transformer")
-    space, shift = latent_space(folder), scheduler_shift(folder)
-    from ..transformer import GlmImageDit
+def load_dit(
+    source: Path,
+    dtype: str = "auto",
+    *,
+    quantization: str = "none",
+    roots: Iterable[Path] = (),
+    device: torch.device = CPU,
+) -> Dit:
+    """Load the DiT with the latent space of its VAE and the shift of its scheduler.
 
-    if quantization != "none" or report.quantized:
-        model = _load_quantized(GlmImageDit, folder, report, dtype, quantization)
-    else:
-        model = _load_diffusers(GlmImageDit, folder / "transformer", dtype, report)
-    return Dit(model, space, shift, checkpoint=folder, quantized_by=report.quantized_by)
-
-
-def load_vae(folder: Path, dtype: str = "auto") -> Vae:
-    """Load the VAE, on the CPU."""
-    report = check_model(folder, "vae")
-    space = latent_space(folder)
-    from diffusers import AutoencoderKL
-
-    return Vae(_load_diffusers(AutoencoderKL, folder / "vae", dtype, report), space)
-
-
-def _load_quantized(model_class, folder: Path, report: ComponentReport, dtype: str, quantization: str) -> torch.nn.Module:
-    """Quantized as it is read, so that the whole is never in memory at full width, or as it is stored."""
-    if report.quantized_by:
-        _check_here(report, quantization)
-        import_library(report.quantized_by)
-        if file := gguf_file(folder / report.name):
-            model = skeleton(folder, report.name, buffers=True)
-            fill_from_gguf(model, file, resolve_dtype(dtype, report))
-            return model.eval()
-        load = _load_transformers if MODEL_CLASSES[report.name][0] == "transformers" else _load_diffusers
-        return load(model_class, folder / report.name, dtype, report)
-    return filled(skeleton(folder, report.name, buffers=True), weight_files(folder / report.name), report, dtype, quantization)
+    source, roots: as `stored_component` takes them; a single file without a checkpoint has the released space and shift.
+    """
+    roots = tuple(roots)
+    stored = stored_component(source, DIT, roots)
+    model = load_model(stored, dtype, quantization, device)
+    return Dit(
+        model=model,
+        space=stored.space(),
+        shift=stored.shift(),
+        checkpoint=source,
+        roots=roots,
+        quantized_by=stored.report.quantized_by,
+    )
 
 
-def filled(
-    model: torch.nn.Module,
-    files: Iterable[Path],
-    report: ComponentReport,
-    dtype: str,
-    quantization: str,
-    names: Mapping[str, str] | None = None,
-) -> torch.nn.Module:
-    """A model without weights with those of files, by our own way of reading them. Raises as check_quantization does."""
-    _check_here(report, quantization)
-    fill(model, files, resolve_dtype(dtype, report), quantization, names)
-    return model.eval()
+def load_vae(source: Path, dtype: str = "auto", *, roots: Iterable[Path] = ()) -> Vae:
+    """Load the VAE. source, roots: as `stored_component` takes them."""
+    stored = stored_component(source, VAE, roots)
+    return Vae(load_model(stored, dtype, "none", CPU), stored.space())
 
 
-def _check_here(report: ComponentReport, quantization: str) -> None:
-    check_quantization(report, quantization, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def load_vae_of(space: LatentSpace, dtype: str, *, roots: Iterable[Path], file_roots: Iterable[Path]) -> Vae:
+    """Load any VAE of a latent space, from a checkpoint below the roots or from a single file below the others.
+
+    VAEs that cannot be used are passed over. Raises FileNotFoundError where none fits.
+    """
+    roots = list(roots)
+    for source in (*list_checkpoints(roots).values(), *list_files(VAE, file_roots).values()):
+        if _space_at(source, roots) == space:
+            return load_vae(source, dtype, roots=roots)
+    raise FileNotFoundError("there is no VAE of the DiT's latent space in the folders diffusers and vae")
 
 
-def _load_transformers(model_class, folder: Path, dtype: str, report: ComponentReport):
-    return load_pretrained(model_class, folder, dtype=resolve_dtype(dtype, report))
-
-
-def _load_diffusers(model_class, folder: Path, dtype: str, report: ComponentReport):
-    return load_pretrained(model_class, folder, torch_dtype=resolve_dtype(dtype, report))
+def _space_at(source: Path, roots: list[Path]) -> LatentSpace | None:
+    """The latent space of the VAE in a checkpoint or a file, or None where it is not sound."""
+    try:
+        if source.is_file():
+            identified, report = inspect_file(source)
+            return None if report.problems else file_space(identified, roots)
+        return None if inspect_component(source, VAE).problems else latent_space(source)
+    except (ValueError, FileNotFoundError):
+        return None  # a VAE without statistics, or of another number of channels
 
 
 def _pil_image_processor_class():

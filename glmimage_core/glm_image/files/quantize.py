@@ -1,8 +1,10 @@
-"""Writes a checkpoint anew with quantized weights: tensor by tensor, resumable, and never whole before it is.
+"""Writes a quantized copy of a checkpoint, one tensor at a time.
 
-plan    which tensors go into which shard, from the headers alone
-write   shard after shard under a temporary name; a shard that has its name is finished and is not made again
-index   model_index.json comes last, and only with it is a folder a checkpoint
+It can be resumed, and the folder becomes a valid checkpoint only at the end:
+
+    shards  which tensors go into which shard, from the headers alone
+    write   shard after shard under a temporary name; a shard that has its final name is finished and is kept
+    index   model_index.json comes last: only with it is a folder a checkpoint
 """
 
 import json
@@ -13,17 +15,17 @@ from pathlib import Path
 
 from ...checkpoints.build import check_libraries
 from ...checkpoints.fill import read_tensor
-from ...checkpoints.folders import read_json, weight_files
+from ...checkpoints.folders import PIPELINE_INDEX, read_json, weight_files
 from ...checkpoints.header import read_header
 from ...progress import Progress, no_progress
+from ...units import human_bytes
 from ...weights.formats import FORMATS, MARK, Header, check_installed, stored_headers, stored_parts
 from ...weights.linear import quantizable, quantize_weight
-from .components import STEMS, skeleton
-from .inspect import check_model
+from .components import COMPONENTS
+from .inspect import check_checkpoint
 
 SHARD_BYTES = 2 * 10**9  # of a shard, all of which is in memory when it is written
-PLAN_FILE = "quantize.json"  # in an unfinished folder: what it is made of
-INDEX_FILE = "model_index.json"
+WORK_FILE = "quantize.json"  # in an unfinished folder: what it is made from
 PARTIAL = ".partial"
 Shard = dict[str, str]  # tensors of the source by name, and the format each is to have or none
 
@@ -42,11 +44,11 @@ def quantize_checkpoint(source: Path, out: Path, formats: Mapping[str, str], pro
     check_installed()
     if out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{out} lies inside the checkpoint {source}; choose a folder elsewhere")
-    plans = {name: _plan(source, name, form) for name, form in formats.items()}
+    shards_of = {name: _shards(source, name, form) for name, form in formats.items()}
     _claim(source, out, formats)
-    _check_room(source, out, plans)
-    done, total = 0, sum(len(shard) for shards, _ in plans.values() for shard in shards)
-    for name, (shards, _) in plans.items():
+    _check_room(source, out, shards_of)
+    done, total = 0, sum(len(shard) for shards, _ in shards_of.values() for shard in shards)
+    for name, (shards, _) in shards_of.items():
         folder = out / name
         for shard, file in zip(shards, _shard_files(folder, shards), strict=True):
             if not file.exists():
@@ -56,18 +58,18 @@ def quantize_checkpoint(source: Path, out: Path, formats: Mapping[str, str], pro
         _write_index(folder, shards)
         _bring(source / name, folder, without=("config.json", *(file.name for file in weight_files(source / name))))
         _write_json(folder / "config.json", read_json(source / name / "config.json") | _quantization_config(formats[name]))
-    _bring(source, out, without=(*formats, INDEX_FILE))
-    (out / PLAN_FILE).unlink()
-    _write_json(out / INDEX_FILE, read_json(source / INDEX_FILE))
+    _bring(source, out, without=(*formats, PIPELINE_INDEX))
+    (out / WORK_FILE).unlink()
+    _write_json(out / PIPELINE_INDEX, read_json(source / PIPELINE_INDEX))
 
 
-def _plan(source: Path, name: str, quantization: str) -> tuple[list[Shard], int]:
+def _shards(source: Path, name: str, quantization: str) -> tuple[list[Shard], int]:
     """The shards of a component, and how many bytes they will take."""
-    report = check_model(source, name)
+    report = check_checkpoint(source, COMPONENTS[name])
     if report.quantized:
         raise ValueError(f"{source / name} is quantized already, as {', '.join(report.quantized)}; start from the original")
     headers = {key: header for file in weight_files(source / name) for key, header in read_header(file).tensors.items()}
-    model = skeleton(source, name)
+    model = COMPONENTS[name].build_from(source)
     if unknown := sorted(set(headers) - set(model.state_dict())):
         raise ValueError(f"{source / name} has tensors that the installed libraries do not know, such as {unknown[0]}")
     layers = {f"{layer}.weight" for layer in quantizable(model)}
@@ -94,24 +96,24 @@ def _claim(source: Path, out: Path, formats: Mapping[str, str]) -> None:
     files = (file for name in sorted(formats) for file in weight_files(source / name))
     stamps = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
     work = {"source": str(source.resolve()), "formats": dict(sorted(formats.items())), "files": stamps}
-    if (out / PLAN_FILE).is_file():
-        if read_json(out / PLAN_FILE) != work:
+    if (out / WORK_FILE).is_file():
+        if read_json(out / WORK_FILE) != work:
             raise ValueError(f"{out} holds the unfinished work of another command or of files that have changed; empty it")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and not empty; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / PLAN_FILE, work)
+    _write_json(out / WORK_FILE, work)
 
 
-def _check_room(source: Path, out: Path, plans: Mapping[str, tuple[list[Shard], int]]) -> None:
+def _check_room(source: Path, out: Path, shards_of: Mapping[str, tuple[list[Shard], int]]) -> None:
     """Raise OSError where the disk cannot hold what is still to be written, taking links for copies."""
     there = {file.relative_to(out): file.stat().st_size for file in out.rglob("*") if file.is_file()}
-    others = [file for file in _files(source) if file.relative_to(source).parts[0] not in plans]
-    needed = sum(size for _, size in plans.values()) + sum(file.stat().st_size for file in others) - sum(there.values())
+    others = [file for file in _files(source) if file.relative_to(source).parts[0] not in shards_of]
+    needed = sum(size for _, size in shards_of.values()) + sum(file.stat().st_size for file in others) - sum(there.values())
     free = shutil.disk_usage(out).free
     if free < needed:
-        raise OSError(f"{out} needs {needed / 1e9:.1f} GB more, and its disk has {free / 1e9:.1f} GB free")
+        raise OSError(f"{out} needs {human_bytes(needed)} more, and its disk has {human_bytes(free)} free")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -121,7 +123,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _shard_files(folder: Path, shards: list[Shard]) -> list[Path]:
-    stem, count = STEMS[folder.name], len(shards)
+    stem, count = COMPONENTS[folder.name].stem, len(shards)
     return [folder / f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
@@ -147,7 +149,7 @@ def _write_shard(source: Path, shard: Shard, file: Path, progress: Progress, don
 def _write_index(folder: Path, shards: list[Shard]) -> None:
     files = _shard_files(folder, shards)
     index = {"metadata": {}, "weight_map": {key: file.name for file in files for key in read_header(file).tensors}}
-    _write_json(folder / f"{STEMS[folder.name]}.safetensors.index.json", index)
+    _write_json(folder / f"{COMPONENTS[folder.name].stem}.safetensors.index.json", index)
 
 
 def _quantization_config(quantization: str) -> dict:

@@ -20,8 +20,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from ....glmimage_core.diffusion import LATENT_PX, dit_token_count
 from ....glmimage_core.glm_image.denoise import check_sample
 from ....glmimage_core.glm_image.dit import Conditions, Dit, encode_conditions, velocity
-from ....glmimage_core.glm_image.files import single_file
-from ....glmimage_core.glm_image.files.load import load_vae
+from ....glmimage_core.glm_image.files.load import load_dit, load_vae, load_vae_of
 from ....glmimage_core.glm_image.memory import dit_bytes
 from ....glmimage_core.glm_image.reference_cache import reference_cache
 from ....glmimage_core.glm_image.references import Reference, check_references, sizes_of
@@ -84,7 +83,7 @@ def _preview_colours(checkpoint: Path | None, roots: Sequence[Path], space: Late
     try:
         if checkpoint.is_file():
             vae_roots = map(Path, folder_paths.get_folder_paths("vae"))
-            return fit_latent_colours(single_file.load_vae_of(space, "float32", roots, vae_roots))
+            return fit_latent_colours(load_vae_of(space, "float32", roots=roots, file_roots=vae_roots))
         return fit_latent_colours(load_vae(checkpoint, "float32"))
     except (FileNotFoundError, ValueError) as error:
         log.warning("no previews, since their colours are fitted to the VAE: %s", error)
@@ -341,5 +340,5 @@ def _reload(
 ) -> comfy.model_patcher.ModelPatcher:
     from ....glmimage_core.glm_image.dit import configure_compute
 
-    dit = single_file.load_dit_from(checkpoint, dtype, roots, quantization)
+    dit = load_dit(checkpoint, dtype, quantization=quantization, roots=roots, device=device)
     return dit_patcher(configure_compute(dit, attention, compiled, device), device, disable_dynamic)
