@@ -41,7 +41,7 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
         tokens = sum(grid.tokens for grid in grids)
         ids, _ = prompt_ids(ar, PROMPT, grids, [])
         ways = {
-            "this": lambda seed, case=case: generate_prior(ar, PROMPT, case.width, case.height, seed, case.batch),
+            "this": lambda seed, case=case: generate_prior(ar, PROMPT, case.width, case.height, seed=seed, batch=case.batch),
             "floor": lambda seed, case=case: bare_products(ar, case.batch, FLOOR_TOKENS),
         }
         if options.against:

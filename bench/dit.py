@@ -74,8 +74,8 @@ class _Run:
 
     def ours(self, seed: int) -> float:
         seeds = image_seeds(seed, self.case.batch)
-        given = (self.prior, self.positive, self.negative, seeds)
-        return self._a_step(partial(sample, self.dit, *given, self.steps, references=self.references))
+        given = (self.prior, self.positive, self.negative)
+        return self._a_step(partial(sample, self.dit, *given, seeds=seeds, steps=self.steps, references=self.references))
 
     def new(self, seed: int) -> float:
         self.dit.cached_references.clear()

@@ -107,13 +107,13 @@ def _run(stage: str, part: Component, case: Case, references: tuple[tuple[int, i
     config = part.model.config
     if stage == "Generate Prior":
         seen = [random_reference(config.vq_config.num_embeddings, *size, seed) for seed, size in enumerate(references)]
-        return lambda: generate_prior(part, PROMPT, case.width, case.height, 0, case.batch, references=seen)
+        return lambda: generate_prior(part, PROMPT, case.width, case.height, seed=0, batch=case.batch, references=seen)
     rows = config.prior_vq_quantizer_codebook_size
     seen = [random_reference(rows, *size, seed) for seed, size in enumerate(references)]
     prior, (positive, negative) = random_prior(rows, case), random_glyphs(config.text_embed_dim)
 
     def paint() -> None:
-        sample(part, prior, positive, negative, image_seeds(0, case.batch), steps=2, references=seen)
+        sample(part, prior, positive, negative, seeds=image_seeds(0, case.batch), steps=2, references=seen)
         part.cached_references.clear()  # so that the reference's own pass is in the next run too
 
     return paint

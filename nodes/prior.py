@@ -104,7 +104,17 @@ class GLMImageGeneratePrior:
 
         def plan(writer: ArModel) -> Prior:
             progress = host.progress("Generate Prior", "tokens")
-            return generate_prior(writer, prompt, width, height, seed, batch_size, sampling, references, progress)
+            return generate_prior(
+                writer,
+                prompt,
+                width,
+                height,
+                seed=seed,
+                batch=batch_size,
+                sampling=sampling,
+                references=references,
+                progress=progress,
+            )
 
         needed = prior_bytes(writer.model.config, writer.dtype.itemsize, job)
         return (await host.aside(ar, needed, "language", plan),)

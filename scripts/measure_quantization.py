@@ -24,7 +24,7 @@ STEPS = 10
 
 
 def plan(ar, size: int, seed: int):
-    return prior.generate_prior(ar, "a lighthouse in a storm", size, size, seed)
+    return prior.generate_prior(ar, "a lighthouse in a storm", size, size, seed=seed)
 
 
 def tokens_of(planned) -> torch.Tensor:
@@ -33,7 +33,7 @@ def tokens_of(planned) -> torch.Tensor:
 
 def forced(ar, planned) -> torch.Tensor:
     """What a model draws after each of a plan's tokens, [T]."""
-    sampler, tokens, drawn = prior._sampler, tokens_of(planned), []
+    sampler, tokens, drawn = prior.sampler, tokens_of(planned), []
 
     def recording(sampling):
         draw = sampler(sampling)
@@ -44,7 +44,7 @@ def forced(ar, planned) -> torch.Tensor:
 
         return record
 
-    with patch.object(prior, "_sampler", recording):
+    with patch.object(prior, "sampler", recording):
         plan(ar, planned.width, planned.seed)
     return torch.cat(drawn)
 

@@ -22,7 +22,7 @@ def transformers_decoder(run):
     language_model = ar.model.model.language_model
     grown = DynamicCache(config=language_model.config)
     for index, layer in enumerate(run.layers):
-        grown.update(layer.keys[:, :, : run.filled], layer.values[:, :, : run.filled], index)
+        grown.update(layer.keys[:, :, : run.prompt_length], layer.values[:, :, : run.prompt_length], index)
 
     def decode(token, step):
         hidden = language_model(
@@ -50,9 +50,9 @@ def masked_decoder(run):
 def test_the_tokens_are_those_of_the_plain_loop(folder, encode_reference, monkeypatch, other, dtype, edit, batch):
     model = load_ar(folder, dtype)
     references = [encode_reference(pattern(128, 160, 3))] if edit else []
-    ours = generate_prior(model, PROMPT, 256, 320, 7, batch, references=references)
+    ours = generate_prior(model, PROMPT, 256, 320, seed=7, batch=batch, references=references)
     monkeypatch.setattr(prior, "decoder", other)
-    theirs = generate_prior(model, PROMPT, 256, 320, 7, batch, references=references)
+    theirs = generate_prior(model, PROMPT, 256, 320, seed=7, batch=batch, references=references)
     assert torch.equal(ours.tokens, theirs.tokens)
     assert edit or torch.equal(ours.preview, theirs.preview)
 
@@ -79,17 +79,17 @@ def test_the_cache_is_laid_out_once(ar, monkeypatch):
 
     decode_one = decoding.decode_one
     monkeypatch.setattr(decoding, "decode_one", watched)
-    generate_prior(ar, PROMPT, 256, 256, 0)
+    generate_prior(ar, PROMPT, 256, 256, seed=0)
     assert len(addresses) == 256 + 64 - 1 and addresses.count(addresses[0]) == len(addresses)
 
 
 def test_a_device_that_works_on_its_own_is_read_every_few_tokens(ar, monkeypatch):
-    expected, seen = generate_prior(ar, PROMPT, 256, 288, 3), []
+    expected, seen = generate_prior(ar, PROMPT, 256, 288, seed=3), []
     monkeypatch.setattr(prior, "tokens_per_sync", lambda device: prior.SYNC_EVERY)
-    got = generate_prior(ar, PROMPT, 256, 288, 3, progress=lambda done, total, preview: seen.append((done, total)))
+    got = generate_prior(ar, PROMPT, 256, 288, seed=3, progress=lambda done, total, preview=None: seen.append((done, total)))
     assert torch.equal(got.tokens, expected.tokens)
     total = expected.tokens.numel() + expected.preview.numel()
-    assert seen == [(done, total) for done in range(prior.SYNC_EVERY, total, prior.SYNC_EVERY)] + [(total, total)]
+    assert seen == [(done, total) for done in range(0, total, prior.SYNC_EVERY)] + [(total, total)]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=1), Sampling(top_k=0), Sampling(1.3, 0.3, 7)])
@@ -101,7 +101,7 @@ def test_a_draw_is_torchs_multinomial_of_what_transformers_filters_leave(samplin
     filters += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
     logits = 3 * torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
     ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
-    draw = prior._sampler(sampling)
+    draw = prior.sampler(sampling)
     for row in logits:
         expected = torch.multinomial(filters(None, row[None]).softmax(dim=-1), 1, generator=theirs)
         assert draw(row[None], prior.exponential_noise([ours], 1, 300)[:, 0]) == expected[0]
@@ -114,7 +114,9 @@ def test_a_recorded_step_gives_the_tokens_of_one_that_is_not(folder, caplog, dty
     model = load_ar(folder, dtype)
     model.model.cuda()
     there = replace(model, device=torch.device("cuda", 0))
-    plain, recorded = (generate_prior(replace(there, weights_are_static=s), PROMPT, 256, 320, 7, batch) for s in (False, True))
+    plain, recorded = (
+        generate_prior(replace(there, weights_are_static=s), PROMPT, 256, 320, seed=7, batch=batch) for s in (False, True)
+    )
     assert torch.equal(plain.tokens, recorded.tokens) and torch.equal(plain.preview, recorded.preview)
     assert "without a CUDA graph" not in caplog.text
 
@@ -124,7 +126,7 @@ def test_a_model_that_waits_for_the_device_is_decoded_without(folder, caplog):
     model = load_ar(folder)
     model.model.cuda()
     there = replace(model, device=torch.device("cuda", 0), weights_are_static=True)
-    expected = generate_prior(there, PROMPT, 256, 256, 1).tokens
+    expected = generate_prior(there, PROMPT, 256, 256, seed=1).tokens
     model.model.lm_head.register_forward_hook(lambda module, inputs, output: output + 0 * output.sum().item())
-    assert torch.equal(generate_prior(there, PROMPT, 256, 256, 1).tokens, expected)
+    assert torch.equal(generate_prior(there, PROMPT, 256, 256, seed=1).tokens, expected)
     assert "without a CUDA graph" in caplog.text

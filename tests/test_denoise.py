@@ -9,7 +9,7 @@ from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, CfgCo
 from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_grid
 from glm_image_pack.glmimage_core.glm_image.prior import Prior, Sampling
-from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_cache
+from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_kv_caches
 
 from pictures import pattern
 
@@ -52,10 +52,10 @@ def passes(dit, monkeypatch) -> list[str]:
     seen = []
     forward = dit.model.forward
 
-    def watched(x, time, prior, *rest):
-        dropped = (prior == prior[:, :1]).all(dim=(1, 2)).tolist()
+    def watched(x, *, prior_embeds, **rest):
+        dropped = (prior_embeds == prior_embeds[:, :1]).all(dim=(1, 2)).tolist()
         seen.append({(False,): "positive", (True,): "negative", (False, True): "both"}[tuple(dropped)])
-        return forward(x, time, prior, *rest)
+        return forward(x, prior_embeds=prior_embeds, **rest)
 
     monkeypatch.setattr(dit.model, "forward", watched)
     return seen
@@ -71,8 +71,8 @@ def test_cfg_one_leaves_the_negative_out(dit, glyphs, monkeypatch):
 
 
 def guide_of(dit, glyphs) -> CfgConditions:
-    positive = encode_conditions(dit, glyphs[0], 256, 256, 1, plan().tokens)
-    return CfgConditions(dit, positive, encode_conditions(dit, glyphs[1], 256, 256, 1))
+    positive = encode_conditions(dit, glyphs[0], 256, 256, batch=1, tokens=plan().tokens)
+    return CfgConditions(dit, positive, encode_conditions(dit, glyphs[1], 256, 256, batch=1))
 
 
 @torch.inference_mode()
@@ -119,6 +119,13 @@ def test_guidance_in_a_part_of_the_run(dit, glyphs, monkeypatch):
     assert torch.equal(sample(dit, plan(), *glyphs, **base, approximations=Approximations(0.0, 1.0)), exact)
     unguided = sample(dit, plan(), *glyphs, **base, cfg=1)
     assert torch.equal(sample(dit, plan(), *glyphs, **base, approximations=Approximations(0.5, 0.5)), unguided)
+
+
+def test_a_part_of_the_run_is_meant_also_where_the_run_is_a_part_of_the_schedule(dit, glyphs, monkeypatch):
+    seen = passes(dit, monkeypatch)
+    repainted = {"seeds": [0], "steps": 10, "denoise": 0.5, "latents": torch.randn(1, 16, 32, 32)}
+    sample(dit, plan(), *glyphs, **repainted, approximations=Approximations(cfg_start=0.2, cfg_end=0.4))
+    assert seen == 2 * ["positive"] + 2 * ["positive", "negative"] + 6 * ["positive"]
 
 
 @pytest.mark.parametrize("values", [(0.6, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.0, float("nan")), (0.0, 1.0, -0.1)])
@@ -186,7 +193,7 @@ def test_progress_counts_steps_and_an_interruption_leaves_nothing_half_done(dit,
     reference = encode_reference(pattern(128, 160, 3))
     seen = []
     expected = sample(dit, plan(), *glyphs, seeds=[0], steps=3, references=[reference], progress=lambda *step: seen.append(step))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]  # before the first step, so that it can be stopped too
 
     def stop(done, total):
         raise KeyboardInterrupt
@@ -222,7 +229,7 @@ def test_a_reference_is_run_once_and_what_was_used_longest_ago_is_forgotten_firs
 @pytest.mark.parametrize("on_device", [True, False])
 def test_caches_of_several_references_are_joined_in_order_before_the_pictures_own(dit, encode_reference, on_device):
     first, second = encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 192, 5))
-    cache = reference_cache(dit, [first, second], on_device)
+    cache = reference_kv_caches(dit, [first, second], on_device)
     own = torch.randn(2, 2, 7, *dit.cached_references[first.id][0][0].shape[2:])  # keys and values of a batch of 2, 7 tokens
     for index, layer in enumerate(cache):
         for side, joined in enumerate(layer.get(*own)):

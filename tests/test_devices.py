@@ -11,7 +11,7 @@ from glm_image_pack.glmimage_core.glm_image.ar_model import fit, halves_of, visi
 from glm_image_pack.glmimage_core.glm_image.denoise import CfgConditions, guided_velocity, sample
 from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
-from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_cache
+from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_kv_caches
 from glm_image_pack.glmimage_core.vae import decode, encode
 from test_denoise import plan
 
@@ -48,18 +48,18 @@ def last_line(raised) -> str:
 def test_the_dit(dit, encode_reference, edit):
     references = [encode_reference(pattern(128, 160, 3)), encode_reference(pattern(160, 128, 5))] if edit else []
     with torch.inference_mode():
-        reference_cache(dit, references)  # on the CPU, where caches are kept
+        reference_kv_caches(dit, references)  # on the CPU, where caches are kept
         there = moved(dit, torch.float32)
         seen = watch_inputs(there.model)
-        cache = reference_cache(there, references)
-        assert {tensor.device for layer in cache or () for pair in layer.keys_values for tensor in pair} == (
+        cache = reference_kv_caches(there, references)
+        assert {tensor.device for layer in cache or () for pair in layer.references for tensor in pair} == (
             {META} if edit else set()
         )
         glyphs = torch.zeros(1, 5, dit.model.config.text_embed_dim)
         guide = CfgConditions(
             there,
-            encode_conditions(there, glyphs, 256, 256, 2, plan().tokens),
-            encode_conditions(there, glyphs[:, :2], 256, 256, 2),
+            encode_conditions(there, glyphs, 256, 256, batch=2, tokens=plan().tokens),
+            encode_conditions(there, glyphs[:, :2], 256, 256, batch=2),
             cache,
         )
         x = torch.empty(2, 16, 32, 32, device=META)
@@ -72,7 +72,7 @@ def test_the_dit(dit, encode_reference, edit):
 def test_a_new_reference_in_the_dit(dit, encode_reference):
     reference = encode_reference(pattern(128, 160, 3))
     with torch.inference_mode(), fetching() as raised:
-        reference_cache(moved(dit), [reference])
+        reference_kv_caches(moved(dit), [reference])
     assert "return tensor.cpu()" in last_line(raised)  # _kept
 
 
@@ -85,8 +85,8 @@ def test_the_ar_model_writes(ar):
         pytest.skip("this transformers asks the meta device for autocast, which it has not")
     there = half_moved(ar, "language")
     with fetching() as raised:
-        generate_prior(there, "a red house", 256, 256, 0)
-    assert "emitted[:, :stop].cpu()" in last_line(raised)  # after SYNC_EVERY tokens, and nothing before
+        generate_prior(there, "a red house", 256, 256, seed=0)
+    assert "yield tokens.cpu()" in last_line(raised)  # after SYNC_EVERY tokens, and nothing before
 
 
 def test_the_ar_model_reads_a_reference(ar):
@@ -105,7 +105,7 @@ def test_each_stage_of_the_ar_model_runs_one_half_of_it(ar, half):
     called = set()
     watches = [module.register_forward_pre_hook(lambda module, args: called.add(module)) for module in ar.model.modules()]
     if half == "language":
-        generate_prior(ar, "a red house", 256, 256, 0)
+        generate_prior(ar, "a red house", 256, 256, seed=0)
     else:
         vision_tokens(ar, fit(ar, pattern(128, 160, 3)))
     for watch in watches:
@@ -130,5 +130,5 @@ def test_a_whole_run_of_the_sampler(dit):
     there = moved(dit)
     seen = watch_inputs(there.model)
     with fetching() as raised:
-        sample(there, plan(), glyphs, glyphs, [0], steps=2, denoise=0.5, latents=latents, mask=mask)
+        sample(there, plan(), glyphs, glyphs, seeds=[0], steps=2, denoise=0.5, latents=latents, mask=mask)
     assert "denormalise(x).cpu()" in last_line(raised) and seen == {META}

@@ -60,7 +60,7 @@ def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_referenc
     assert tuple((r.width, r.height) for r in encoded) == references
 
     def run():
-        sample(dit, plan(side, side), glyphs, glyphs, [0], 1, references=encoded)
+        sample(dit, plan(side, side), glyphs, glyphs, seeds=[0], steps=1, references=encoded)
         dit.cached_references.clear()
 
     job = Job(side, side, references=references, glyph_tokens=glyphs.shape[1], one_length=True)
@@ -71,7 +71,7 @@ def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_referenc
 def test_the_ar_stages_memory_is_predicted_within_10_percent(ar, batch):
     from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 
-    measured = allocator_peak(lambda: generate_prior(ar, "a prompt of some length", 256, 256, 0, batch))
+    measured = allocator_peak(lambda: generate_prior(ar, "a prompt of some length", 256, 256, seed=0, batch=batch))
     job = Job(256, 256, batch, prompt_tokens=40)
     assert prior_bytes(ar.model.config, 4, job) == pytest.approx(measured, rel=0.1)
 

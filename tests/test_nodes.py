@@ -142,7 +142,9 @@ def test_the_samplers_approximations_reach_the_library(encoder, dit, approximati
         NODES["GLMImageSampler"]().sample(dit, positive, negative, 3, 10, 1.5, **settings)[0]["samples"]
         for settings in ({}, approximations)
     )
-    expected = sample(dit, plan(), positive[0][0], negative[0][0], [3], 10, approximations=Approximations(**approximations))
+    expected = sample(
+        dit, plan(), positive[0][0], negative[0][0], seeds=[3], steps=10, approximations=Approximations(**approximations)
+    )
     assert torch.allclose(short, expected, atol=1e-5) and not torch.allclose(short, exact, atol=1e-3)
 
 

@@ -24,7 +24,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(ar):
 def test_each_image_of_a_batch_can_be_made_again_alone(ar):
     batch = generate_prior(ar, PROMPT, 256, 256, seed=2**64 - 2, batch=3)
     for i, seed in enumerate([2**64 - 2, 2**64 - 1, 0]):
-        alone = generate_prior(ar, PROMPT, 256, 256, seed)
+        alone = generate_prior(ar, PROMPT, 256, 256, seed=seed)
         assert torch.equal(batch.tokens[i], alone.tokens[0])
         assert torch.equal(batch.preview[i], alone.preview[0])
     assert not torch.equal(batch.tokens[0], batch.tokens[1])
@@ -51,18 +51,18 @@ def test_no_token_outside_the_codebook_even_when_the_model_wants_nothing_else(ar
 
 def test_progress_counts_every_token(ar, encode_reference):
     seen = []
-    generate_prior(ar, PROMPT, 256, 256, 0, progress=lambda done, total, preview: seen.append((done, total)))
-    assert seen == [(i + 1, 256 + 64) for i in range(256 + 64)]
+    generate_prior(ar, PROMPT, 256, 256, seed=0, progress=lambda done, total, preview=None: seen.append((done, total)))
+    assert seen == [(i, 256 + 64) for i in range(256 + 64 + 1)]  # before the first token too
     seen.clear()
     references = [encode_reference(pattern(128, 128, 3))]
-    generate_prior(ar, PROMPT, 256, 256, 0, references=references, progress=lambda *step: seen.append(step))
-    assert len(seen) == 64  # an edit has no preview
+    generate_prior(ar, PROMPT, 256, 256, seed=0, references=references, progress=lambda *step: seen.append(step))
+    assert len(seen) == 64 + 1  # an edit has no preview
 
 
 def test_the_picture_of_the_plan_fills_up(ar):
     pictures = []
-    progress = lambda done, total, preview: pictures.append(preview()) if done in (10, 256, 257, 320) else None  # noqa: E731
-    prior = generate_prior(ar, PROMPT, 256, 256, 0, batch=2, progress=progress)
+    progress = lambda done, total, preview=None: pictures.append(preview()) if done in (10, 256, 257, 320) else None  # noqa: E731
+    prior = generate_prior(ar, PROMPT, 256, 256, seed=0, batch=2, progress=progress)
     small, whole, begun, done = pictures
     assert [picture.size for picture in pictures] == [(2 * 128, 128), (2 * 128, 128), (2 * 64, 64), (2 * 64, 64)]
     assert small.getpixel((127, 127)) == begun.getpixel((63, 63)) == (32, 32, 32)  # not there yet
@@ -80,29 +80,29 @@ def test_an_interruption_stops_at_that_token_and_the_next_run_is_unaffected(ar):
 
     seen = []
 
-    def stop(done, total, preview):
+    def stop(done, total, preview=None):
         seen.append(done)
         if done == 7:
             raise Interrupted
 
-    expected = generate_prior(ar, PROMPT, 256, 256, 0).tokens
+    expected = generate_prior(ar, PROMPT, 256, 256, seed=0).tokens
     with pytest.raises(Interrupted):
-        generate_prior(ar, PROMPT, 256, 256, 0, progress=stop)
-    assert seen == list(range(1, 8))
-    assert torch.equal(expected, generate_prior(ar, PROMPT, 256, 256, 0).tokens)
+        generate_prior(ar, PROMPT, 256, 256, seed=0, progress=stop)
+    assert seen == list(range(8))
+    assert torch.equal(expected, generate_prior(ar, PROMPT, 256, 256, seed=0).tokens)
 
 
 def test_temperature_zero_is_greedy_and_warns(ar, caplog):
-    greedy = [generate_prior(ar, PROMPT, 256, 256, seed, sampling=Sampling(0)).tokens for seed in (0, 1)]
+    greedy = [generate_prior(ar, PROMPT, 256, 256, seed=seed, sampling=Sampling(0)).tokens for seed in (0, 1)]
     assert torch.equal(*greedy)
     assert "degenerates" in caplog.text
 
 
 def test_sampling_settings_change_what_is_drawn(ar):
     settings = [Sampling(), Sampling(top_k=0), Sampling(top_k=1), Sampling(top_p=1), Sampling(temperature=2.0)]
-    drawn = [tuple(generate_prior(ar, PROMPT, 256, 256, 0, sampling=s).tokens.flatten().tolist()) for s in settings]
+    drawn = [tuple(generate_prior(ar, PROMPT, 256, 256, seed=0, sampling=s).tokens.flatten().tolist()) for s in settings]
     assert len(set(drawn)) == len(settings)
-    assert drawn[2] == tuple(generate_prior(ar, PROMPT, 256, 256, 0, sampling=Sampling(0)).tokens.flatten().tolist())
+    assert drawn[2] == tuple(generate_prior(ar, PROMPT, 256, 256, seed=0, sampling=Sampling(0)).tokens.flatten().tolist())
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_meaningless_sampling_is_refused(values, name):
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_an_empty_prompt_is_refused(ar, prompt):
     with pytest.raises(ValueError, match="empty"):
-        generate_prior(ar, prompt, 256, 256, 0)
+        generate_prior(ar, prompt, 256, 256, seed=0)
 
 
 @pytest.mark.parametrize("mark", ["<|image|>", "<sop>", "<|dit_token_257|>"])
 def test_a_control_token_in_the_prompt_is_refused(ar, mark):
     with pytest.raises(ValueError, match="control token"):
-        generate_prior(ar, f"a house {mark} here", 256, 256, 0)
+        generate_prior(ar, f"a house {mark} here", 256, 256, seed=0)
 
 
 def test_the_prompt_carries_the_large_grid_first_and_then_the_preview(ar):

@@ -63,7 +63,7 @@ def test_a_batch_is_several_references_and_a_chain_keeps_their_order(ar, vae, en
 
 def test_the_order_of_references_matters_to_the_plan(ar, encode_reference):
     first, second = encode_reference(pattern(160, 128, 3)), encode_reference(pattern(128, 192, 5))
-    plans = [generate_prior(ar, "combine", 256, 256, 0, references=r).tokens for r in ((first, second), (second, first))]
+    plans = [generate_prior(ar, "combine", 256, 256, seed=0, references=r).tokens for r in ((first, second), (second, first))]
     assert not torch.equal(*plans)
 
 

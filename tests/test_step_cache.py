@@ -7,7 +7,7 @@ from glm_image_pack.glmimage_core.glm_image import denoise
 from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
 from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions, velocity
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.glm_image.step_cache import Branch, StepCache
+from glm_image_pack.glmimage_core.glm_image.step_cache import CfgBranchCache, StepCache
 from test_denoise import plan
 
 from pictures import pattern
@@ -33,28 +33,28 @@ def caches(monkeypatch):
 
 
 def test_a_change_is_measured_from_the_last_whole_step():
-    branch, one = Branch(0.1), torch.ones(1, 2, 3)
-    assert branch.rest(one) is None
-    branch.keep(5 * one)
-    assert torch.equal(branch.rest(1.06 * one), 5 * one)
-    assert branch.rest(1.12 * one) is None  # not far from the last step, but from the last whole one
-    branch.keep(6 * one)
-    assert torch.equal(branch.rest(1.2 * one), 6 * one)
+    branch, one = CfgBranchCache(0.1), torch.ones(1, 2, 3)
+    assert branch.lookup(one) is None
+    branch.store(5 * one)
+    assert torch.equal(branch.lookup(1.06 * one), 5 * one)
+    assert branch.lookup(1.12 * one) is None  # not far from the last step, but from the last whole one
+    branch.store(6 * one)
+    assert torch.equal(branch.lookup(1.2 * one), 6 * one)
     assert (branch.whole, branch.skipped) == (2, 2)
 
 
 def test_a_batch_is_skipped_when_each_of_its_pictures_may_be():
-    branch, two = Branch(0.1), torch.ones(2, 2, 3)
-    branch.rest(two)
-    branch.keep(two)
-    assert branch.rest(torch.tensor([1.0, 1.3]).view(2, 1, 1) * two) is None
+    branch, two = CfgBranchCache(0.1), torch.ones(2, 2, 3)
+    branch.lookup(two)
+    branch.store(two)
+    assert branch.lookup(torch.tensor([1.0, 1.3]).view(2, 1, 1) * two) is None
 
 
 def test_another_shape_starts_anew():
-    branch = Branch(1.0)
-    branch.rest(torch.ones(1, 2, 3))
-    branch.keep(torch.ones(1, 2, 3))
-    assert branch.rest(torch.ones(2, 2, 3)) is None
+    branch = CfgBranchCache(1.0)
+    branch.lookup(torch.ones(1, 2, 3))
+    branch.store(torch.ones(1, 2, 3))
+    assert branch.lookup(torch.ones(2, 2, 3)) is None
 
 
 @pytest.mark.parametrize("edit", [False, True])
@@ -77,10 +77,10 @@ def test_the_error_grows_with_the_threshold_and_each_side_has_its_own(dit, glyph
 
 @torch.inference_mode()
 def test_a_skipped_pass_adds_what_the_blocks_added(dit, glyphs):
-    conditions = encode_conditions(dit, glyphs[0], 256, 256, 1, plan().tokens)
+    conditions = encode_conditions(dit, glyphs[0], 256, 256, batch=1, tokens=plan().tokens)
     time = dit.model.embed_time(torch.tensor([500.0]), 256, 256, dit.dtype)
-    x, branch = initial_noise([0], 16, Grid(32, 32)), Branch(1e-6)
-    whole, skipped = (velocity(dit, x, time, conditions, None, branch) for _ in range(2))
+    x, branch = initial_noise([0], 16, Grid(32, 32)), CfgBranchCache(1e-6)
+    whole, skipped = (velocity(dit, x, time, conditions, kv_caches=None, step_cache=branch) for _ in range(2))
     assert (branch.whole, branch.skipped) == (1, 1)
     assert torch.equal(whole, velocity(dit, x, time, conditions))
     torch.testing.assert_close(skipped, whole, atol=1e-5, rtol=0)

@@ -63,7 +63,7 @@ def test_two_blocks_at_most_are_there_beside_the_resident_ones(deep, dit, reside
         )
     with streamed(deep, blocks, resident, META):
         glyphs = torch.zeros(1, 5, deep.config.text_embed_dim)
-        conditions = encode_conditions(there, glyphs, 256, 256, 1, plan().tokens)
+        conditions = encode_conditions(there, glyphs, 256, 256, batch=1, tokens=plan().tokens)
         time = deep.embed_time(torch.zeros(1, device=META), 256, 256, there.dtype)
         for _ in range(2):
             assert velocity(there, torch.empty(1, 16, 32, 32, device=META), time, conditions).device == META
@@ -93,7 +93,7 @@ def test_a_block_is_on_its_way_while_the_one_before_computes(deep, dit, monkeypa
         block.attn1.register_forward_pre_hook(lambda *_: events.append("compute"))
     with streamed(deep, deep.transformer_blocks, 2, META):
         there = replace(dit, model=deep).on(META)
-        conditions = encode_conditions(there, torch.zeros(1, 5, deep.config.text_embed_dim), 256, 256, 1)
+        conditions = encode_conditions(there, torch.zeros(1, 5, deep.config.text_embed_dim), 256, 256, batch=1)
         time = deep.embed_time(torch.zeros(1, device=META), 256, 256, there.dtype)
         for _ in range(2):
             velocity(there, torch.empty(1, 16, 32, 32, device=META), time, conditions)
@@ -124,7 +124,7 @@ def test_a_streamed_dit_paints_the_same_picture_with_a_lora_over_it(dit, encoder
 
     def paint(placed):
         dit.cached_references.clear()
-        return sample(placed, plan(), *glyphs, [0], 2, references=references)
+        return sample(placed, plan(), *glyphs, seeds=[0], steps=2, references=references)
 
     without = paint(dit)
     with applied_loras(dit.model, [lora]):
@@ -177,8 +177,8 @@ def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(
     positive, negative = NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, (reference,))
     (expected,) = NODES["GLMImageSampler"]().sample(dit, positive, negative, 0, 2, 1.5)
     asked = []
-    reference_cache = denoise.reference_cache
-    monkeypatch.setattr(denoise, "reference_cache", lambda *inputs: asked.append(inputs[2]) or reference_cache(*inputs))
+    kv_caches = denoise.reference_kv_caches
+    monkeypatch.setattr(denoise, "reference_kv_caches", lambda *inputs: asked.append(inputs[2]) or kv_caches(*inputs))
     job = Job(256, 256, references=((256, 256),), glyph_tokens=positive[0][0].shape[1])
     room = model_bytes(dit.model) + dit_bytes(dit.model.config, 4, job)
     for free in (room, room - 1):

@@ -64,7 +64,7 @@ def test_the_language_half_is_taught_in_the_place_where_it_plans(nano_ar, nano_v
     """What it plans by the likeliest token is, fed as a lesson, what it finds likeliest at each place."""
     scenes = tuple(a_scene(seed, rows, columns) for seed in range(references))
     seen = [as_reference(nano_ar, nano_vae, scene) for scene in scenes]
-    prior = generate_prior(nano_ar, "a red star on black", columns * 32, rows * 32, 0, sampling=LIKELIEST, references=seen)
+    prior = generate_prior(nano_ar, "a red star on black", columns * 32, rows * 32, seed=0, sampling=LIKELIEST, references=seen)
     planned = [prior.tokens[0]] if references else [prior.preview[0], prior.tokens[0]]
     sequence = ar_training.sequence_of(nano_ar, prior.prompt, [reference.vision_tokens for reference in seen], planned)
     core = nano_ar.model.model.language_model
@@ -106,7 +106,7 @@ def test_references_are_written_as_the_sampler_writes_them(made, nano_vae):
         reference = Reference(256, 256, tokens, dit.space.denormalise(latents), "", dit.space)
         expected = reference_keys_values(dit, reference)
     for layer, keys_values in zip(layers, expected, strict=True):
-        for ours, theirs in zip(layer.keys_values[0], keys_values, strict=True):
+        for ours, theirs in zip(layer.references[0], keys_values, strict=True):
             assert ours.shape[0] == dit_training.DRAWS
             torch.testing.assert_close(ours[:1], theirs, atol=1e-4, rtol=1e-3)
 

@@ -54,7 +54,7 @@ def theirs(dit, x, glyphs, tokens, drop, timestep, size, cache=None):
 def test_a_pass_is_diffusers_pass(dit, drop, timestep, batch):
     prior = plan(WIDTH, HEIGHT, batch)
     x, glyphs = noise_and_glyphs(dit, batch)
-    conditions = encode_conditions(dit, glyphs, WIDTH, HEIGHT, batch, None if drop else prior.tokens)
+    conditions = encode_conditions(dit, glyphs, WIDTH, HEIGHT, batch=batch, tokens=None if drop else prior.tokens)
     time = dit.model.embed_time(torch.tensor([timestep]), WIDTH, HEIGHT, dit.dtype)
     expected = theirs(dit, x, glyphs, prior_for_dit(prior.tokens), drop, timestep, (HEIGHT, WIDTH))
     torch.testing.assert_close(velocity(dit, x, time, conditions), expected, atol=1e-5, rtol=0)
@@ -75,18 +75,18 @@ def test_a_reference_pass_writes_what_diffusers_pass_writes(dit, encode_referenc
 @torch.inference_mode()
 def test_every_input_reaches_the_output(dit):
     x, glyphs = noise_and_glyphs(dit, 1)
-    base = encode_conditions(dit, glyphs, WIDTH, HEIGHT, 1, plan(WIDTH, HEIGHT).tokens)
+    base = encode_conditions(dit, glyphs, WIDTH, HEIGHT, batch=1, tokens=plan(WIDTH, HEIGHT).tokens)
     time, later = (dit.model.embed_time(torch.tensor([t]), WIDTH, HEIGHT, dit.dtype) for t in (500.0, 400.0))
     other_size = dit.model.embed_time(torch.tensor([500.0]), HEIGHT, WIDTH, dit.dtype)
-    turned = Conditions(base.prior, base.glyphs, rope(dit, HEIGHT, WIDTH))
+    turned = Conditions(base.prior_embeds, base.glyph_embeds, rope(dit, HEIGHT, WIDTH))
     outputs = [
         velocity(dit, x, time, base),
         velocity(dit, x + 1, time, base),
         velocity(dit, x, later, base),
         velocity(dit, x, other_size, base),
         velocity(dit, x, time, turned),
-        velocity(dit, x, time, Conditions(base.prior, -base.glyphs, base.rope)),
-        velocity(dit, x, time, Conditions(base.prior.flip(1), base.glyphs, base.rope)),
+        velocity(dit, x, time, Conditions(base.prior_embeds, -base.glyph_embeds, base.image_rotary_emb)),
+        velocity(dit, x, time, Conditions(base.prior_embeds.flip(1), base.glyph_embeds, base.image_rotary_emb)),
     ]
     for i, one in enumerate(outputs):
         for another in outputs[:i]:
@@ -99,12 +99,12 @@ def test_sdpa_by_name_is_what_auto_takes_and_nobody_elses_attention_changes(dit,
 
     references = [encode_reference(pattern(128, 160, 3))] if edit else []
     glyphs = encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
-    expected = sample(dit, plan(), *glyphs, [0], 2, references=references)
+    expected = sample(dit, plan(), *glyphs, seeds=[0], steps=2, references=references)
     before = _AttentionBackendRegistry.get_active_backend()
     use_attention_backend(dit.model, "sdpa", dit.device)
     assert dit.model.transformer_blocks[0].attn1.processor._attention_backend.value == "native"
     assert _AttentionBackendRegistry.get_active_backend() == before
-    assert torch.equal(sample(dit, plan(), *glyphs, [0], 2, references=references), expected)
+    assert torch.equal(sample(dit, plan(), *glyphs, seeds=[0], steps=2, references=references), expected)
 
 
 def test_the_loader_offers_every_backend_that_diffusers_knows_by_these_names():
@@ -145,8 +145,8 @@ def test_compiled_blocks_paint_the_same_picture(folder, encoder, encode_referenc
     plain, compiled = load_dit(folder), load_dit(folder)
     compile_blocks(compiled.model)
     for given in ([], references):
-        expected = sample(plain, plan(), *glyphs, [0], 2, references=given)
-        assert torch.allclose(sample(compiled, plan(), *glyphs, [0], 2, references=given), expected, atol=1e-4)
+        expected = sample(plain, plan(), *glyphs, seeds=[0], steps=2, references=given)
+        assert torch.allclose(sample(compiled, plan(), *glyphs, seeds=[0], steps=2, references=given), expected, atol=1e-4)
     assert counters["stats"]["unique_graphs"] > 0
 
 

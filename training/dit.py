@@ -14,7 +14,7 @@ import torch
 from ..glmimage_core.glm_image.dit import Dit, rope
 from ..glmimage_core.glm_image.geometry import MIN_SIDE, prior_for_dit
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder
-from ..glmimage_core.glm_image.kv_cache import ReferenceLayer
+from ..glmimage_core.glm_image.kv_cache import LayerKVCache
 from ..glmimage_core.vae import Vae
 from .captions import EDITS, random_edit
 from .drawing import draw
@@ -163,7 +163,14 @@ def lesson_loss(
         glyphs = model.embed_glyphs(glyph_encoder.model(ids).last_hidden_state).repeat_interleave(DRAWS, 0)
         time = model.embed_time(u * 1000 - 1, *told, torch.float32)
         noised = sigma * noise + (1 - sigma) * latents
-        velocity = model(noised, time, states, glyphs, rope(dit, width, height), caches)
+        velocity = model(
+            noised,
+            temb=time,
+            prior_embeds=states,
+            glyph_embeds=glyphs,
+            image_rotary_emb=rope(dit, width, height),
+            kv_caches=caches,
+        )
     weights = _weights(lesson.scenes).repeat_interleave(DRAWS, 0).to(device)
     return (weights * (velocity.float() - (noise - latents)).square()).mean() / weights.mean()
 
@@ -179,7 +186,7 @@ def latents_of_scenes(dit: Dit, vae: Vae, scenes: list[Scene]) -> torch.Tensor:
 
 def written_references(
     dit: Dit, vae: Vae, references: list[tuple[Scene, ...]], width: int, height: int
-) -> list[ReferenceLayer] | None:
+) -> list[LayerKVCache] | None:
     """The references of each picture, DRAWS times each, ready to be read; width and height are theirs. None without any."""
     written = []
     model = dit.model
@@ -188,9 +195,16 @@ def written_references(
         prior = model.embed_prior(prior_for_dit(torch.stack([tokens_of(scene) for scene in scenes]).to(dit.device)))
         no_text = model.embed_glyphs(torch.empty(len(scenes), 0, model.config.text_embed_dim, device=dit.device))
         time = model.embed_time(torch.zeros(len(scenes), device=dit.device), width, height, torch.float32)
-        model(latents_of_scenes(dit, vae, list(scenes)), time, prior, no_text, rope(dit, width, height), cache)
+        model(
+            latents_of_scenes(dit, vae, list(scenes)),
+            temb=time,
+            prior_embeds=prior,
+            glyph_embeds=no_text,
+            image_rotary_emb=rope(dit, width, height),
+            kv_caches=cache,
+        )
         written.append([tuple(part.repeat_interleave(DRAWS, 0) for part in layer.keys_values) for layer in cache])
-    return [ReferenceLayer(layers) for layers in zip(*written, strict=True)] if written else None
+    return [LayerKVCache(layers) for layers in zip(*written, strict=True)] if written else None
 
 
 def _weights(scenes: list[Scene]) -> torch.Tensor:

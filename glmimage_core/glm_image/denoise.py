@@ -1,34 +1,37 @@
-"""Stage 2: guidance and the Euler loop."""
+"""Stage 2: from noise (or from a partly noised latent) along the schedule to the latents of the picture.
+
+    guided_velocity   a positive pass that reads the references, a negative pass that does not, combined
+    sample            the Euler loop over the shifted sigmas
+    check_sample      whether what the loop is given goes together
+
+Latents are normalised in here and in the VAE's own space outside.
+"""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..diffusion import LATENT_PX, batches_cfg, initial_noise, latent_grid
 from ..progress import Progress, no_progress
 from .dit import Conditions, Dit, check_attention, encode_conditions, velocity
+from .kv_cache import LayerKVCache
 from .prior import Prior
-from .reference_cache import reference_cache
-from .schedule import partial_schedule, progress_of
-from .step_cache import Branch, StepCache
-
-if TYPE_CHECKING:
-    from .kv_cache import ReferenceLayer
-    from .references import Reference
-
+from .reference_cache import reference_kv_caches
+from .references import Reference
+from .schedule import partial_schedule, run_progress
+from .step_cache import CfgBranchCache, StepCache
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Approximations:
-    """Approximations that make a run faster and change the picture a little; the defaults leave all of them off.
+    """What makes a run faster and changes the picture a little; the defaults change nothing.
 
     cfg_start, cfg_end: the part of the run, 0..1, in which guidance acts; outside it a step costs half. step_cache: the
-    relative change of the first block's output below which the rest of a pass is taken from an earlier step; 0 is off.
+    relative change of what the first block adds, below which the other blocks are taken from an earlier step; 0 is off.
     """
 
     cfg_start: float = 0.0
@@ -46,7 +49,7 @@ class Approximations:
             raise ValueError(f"step_cache is {self.step_cache}; it must be 0 (off) or above")
 
     @property
-    def interval(self) -> bool:
+    def limits_guidance(self) -> bool:
         """Whether guidance acts in a part of the run only."""
         return (self.cfg_start, self.cfg_end) != (0, 1)
 
@@ -55,22 +58,64 @@ class Approximations:
         return cfg if self.cfg_start <= progress < self.cfg_end else 1.0
 
 
+@dataclass(frozen=True)
+class CfgConditions:
+    """Both sides of the guidance. Only the positive one reads the references; without guidance there is no negative."""
+
+    dit: Dit
+    positive: Conditions
+    negative: Conditions | None
+    kv_caches: Sequence[LayerKVCache] | None = None
+    step_cache: StepCache | None = None
+
+    def branch(self, side: str) -> CfgBranchCache | None:
+        return None if self.step_cache is None else self.step_cache.branch(side)
+
+
+def guided_velocity(conditions: CfgConditions, x: torch.Tensor, temb: torch.Tensor, cfg: float) -> torch.Tensor:
+    """v = v_u + cfg * (v_c - v_u), [B, 16, h, w] float32. cfg 1 is v_c alone, at half the cost.
+
+    x: [B, 16, h, w] normalised latents. temb: [1, time_embed_dim]. Both sides run as one batch where their glyph embeddings
+    have one length and there are no references. Other lengths cannot be padded: the DiT ignores its text mask.
+    """
+    dit, positive, negative = conditions.dit, conditions.positive, conditions.negative
+
+    def one_side(side: str, seen: Conditions, kv_caches: Sequence[LayerKVCache] | None) -> torch.Tensor:
+        return velocity(dit, x, temb, seen, kv_caches=kv_caches, step_cache=conditions.branch(side))
+
+    if cfg == 1:
+        return one_side("positive", positive, conditions.kv_caches)
+    one_length = positive.glyph_embeds.shape == negative.glyph_embeds.shape
+    if conditions.kv_caches is None and one_length and batches_cfg(positive.prior_embeds[..., 0].numel()):
+        both = Conditions(
+            prior_embeds=torch.cat((positive.prior_embeds, negative.prior_embeds)),
+            glyph_embeds=torch.cat((positive.glyph_embeds, negative.glyph_embeds)),
+            image_rotary_emb=positive.image_rotary_emb,
+        )
+        v_c, v_u = velocity(dit, torch.cat((x, x)), temb, both, step_cache=conditions.branch("both")).chunk(2)
+    else:
+        v_c = one_side("positive", positive, conditions.kv_caches)
+        v_u = one_side("negative", negative, None)
+    return v_u + cfg * (v_c - v_u)
+
+
 @torch.inference_mode()
 def sample(
     dit: Dit,
     prior: Prior,
     positive: torch.Tensor,
     negative: torch.Tensor,
+    *,
     seeds: Sequence[int],
     steps: int = 50,
     cfg: float = 1.5,
     denoise: float = 1.0,
     latents: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    references: Sequence["Reference"] = (),
-    progress: Progress = no_progress,
+    references: Sequence[Reference] = (),
     approximations: Approximations = Approximations(),
     caches_on_device: bool = True,
+    progress: Progress = no_progress,
 ) -> torch.Tensor:
     """Paint the pictures that the prior plans, one for each seed.
 
@@ -80,91 +125,61 @@ def sample(
     positive, negative: glyph embeddings [1, L, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a
     denoise below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where
     `latents` must come out again. Image i starts from the first noise of a generator seeded with seeds[i]; a prior of
-    one image serves all of them. caches_on_device: as in `reference_cache`. Returns [B, 16, height / 8, width / 8]
+    one image serves all of them. caches_on_device: as `reference_kv_caches` takes it. Returns [B, 16, height / 8, width / 8]
     float32 in the VAE's space, on the CPU.
 
     Raises ValueError, before the model runs, for latents of another size, for a missing latent and for bad settings.
     """
-    grid = latent_grid(prior.width, prior.height)
-    batch = len(seeds)
-    check_sample(dit, prior, (positive, negative), batch, denoise, latents, mask)
+    batch, width, height, device = len(seeds), prior.width, prior.height, dit.device
+    check_sample(dit, prior, glyphs=(positive, negative), batch=batch, denoise=denoise, latents=latents, mask=mask)
     if denoise == 0:
         return latents.expand(batch, -1, -1, -1).clone()
-    schedule = partial_schedule(steps, denoise, dit.shift.of_size(prior.width, prior.height))
+    schedule = partial_schedule(steps, denoise, dit.shift.of_size(width, height))
+    progress(0, schedule.steps)
 
-    device = dit.device
-    mask = None if mask is None else mask.to(device, torch.float32)
-    noise = initial_noise(seeds, len(dit.space.mean), grid).to(device)
+    noise = initial_noise(seeds, len(dit.space.mean), latent_grid(width, height)).to(device)
     start = None if latents is None else dit.space.normalise(latents.to(device).float())
+    mask = None if mask is None else mask.to(device, torch.float32)
     x = noise if denoise == 1 else schedule.sigmas[0] * noise + (1 - schedule.sigmas[0]) * start
-    guide = CfgConditions(
+
+    without_guidance = cfg == 1
+    conditions = CfgConditions(
         dit,
-        positive=encode_conditions(dit, positive, prior.width, prior.height, batch, prior.tokens),
-        negative=None if cfg == 1 else encode_conditions(dit, negative, prior.width, prior.height, batch),
-        cache=reference_cache(dit, references, caches_on_device),
+        positive=encode_conditions(dit, positive, width, height, batch=batch, tokens=prior.tokens),
+        negative=None if without_guidance else encode_conditions(dit, negative, width, height, batch=batch),
+        kv_caches=reference_kv_caches(dit, references, caches_on_device),
         step_cache=StepCache(approximations.step_cache) if approximations.step_cache else None,
     )
-    times = dit.model.embed_time(schedule.timesteps.to(device), prior.width, prior.height, dit.dtype)  # [steps, time width]
+    tembs = dit.model.embed_time(schedule.timesteps.to(device), width, height, dit.dtype)  # [steps, time_embed_dim]
 
     for step in range(schedule.steps):
         sigma, sigma_next = schedule.sigmas[step : step + 2]
-        cfg_now = approximations.cfg_at(progress_of(schedule.timesteps[step].item()), cfg)
-        seen = x if mask is None else torch.lerp(sigma * noise + (1 - sigma) * start, x, mask)
-        v = guided_velocity(guide, seen, times[step : step + 1], cfg_now)
-        if mask is not None:  # what is masked out is known, before and after
-            v = (x - torch.lerp(start, seen - sigma * v, mask)) / sigma
+        cfg_now = approximations.cfg_at(run_progress(schedule.timesteps, step), cfg)
+        x_in = x if mask is None else torch.lerp(sigma * noise + (1 - sigma) * start, x, mask)
+        v = guided_velocity(conditions, x_in, tembs[step : step + 1], cfg_now)
+        if mask is not None:  # outside the mask the result is known: the velocity leads there
+            v = (x - torch.lerp(start, x_in - sigma * v, mask)) / sigma
         x = x + (sigma_next - sigma) * v
         progress(step + 1, schedule.steps)
-    if guide.step_cache is not None:
-        log.info(str(guide.step_cache))
+    if conditions.step_cache is not None:
+        log.info(str(conditions.step_cache))
     return dit.space.denormalise(x).cpu()
-
-
-@dataclass(frozen=True)
-class CfgConditions:
-    """Both sides of the guidance. Only the positive one reads the reference cache; without guidance there is no negative."""
-
-    dit: Dit
-    positive: Conditions
-    negative: Conditions | None
-    cache: "Sequence[ReferenceLayer] | None" = None
-    step_cache: StepCache | None = None
-
-    def steps_before(self, side: str) -> Branch | None:
-        return None if self.step_cache is None else self.step_cache.branch(side)
-
-
-def guided_velocity(guide: CfgConditions, x: torch.Tensor, time: torch.Tensor, cfg: float) -> torch.Tensor:
-    """v = v_u + cfg * (v_c - v_u), [B, 16, h, w] float32. cfg 1 is v_c alone, at half the cost.
-
-    x: [B, 16, h, w] normalised latents. time: [1, time width]. The two sides share a pass where their texts have one length
-    and there is no cache: the DiT's own mask for texts masks nothing.
-    """
-    if cfg == 1:
-        return velocity(guide.dit, x, time, guide.positive, guide.cache, guide.steps_before("positive"))
-    positive, negative = guide.positive, guide.negative
-    same_shape = positive.glyphs.shape == negative.glyphs.shape
-    if guide.cache is None and same_shape and batches_cfg(positive.prior[..., 0].numel()):
-        both = Conditions(
-            torch.cat((positive.prior, negative.prior)), torch.cat((positive.glyphs, negative.glyphs)), positive.rope
-        )
-        v, v_u = velocity(guide.dit, torch.cat((x, x)), time, both, None, guide.steps_before("both")).chunk(2)
-    else:
-        v = velocity(guide.dit, x, time, positive, guide.cache, guide.steps_before("positive"))
-        v_u = velocity(guide.dit, x, time, negative, None, guide.steps_before("negative"))
-    return v_u + cfg * (v - v_u)
 
 
 def check_sample(
     dit: Dit,
     prior: Prior,
+    *,
     glyphs: Sequence[torch.Tensor],
     batch: int,
     denoise: float,
     latents: torch.Tensor | None,
     mask: torch.Tensor | None,
 ) -> None:
-    """Raise ValueError where the inputs of `sample` do not go together. Runs nothing, so it can go before a model is moved."""
+    """Raise ValueError where the inputs of `sample` do not go together. Runs nothing, so it can go before a model is moved.
+
+    glyphs: the embeddings of both sides, [1, L, D] each. The other inputs: as `sample` takes them.
+    """
     config = dit.model.config
     check_attention(dit)
     if prior.batch not in (1, batch):
@@ -181,8 +196,10 @@ def check_sample(
                 "it comes from another text encoder than GLM-Image's"
             )
     if latents is None:
-        if denoise < 1 or mask is not None:
+        if denoise < 1:
             raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
+        if mask is not None:
+            raise ValueError("there is a mask, but no latent image whose masked part could be kept")
         return
     if latents.ndim != 4 or latents.shape[1] != config.in_channels:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The DiT as a component, what it is conditioned on, and one forward: the velocity."""
+"""The DiT as a component, what it is conditioned on, and one velocity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,13 +12,12 @@ from ..diffusion import dit_token_count, latent_grid
 from ..placement.compute import compile_blocks, use_attention_backend
 from ..vae import LatentSpace
 from .geometry import prior_for_dit
-from .kv_cache import LayerKeysValues
+from .kv_cache import LayerKeysValues, LayerKVCache, LayerKVWriter
 from .schedule import Shift
-from .step_cache import Branch
+from .step_cache import CfgBranchCache
 
 if TYPE_CHECKING:
-    from .kv_cache import ReferenceLayer, WrittenLayer
-    from .transformer import GlmImageDit
+    from .transformer import GlmImageDit  # importing it imports diffusers
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,36 +44,44 @@ class Dit(Component):
         return () if self.quantized_by else self.model.transformer_blocks  # other libraries' weights cannot be copied alone
 
 
+def configure_compute(dit: Dit, attention: str, compiled: bool, device: torch.device) -> Dit:
+    """Set the attention backend of a DiT, and have its blocks compiled. Raises as `placement.compute` does."""
+    use_attention_backend(dit.model, attention, device)
+    if compiled:
+        compile_blocks(dit.model)
+    return replace(dit, attention=attention, compiled=compiled)
+
+
 @dataclass(frozen=True)
 class Conditions:
-    """What the DiT sees beside the latents and the time, on its device: all that stays the same through a run.
+    """What one side of the guidance sees beside latents and time: it stays the same through a run. On the DiT's device.
 
-    prior: [B, T, D], glyphs: [B, L, D], projected to the stream. rope: cosine and sine, [T, head width] each.
+    prior_embeds: [B, T, D], glyph_embeds: [B, L, D]. image_rotary_emb: cosine and sine, [T, head width] each.
     """
 
-    prior: torch.Tensor
-    glyphs: torch.Tensor
-    rope: tuple[torch.Tensor, torch.Tensor]
+    prior_embeds: torch.Tensor
+    glyph_embeds: torch.Tensor
+    image_rotary_emb: tuple[torch.Tensor, torch.Tensor]
 
 
 def encode_conditions(
-    dit: Dit, glyphs: torch.Tensor, width: int, height: int, batch: int, tokens: torch.Tensor | None = None
+    dit: Dit, glyphs: torch.Tensor, width: int, height: int, *, batch: int, tokens: torch.Tensor | None = None
 ) -> Conditions:
-    """What one side of the guidance sees. Without prior tokens it is the negative side, where every one is dropped.
+    """The conditions of one side of the guidance. Without prior tokens it is the negative side, where the prior is dropped.
 
-    glyphs: [1, L, text width] embeddings. tokens: [1 or B, height / 32, width / 32] prior tokens; sides in pixels.
+    glyphs: [1, L, text width] embeddings. tokens: [1 or B, height / 32, width / 32] prior tokens. width, height: pixels.
     """
     model = dit.model
     prior = model.null_prior(dit.device) if tokens is None else model.embed_prior(prior_for_dit(tokens).to(dit.device))
     return Conditions(
-        prior=prior.to(dit.dtype).expand(batch, dit_token_count(width, height), -1),
-        glyphs=dit.model.embed_glyphs(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),
-        rope=rope(dit, width, height),
+        prior_embeds=prior.to(dit.dtype).expand(batch, dit_token_count(width, height), -1),
+        glyph_embeds=model.embed_glyphs(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),
+        image_rotary_emb=rope(dit, width, height),
     )
 
 
 def rope(dit: Dit, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of the rotary embedding of a picture of width x height pixels, [tokens, head width] each."""
+    """Cosine and sine of the rotary embedding of a picture of width x height pixels, [T, head width] each."""
     shape_only = torch.empty(1, 0, *latent_grid(width, height))
     cosine, sine = dit.model.rope(shape_only)
     return cosine.to(dit.device), sine.to(dit.device)
@@ -83,14 +90,23 @@ def rope(dit: Dit, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]
 def velocity(
     dit: Dit,
     x: torch.Tensor,
-    time: torch.Tensor,
+    temb: torch.Tensor,
     conditions: Conditions,
-    cache: "Sequence[ReferenceLayer] | Sequence[WrittenLayer] | None" = None,
-    steps_before: Branch | None = None,
+    *,
+    kv_caches: Sequence[LayerKVCache] | Sequence[LayerKVWriter] | None = None,
+    step_cache: CfgBranchCache | None = None,
 ) -> torch.Tensor:
-    """One forward of the DiT, [B, 16, h, w] float32. time: [1 or B, time width]."""
-    prior, glyphs, rope = conditions.prior, conditions.glyphs, conditions.rope
-    return dit.model(x.to(dit.dtype), time.expand(len(x), -1), prior, glyphs, rope, cache, steps_before).float()
+    """One forward of the DiT, [B, 16, h, w] float32. x: [B, 16, h, w] noised latents, temb: [1 or B, time_embed_dim]."""
+    out = dit.model(
+        x.to(dit.dtype),
+        temb=temb.expand(len(x), -1),
+        prior_embeds=conditions.prior_embeds,
+        glyph_embeds=conditions.glyph_embeds,
+        image_rotary_emb=conditions.image_rotary_emb,
+        kv_caches=kv_caches,
+        step_cache=step_cache,
+    )
+    return out.float()
 
 
 def check_attention(dit: Dit) -> None:
@@ -106,11 +122,3 @@ def check_attention(dit: Dit) -> None:
                 f"the attention of the DiT was replaced by {type(block.attn1.processor).__name__}, which knows neither positions "
                 "nor references; choose another attention in Load GLM-Image DiT instead"
             )
-
-
-def configure_compute(dit: "Dit", attention: str, compiled: bool, device: torch.device) -> "Dit":
-    """Have a DiT compute so on a device: its attention by a backend, its blocks compiled. Raises as the checks do."""
-    use_attention_backend(dit.model, attention, device)
-    if compiled:
-        compile_blocks(dit.model)
-    return replace(dit, attention=attention, compiled=compiled)

@@ -1,6 +1,6 @@
-"""Prior tokens: the plan of a picture, written by the AR model one token at a time.
+"""Stage 1: prior tokens, the plan of a picture, written by the AR model one token at a time.
 
-    layout    which grids are emitted, and where every token stands
+    layout    which grids are emitted, and the position of every token
     decode    the prompt, then token after token (decoder.py)
     sample    temperature, top-k, top-p, then a race of exponentials drawn on the CPU
 
@@ -8,9 +8,9 @@ Knows nothing of devices beyond where the model is, and nothing of the process's
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 
@@ -19,19 +19,19 @@ from ..progress import Progress, no_progress
 from .ar_model import ArModel
 from .decoder import decoder, prefill
 from .geometry import check_size, preview_grid, prior_grid
+from .references import Reference
 from .token_preview import token_picture
 
-if TYPE_CHECKING:
-    from .references import Reference
-
-
 log = logging.getLogger(__name__)
-SYNC_EVERY = 8  # tokens between two looks at an accelerator's work
+
+SYNC_EVERY = 8
+"""Tokens that an accelerator decodes before the CPU reads them. Reading waits for the device; eight hide the wait and still
+show progress and react to an interrupt many times a second."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the logits. The defaults are the reference's.
+    """How a token is drawn from the logits. The defaults are the reference implementation's.
 
     temperature 0 takes the likeliest token, top_p 1 and top_k 0 switch those filters off. Raises ValueError for values
     that mean nothing.
@@ -79,10 +79,11 @@ def generate_prior(
     prompt: str,
     width: int,
     height: int,
+    *,
     seed: int,
     batch: int = 1,
     sampling: Sampling = Sampling(),
-    references: Sequence["Reference"] = (),
+    references: Sequence[Reference] = (),
     progress: Progress = no_progress,
 ) -> Prior:
     """Plan `batch` pictures of width x height pixels.
@@ -96,12 +97,19 @@ def generate_prior(
         log.warning("temperature 0 takes the likeliest token every time; the model degenerates to flat areas that way")
     large = prior_grid(width, height)
     grids = [large] if references else [preview_grid(large), large]  # in the order they are emitted
-    ids, reference_starts = prompt_ids(ar, prompt, grids, [reference.vision_tokens for reference in references])
-    positions, end = prompt_positions(len(ids), reference_starts, [reference.grid for reference in references])
-    tokens = decode_grids(ar, ids, positions, end, grids, image_seeds(seed, batch), sampling, progress)
-    preview = None if references else tokens[0]
-    ids_of_references = tuple(reference.id for reference in references)
-    return Prior(tokens[-1], preview, width, height, prompt, seed, sampling, ar.codebook, ids_of_references)
+    layout = lay_out(ar, prompt, grids, references)
+    emitted = decode_grids(ar, layout, grids, seeds=image_seeds(seed, batch), sampling=sampling, progress=progress)
+    return Prior(
+        tokens=emitted[-1],
+        preview=None if references else emitted[0],
+        width=width,
+        height=height,
+        prompt=prompt,
+        seed=seed,
+        sampling=sampling,
+        codebook=ar.codebook,
+        references=tuple(reference.id for reference in references),
+    )
 
 
 def check_prompt(ar: ArModel, prompt: str) -> None:
@@ -110,6 +118,24 @@ def check_prompt(ar: ArModel, prompt: str) -> None:
         raise ValueError("the prompt is empty; describe the picture")
     if reserved := [mark for mark in ar.tokenizer.all_special_tokens if mark in prompt]:
         raise ValueError(f"the prompt contains {reserved[0]!r}, a control token of the AR model; remove it")
+
+
+class Layout(NamedTuple):
+    """The prompt, and where all tokens stand in time, height and width.
+
+    ids: [S] int64 of the prompt, positions: [3, S] of them, following: [3, T] of the tokens that will be emitted.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    following: torch.Tensor
+
+
+def lay_out(ar: ArModel, prompt: str, grids: Sequence[Grid], references: Sequence[Reference]) -> Layout:
+    """The layout of a prompt with its references before it and the grids, in the order they are emitted, after it."""
+    ids, starts = prompt_ids(ar, prompt, grids, [reference.vision_tokens for reference in references])
+    positions, end = prompt_positions(len(ids), starts, [reference.grid for reference in references])
+    return Layout(ids, positions, emitted_positions(end, grids))
 
 
 def prompt_ids(
@@ -181,53 +207,60 @@ def _text_positions(start: int, count: int) -> torch.Tensor:
 
 def decode_grids(
     ar: ArModel,
-    ids: torch.Tensor,
-    positions: torch.Tensor,
-    end: int,
+    layout: Layout,
     grids: Sequence[Grid],
+    *,
     seeds: Sequence[int],
     sampling: Sampling,
-    progress: Progress,
+    progress: Progress = no_progress,
 ) -> list[torch.Tensor]:
-    """Emit the grids one after another for each seed. Returns one [B, height, width] int64 tensor per grid, on the CPU.
+    """Emit the grids one after another for each seed. Returns one [B, height, width] int64 tensor per grid, on the CPU."""
+    total = layout.following.shape[1]
+    emitted = torch.zeros(len(seeds), total, dtype=torch.int64)  # [B, T]
+    done = 0
+    progress(done, total)
+    for tokens in decode_tokens(ar, layout, seeds, sampling):
+        emitted[:, done : done + tokens.shape[1]] = tokens
+        done += tokens.shape[1]
+        progress(done, total, lambda so_far=emitted[:, :done]: token_picture(ar.palette, so_far, grids))
+    split = emitted.split([grid.tokens for grid in grids], dim=1)
+    return [tokens.reshape(-1, *grid) for tokens, grid in zip(split, grids, strict=True)]
+
+
+def decode_tokens(ar: ArModel, layout: Layout, seeds: Sequence[int], sampling: Sampling) -> Iterator[torch.Tensor]:
+    """Emit T tokens for each seed; yields [B, n] int64 on the CPU, one token or SYNC_EVERY at once.
 
     All seeds share the prompt, so it is run once and its cache repeated. The last token is sampled but never fed back:
     nothing follows it.
     """
+    total, vocabulary = layout.following.shape[1], ar.model.config.text_config.vision_vocab_size
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    draw = _sampler(sampling)
-    following = emitted_positions(end, grids)
-    total = following.shape[1]
-    width = ar.model.config.text_config.vision_vocab_size
-    at_once = tokens_per_sync(ar.device)
-
-    logits, run = prefill(ar, ids, positions, following[:, :-1], len(seeds))
-    decode = decoder(run)
-    emitted = torch.zeros(len(seeds), total, dtype=torch.int64, device=ar.device)  # [B, T]
-    coming = exponential_noise(generators, min(at_once, total), width)
+    sample, at_once = sampler(sampling), tokens_per_sync(ar.device)
+    logits, state = prefill(ar, layout.ids, layout.positions, layout.following[:, :-1], batch=len(seeds))
+    decode = decoder(state)
+    next_noise = exponential_noise(generators, min(at_once, total), vocabulary)
     for start in range(0, total, at_once):
-        stop = min(start + at_once, total)
-        noise = coming.to(ar.device)
-        for step in range(start, stop):
-            token = emitted[:, step] = draw(logits, noise[:, step - start, : ar.codebook_size])
+        steps = range(start, min(start + at_once, total))
+        noise = next_noise.to(ar.device)
+        tokens = torch.empty(len(seeds), len(steps), dtype=torch.int64, device=ar.device)
+        for index, step in enumerate(steps):
+            token = sample(logits, noise[:, index, : ar.codebook_size])
+            tokens[:, index] = token
             if step + 1 < total:
                 logits = decode(token, step)
-        coming = exponential_noise(generators, min(at_once, total - stop), width)  # while the device works
-        done = emitted[:, :stop].cpu()  # waits for it
-        progress(stop, total, lambda done=done: token_picture(ar.palette, done, grids))
-    split = emitted.cpu().split([grid.tokens for grid in grids], dim=1)
-    return [part.reshape(-1, *grid) for part, grid in zip(split, grids, strict=True)]
+        next_noise = exponential_noise(generators, min(at_once, total - steps.stop), vocabulary)  # while the device works
+        yield tokens.cpu()  # waits for the device
 
 
 def tokens_per_sync(device: torch.device) -> int:
-    """How many tokens are decoded between two looks at them: each look makes an accelerator wait, and costs the CPU nothing."""
+    """How many tokens are decoded before the CPU reads them: reading makes an accelerator wait, and costs the CPU nothing."""
     return 1 if device.type == "cpu" else SYNC_EVERY
 
 
 def exponential_noise(generators: Sequence[torch.Generator], count: int, width: int) -> torch.Tensor:
     """Exponential noise on the CPU for `count` tokens of each sequence: [B, count, width] float32.
 
-    Token by token, as the reference draws it: one call for several would give other numbers.
+    Token by token, as the reference implementation draws it: one call for several tokens would give other numbers.
     """
     noise = torch.empty(len(generators), count, width)
     for rows, generator in zip(noise, generators, strict=True):
@@ -236,7 +269,7 @@ def exponential_noise(generators: Sequence[torch.Generator], count: int, width: 
     return noise
 
 
-def _sampler(sampling: Sampling) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def sampler(sampling: Sampling) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """(logits [B, V], exponential noise [B, V]) -> tokens [B], by transformers' own filters in its order."""
     if sampling.temperature == 0:
         return lambda logits, noise: logits.argmax(dim=-1)
@@ -249,11 +282,11 @@ def _sampler(sampling: Sampling) -> Callable[[torch.Tensor, torch.Tensor], torch
     if sampling.top_p < 1:
         filters.append(TopPLogitsWarper(sampling.top_p))
 
-    def draw(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def sample(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         for keep in filters:
             logits = keep(None, logits)
-        # `torch.multinomial(p, 1)` is the argmax of p / E with E exponential. With E from the CPU, tokens are the
-        # reference's there, and the same ones on every device and in every batch.
+        # `torch.multinomial(p, 1)` is the argmax of p / E with E exponential. With E from the CPU, tokens are those of the
+        # reference implementation there, and the same ones on every device and in every batch.
         return (logits.softmax(dim=-1) / noise).argmax(dim=-1)
 
-    return draw
+    return sample

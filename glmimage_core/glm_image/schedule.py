@@ -61,6 +61,15 @@ def progress_of(timestep: float) -> float:
     return round(1 - (timestep + 1) / TRAIN_STEPS, 5)  # a step at 0.2 is at 0.2, also when float32 sigmas say where
 
 
+def run_progress(timesteps: torch.Tensor, step: int) -> float:
+    """How much of a run is done before a step: 0 at the first one, whatever part of the whole schedule the run is.
+
+    timesteps: [S], of the run.
+    """
+    begin, now = (progress_of(timesteps[index].item()) for index in (0, step))
+    return round((now - begin) / (1 - begin), 5)
+
+
 def full_schedule(steps: int, mu: float) -> Schedule:
     """The reference schedule of `steps` steps from pure noise to the picture.
 

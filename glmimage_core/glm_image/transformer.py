@@ -1,76 +1,74 @@
-"""diffusers' DiT with its forward cut where a run repeats itself.
+"""The DiT's forward: diffusers' own, cut where a run repeats itself.
 
-Its own forward projects the prior tokens, the glyph embeddings and the time embedding in every step. Here they are three
-methods, called as often as their inputs change, and what is left is the forward. Importing this imports diffusers.
+diffusers' forward projects the prior tokens, the glyph embeddings and the time embedding in every step. Here these are
+methods, called as often as their inputs change, and `forward` is what is left. Importing this imports diffusers.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from diffusers import GlmImageTransformer2DModel
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from .kv_cache import ReferenceLayer, WrittenLayer
-    from .step_cache import Branch
+from .kv_cache import LayerKVCache, LayerKVWriter
+from .step_cache import CfgBranchCache
 
 
 class GlmImageDit(GlmImageTransformer2DModel):
     """The same weights, names and arithmetic. D is the width of the stream, T the tokens of the picture."""
 
     def embed_prior(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Prior tokens at the DiT's grid, [B, T] int64, as what is added to the image's tokens: [B, T, D]."""
+        """Prior tokens at the DiT's grid, [B, T] int64, as what is added to the picture's tokens: [B, T, D]."""
         return self.prior_projector(self.prior_token_embedding(tokens))
 
     def null_prior(self, device: torch.device) -> torch.Tensor:
-        """What is added for a prior token that is dropped, for each the same: [1, 1, D]."""
+        """What is added to every token where the prior is dropped: [1, 1, D]."""
         any_token = torch.zeros(1, 1, dtype=torch.int64, device=device)
         return self.prior_projector(self.prior_token_embedding(any_token) * 0.0)
 
     def embed_glyphs(self, glyphs: torch.Tensor) -> torch.Tensor:
-        """Glyph embeddings [B, L, text_embed_dim] as the text's tokens: [B, L, D]."""
+        """ByT5's embeddings [B, L, text_embed_dim] as the text's tokens: [B, L, D]."""
         return self.glyph_projector(glyphs)
 
     def embed_time(self, timesteps: torch.Tensor, width: int, height: int, dtype: torch.dtype) -> torch.Tensor:
-        """The conditioning of the norms at timesteps [N] for a picture of width x height pixels: [N, time_embed_dim]."""
+        """What the norms are conditioned on at timesteps [N] for a picture of width x height pixels: [N, time_embed_dim]."""
         size = torch.cat([torch.full_like(timesteps[:, None], side, dtype=torch.float32) for side in (height, width)], dim=1)
         return self.time_condition_embed(timesteps, size, torch.zeros_like(size), dtype)
 
     def forward(
         self,
-        x: torch.Tensor,
-        time: torch.Tensor,
-        prior: torch.Tensor,
-        glyphs: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        kv_caches: "Sequence[ReferenceLayer] | Sequence[WrittenLayer] | None" = None,
-        steps_before: "Branch | None" = None,
+        hidden_states: torch.Tensor,
+        *,
+        temb: torch.Tensor,
+        prior_embeds: torch.Tensor,
+        glyph_embeds: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        kv_caches: Sequence[LayerKVCache] | Sequence[LayerKVWriter] | None = None,
+        step_cache: CfgBranchCache | None = None,
     ) -> torch.Tensor:
-        """x: [B, 16, h, w] noised latents. The rest as the methods above and `rope` give it, for B pictures.
+        """The velocity, [B, 16, h, w], at noised latents hidden_states, [B, 16, h, w].
 
-        With what the steps before left in `steps_before`, all blocks but the first may be skipped. Returns the velocity,
-        [B, 16, h, w].
+        temb: [B, time_embed_dim], prior_embeds: [B, T, D], glyph_embeds: [B, L, D], image_rotary_emb: cosine and sine, [T,
+        head width] each, as the methods above and `rope` give them. kv_caches: one a layer. With a step_cache, all blocks
+        but the first may be skipped.
         """
         first, *others = zip(self.transformer_blocks, kv_caches or [None] * len(self.transformer_blocks), strict=True)
-        embedded = self.image_projector(x) + prior  # [B, T, D]
-        image, text = self._through([first], embedded, glyphs, time, rope)
-        rest = None if steps_before is None else steps_before.rest(change=image - embedded)
-        if rest is None:
-            begun = image
-            image, text = self._through(others, image, text, time, rope)
-            if steps_before is not None:
-                steps_before.keep(image - begun)
+        stream = self.image_projector(hidden_states) + prior_embeds  # [B, T, D]
+        after_first, text = self._through([first], stream, glyph_embeds, temb, image_rotary_emb)
+        residual = None if step_cache is None else step_cache.lookup(after_first - stream)
+        if residual is None:
+            image, text = self._through(others, after_first, text, temb, image_rotary_emb)
+            if step_cache is not None:
+                step_cache.store(image - after_first)
         else:
-            image = image + rest
-        patches = self.proj_out(self.norm_out(image, time))  # [B, T, patch * patch * 16]
+            image = after_first + residual
+        patches = self.proj_out(self.norm_out(image, temb))  # [B, T, patch * patch * 16]
         size = self.config.patch_size
-        batch, _, height, width = x.shape
+        batch, _, height, width = hidden_states.shape
         patches = patches.view(batch, height // size, width // size, -1, size, size)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
 
     @staticmethod
-    def _through(blocks, image, text, time, rope):
+    def _through(blocks, image, text, *conditioning):
         for block, kv_cache in blocks:
-            image, text = block(image, text, time, rope, kv_cache=kv_cache)
+            image, text = block(image, text, *conditioning, kv_cache=kv_cache)
         return image, text

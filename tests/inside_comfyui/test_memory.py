@@ -413,10 +413,10 @@ def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(library, 
     settings = {"model": model, "positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
     (expected,) = run("GLMImageSampler", **settings)
     seen = []
-    get = kv_cache.ReferenceLayer.get
-    on = kv_cache.ReferenceLayer.on
-    monkeypatch.setattr(kv_cache.ReferenceLayer, "on", lambda *inputs: seen.append("on") or on(*inputs))
-    monkeypatch.setattr(kv_cache.ReferenceLayer, "get", lambda *inputs: seen.append("get") or get(*inputs))
+    get = kv_cache.LayerKVCache.get
+    on = kv_cache.LayerKVCache.on
+    monkeypatch.setattr(kv_cache.LayerKVCache, "on", lambda *inputs: seen.append("on") or on(*inputs))
+    monkeypatch.setattr(kv_cache.LayerKVCache, "get", lambda *inputs: seen.append("get") or get(*inputs))
     weights = model_management.module_size(model.model)
     monkeypatch.setattr(model_management, "get_total_memory", lambda *inputs, **options: weights)
     monkeypatch.setattr(model_management, "extra_reserved_memory", lambda: 0)

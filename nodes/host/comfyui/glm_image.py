@@ -22,7 +22,7 @@ from ....glmimage_core.glm_image.denoise import check_sample
 from ....glmimage_core.glm_image.dit import Conditions, Dit, encode_conditions, velocity
 from ....glmimage_core.glm_image.files.load import load_dit, load_vae, load_vae_of
 from ....glmimage_core.glm_image.memory import dit_bytes
-from ....glmimage_core.glm_image.reference_cache import reference_cache
+from ....glmimage_core.glm_image.reference_cache import reference_kv_caches
 from ....glmimage_core.glm_image.references import Reference, check_references, sizes_of
 from ....glmimage_core.glm_image.schedule import TRAIN_STEPS, shift_sigma, timestep_of_sigma
 from ....glmimage_core.latent_preview import LatentColours, fit_latent_colours
@@ -168,22 +168,24 @@ class GlmImageModel(comfy.model_base.BaseModel):
         drop = prompt_type == "negative" or (prompt_type != "positive" and bool(options.get(DROP_KEY)))
         if PRIOR_KEY in options or not drop:
             prior = options[PRIOR_KEY] if drop else applied_prior(options, prompt_type)
-            check_sample(self.dit, prior, (cross_attn,), len(noise), denoise=1, latents=noise, mask=None)
+            check_sample(self.dit, prior, glyphs=(cross_attn,), batch=len(noise), denoise=1, latents=noise, mask=None)
         references = () if drop else options.get(REFERENCES_KEY, ())
         check_references(references, space=self.dit.space)
         dit = self._dit_with_its_weights(device)
         height, width = (side * LATENT_PX for side in noise.shape[2:])
         with torch.inference_mode():
-            seen = encode_conditions(dit, cross_attn, width, height, 1 if drop else prior.batch, None if drop else prior.tokens)
+            seen = encode_conditions(
+                dit, cross_attn, width, height, batch=1 if drop else prior.batch, tokens=None if drop else prior.tokens
+            )
             conds = {
-                "glyphs": comfy.conds.CONDRegular(seen.glyphs),
-                "prior": comfy.conds.CONDRegular(seen.prior),
-                "rope": Rotary(seen.rope),
+                "glyphs": comfy.conds.CONDRegular(seen.glyph_embeds),
+                "prior": comfy.conds.CONDRegular(seen.prior_embeds),
+                "rope": Rotary(seen.image_rotary_emb),
             }
             if references:
                 sizes = _sizes(references)
                 there = self._caches_fit(2 * len(noise), height, width, cross_attn.shape[1], sizes)
-                conds["cache"] = References(reference_cache(dit, references, there), sizes)
+                conds["cache"] = References(reference_kv_caches(dit, references, there), sizes)
         return conds
 
     def extra_conds_shapes(self, **options) -> dict[str, list]:
@@ -253,9 +255,9 @@ class GlmImageModel(comfy.model_base.BaseModel):
             )
         self._say_what_has_no_effect(transformer_options)
         step_cache = transformer_options.get(STEP_CACHE_KEY)
-        steps_before = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]))
-        with _attention_patches(self.diffusion_model, patches, transformer_options, conditions.glyphs.shape[1]):
-            return velocity(dit, x, time, conditions, conds.get("cache"), steps_before)
+        branch = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]))
+        with _attention_patches(self.diffusion_model, patches, transformer_options, conditions.glyph_embeds.shape[1]):
+            return velocity(dit, x, time, conditions, kv_caches=conds.get("cache"), step_cache=branch)
 
     def _say_what_has_no_effect(self, transformer_options: dict) -> None:
         """Warn, once for each, of patches that change nothing here."""
