@@ -1,37 +1,35 @@
-"""GLM-Image as a library: read it in this order and you can rebuild the model.
+"""GLM-Image and its family as a library. Start with `GlmImage`, the door for Python, in glm_image/pipeline.py.
 
-    component    one model of a checkpoint, and where and in what precision it computes
-    geometry     pixels <-> prior grid <-> latents; the preview grid; fitting a reference
-    pixels       picture tensors <-> PIL, checked once
-    glyphs       the text to be drawn: found in a prompt, encoded by ByT5
-    references   reference images: fitted picture, vision tokens, VAE latents
-    prior        prior tokens: layout, decode, sample
-    decoder      the AR model at one token a step, over a static key/value cache
-    schedule     timesteps, shifted sigmas and the map between them
-    transformer  diffusers' DiT, cut where a run repeats itself
-    denoise      the DiT: reference key/value caches, guided velocity, the Euler loop
-    step_cache   an approximation: skips most of a step where little has changed
-    vae          pixels <-> latents, tiling
-    preview      small pictures of work in progress: the token grid, latents without the VAE
-    lora         LoRA files: read, matched to layers, laid over the weights and taken off
-    rewriting    what a language model is told to make of a prompt, and what becomes of its answer
-    chat         a language model behind an OpenAI-compatible endpoint
-    folders      a checkpoint folder: its layout, and finding one
-    description  what a checkpoint holds and what is wrong with it, from configs and file headers
-    checkpoint   load one component of a checkpoint folder
-    recognise    which component a safetensors file's header is of, and the config that its shapes say
-    single_file  one component in one safetensors file: find it, check it, load it
-    quantization weights in fewer bits: layers, formats, a linear layer that computes with them
-    nf4          its 4-bit format
-    foreign      checkpoints that other libraries quantized
-    quantized_checkpoint   writes a checkpoint anew with weights in fewer bits
-    residency    which model is on the device, and who must leave
-    streaming    a model that does not fit: brought to the device block by block
-    memory       how many bytes each stage needs, predicted from the configs
-    sizes        the numbers of the random checkpoints, and of the released one
-    tiny         writes a random checkpoint in the released layout
+    glm_image       the method, in reading order: read it and you can rebuild the model
+    cogview3        CogView3-Plus and CogView3-Base, GLM-Image's predecessors
+    language        language models that rewrite prompts and describe pictures
+    tiny            random checkpoints in the released layouts
 
-It knows nothing of ComfyUI, prints nothing, downloads nothing and moves no model on its own: progress, interruption and
-placement come in as arguments. Only `chat` speaks to the network, to the one address it is given. Models are the classes of
-transformers and diffusers, imported when first used.
+    progress        the callback that every long loop reports to
+    units           bytes as people read them
+    images          picture tensors to and from PIL
+    quoted          the texts between quotation marks in a prompt
+    component       a model with its device, precision and LoRAs
+    diffusion       what all painters share: grids of latents, the first noise, the seeds of a batch
+    vae             pixels <-> latents, tiling
+    latent_preview  latents as colours, without the VAE
+    endpoint        an HTTP client with limits
+
+    checkpoints     files on disk: folders, headers, reports, building a model
+    weights         how weights are held and changed: quantization, LoRA
+    placement       which model is on the device, streaming, memory, how it computes
+
+Arrows point down: families import the shared modules, and these the plumbing. The library knows nothing of ComfyUI. It prints
+nothing, downloads nothing, chooses no device and reads no environment; progress, interruption and placement come in as
+arguments. Only `endpoint`, and `language.chat` and `glm_image.remote` through it, speak to the network, each to the one address
+that it is given. Models are the classes of transformers and diffusers, imported when first used.
 """
+
+
+def __getattr__(name: str):
+    """`GlmImage`, imported when it is asked for: the plumbing is of use without PyTorch."""
+    if name != "GlmImage":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .glm_image.pipeline import GlmImage
+
+    return GlmImage

@@ -20,8 +20,9 @@ from ..ar_model import HALVES
 
 PIPELINE_CLASS = "GlmImagePipeline"
 NANO = "nano (built in)"
-BUILT_IN = {NANO: Path(__file__).resolve().parents[3] / "nano"}
-"""Checkpoints that come with the pack, by name."""
+LIBRARY = Path(__file__).resolve().parents[2]
+BUILT_IN = {NANO: next((folder for folder in (LIBRARY / "nano", LIBRARY.parent / "nano") if folder.is_dir()), LIBRARY / "nano")}
+"""Checkpoints that come with the pack, by name: inside the library where pip installed it, beside it in the pack's folder."""
 
 RELEASED_SPACE = LatentSpace(
     mean=(

@@ -1,0 +1,202 @@
+"""GLM-Image from Python: the method in one screen.
+
+glm = GlmImage.load("models/diffusers/GLM-Image", device="cuda")   # or GlmImage.nano()
+plan = glm.plan('A red star, the word "HI" at the top.', 1024, 1024, seed=0)
+glm.paint(plan, seed=0, steps=50)[0].save("star.png")
+
+room = glm.reference(Image.open("room.png"))
+glm.paint(glm.plan("It is night.", references=[room]), references=[room])[0].save("night.png")
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from typing_extensions import Self
+
+from ..component import Component
+from ..diffusion import image_seeds
+from ..images import to_pictures
+from ..placement.prediction import Job
+from ..placement.residency import Residency, current
+from ..progress import Progress, no_progress
+from ..quoted import find_quoted_texts
+from ..vae import TILE_PX, Vae, decode, tiles_by_size, vae_decode_bytes, vae_encode_bytes
+from .ar_model import ArModel, fit, vision_tokens
+from .denoise import Approximations, sample
+from .dit import Dit
+from .files.components import BUILT_IN, NANO
+from .files.load import load_ar, load_dit, load_glyph_encoder, load_vae
+from .glyphs import GlyphEncoder, encode_glyph_texts
+from .memory import dit_bytes, prior_bytes, vision_bytes
+from .prior import Prior, Sampling, generate_prior
+from .references import Reference, check_references, latents_of, sizes_of
+
+SIDE = 1024  # pixels along each side of a picture without references whose size is not given
+
+
+@dataclass(eq=False)
+class GlmImage:
+    """A checkpoint that computes on one device. Make one with `load` or `nano`.
+
+    Each model is loaded to the CPU when a stage first needs it. Before a stage it moves to the device, where it stays while
+    there is room; a DiT that does not fit is streamed block by block. quantization: of the AR model and the DiT.
+    """
+
+    checkpoint: Path
+    device: torch.device
+    dtype: str = "auto"
+    quantization: str = "none"
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        dtype: str = "auto",
+        quantization: str = "none",
+    ) -> Self:
+        """A checkpoint folder in diffusers' layout. What is wrong with a component is raised when a stage first needs it."""
+        return cls(Path(checkpoint), torch.device(device), dtype, quantization)
+
+    @classmethod
+    def nano(cls, device: str | torch.device = "cpu") -> Self:
+        """The very small model that comes with the pack: coloured shapes and words, 192 to 384 pixels a side."""
+        return cls(BUILT_IN[NANO], torch.device(device), "float32")
+
+    @cached_property
+    def residency(self) -> Residency:
+        return Residency(self.device)
+
+    @cached_property
+    def ar(self) -> ArModel:
+        return load_ar(self.checkpoint, self.dtype, quantization=self.quantization, device=self.device)
+
+    @cached_property
+    def glyph_encoder(self) -> GlyphEncoder:
+        return load_glyph_encoder(self.checkpoint, self.dtype)
+
+    @cached_property
+    def dit(self) -> Dit:
+        return load_dit(self.checkpoint, self.dtype, quantization=self.quantization, device=self.device)
+
+    @cached_property
+    def vae(self) -> Vae:
+        return load_vae(self.checkpoint, self.dtype)
+
+    def reference(self, picture: Image.Image) -> Reference:
+        """A picture of any size as both models see it, for `plan` and `paint`."""
+        fitted = fit(self.ar, picture)
+        working = vision_bytes(self.ar.model.config, self.ar.dtype.itemsize, *fitted.size)
+        with self._placed(self.ar, "vision", working) as ar:
+            tokens = vision_tokens(ar, fitted)
+        with self._placed_vae(vae_encode_bytes, *fitted.size) as (vae, tiled):
+            latents = latents_of(vae, fitted, tiled)
+        return Reference(*fitted.size, tokens, latents, codebook=self.ar.codebook, space=self.vae.space)
+
+    def plan(
+        self,
+        prompt: str,
+        width: int | None = None,
+        height: int | None = None,
+        *,
+        seed: int = 0,
+        batch: int = 1,
+        references: Sequence[Reference] = (),
+        sampling: Sampling = Sampling(),  # noqa: B008, immutable
+        progress: Progress = no_progress,
+    ) -> Prior:
+        """The prior tokens of `batch` pictures: their composition. Takes what `generate_prior` takes and raises as it does.
+
+        width, height: pixels; by default those of the first reference, else 1024 x 1024.
+        """
+        check_references(references, codebook=self.ar.codebook)
+        default = (references[0].width, references[0].height) if references else (SIDE, SIDE)
+        width, height = width or default[0], height or default[1]
+        job = Job(width, height, batch, sizes_of(references), prompt_tokens=len(prompt.encode()))
+        with self._placed(self.ar, "language", prior_bytes(self.ar.model.config, self.ar.dtype.itemsize, job)) as ar:
+            return generate_prior(
+                ar,
+                prompt,
+                width,
+                height,
+                seed=seed,
+                batch=batch,
+                sampling=sampling,
+                references=references,
+                progress=progress,
+            )
+
+    def paint(self, plan: Prior, **settings) -> list[Image.Image]:
+        """The pictures that a plan composes. settings: as `paint_tensor` takes them."""
+        return to_pictures(self.paint_tensor(plan, **settings))
+
+    def paint_tensor(
+        self,
+        plan: Prior,
+        *,
+        seed: int = 0,
+        steps: int = 50,
+        cfg: float = 1.5,
+        references: Sequence[Reference] = (),
+        glyph_texts: Sequence[str] | None = None,
+        avoided_texts: Sequence[str] = (),
+        approximations: Approximations = Approximations(),  # noqa: B008, immutable
+        progress: Progress = no_progress,
+    ) -> torch.Tensor:
+        """The same as [B, height, width, 3] float32 in 0..1. Image i has seed + i. Raises as `sample` does.
+
+        references: those of the plan. glyph_texts: the texts to be drawn; by default those in quotation marks in the plan's
+        prompt. avoided_texts: what guidance steers away from as drawn text.
+        """
+        check_references(references, space=self.dit.space)
+        texts = find_quoted_texts(plan.prompt) if glyph_texts is None else list(glyph_texts)
+        with self._placed(self.glyph_encoder, "model", 0) as encoder:
+            positive, negative = (encode_glyph_texts(encoder, list(side)) for side in (texts, avoided_texts))
+        job = Job(
+            *(plan.width, plan.height, plan.batch, sizes_of(references)),
+            glyph_tokens=positive.shape[1],
+            guided=cfg != 1,
+            one_length=positive.shape == negative.shape,
+            step_cache=approximations.step_cache > 0,
+        )
+        config, itemsize = self.dit.model.config, self.dit.dtype.itemsize
+        caches_on_device = self.residency.fits(self.dit.model, dit_bytes(config, itemsize, job))
+        with self._placed(self.dit, "model", dit_bytes(config, itemsize, job, caches_on_device)) as dit:
+            latents = sample(
+                dit,
+                plan,
+                positive,
+                negative,
+                seeds=image_seeds(seed, plan.batch),
+                steps=steps,
+                cfg=cfg,
+                references=references,
+                approximations=approximations,
+                caches_on_device=caches_on_device,
+                progress=progress,
+            )
+        with self._placed_vae(vae_decode_bytes, plan.width, plan.height) as (vae, tiled):
+            return decode(vae, latents, tiled)
+
+    @contextmanager
+    def _placed(self, component: Component, part: str, working_bytes: int) -> Iterator[Component]:
+        """A part of a component on the device, with room to work, for the length of a with block."""
+        blocks = component.blocks
+        with self.residency.hold(component.parts[part], working_bytes, blocks) as device, current(device):
+            yield replace(component.on(device), weights_are_static=not blocks)  # blocks may come one by one
+
+    @contextmanager
+    def _placed_vae(self, stage_bytes: Callable[..., int], width: int, height: int) -> Iterator[tuple[Vae, bool]]:
+        """The VAE with room for a picture of width x height pixels, and whether to tile it."""
+        needed = [
+            stage_bytes(self.vae.model.config, self.vae.dtype.itemsize, *size) for size in ((width, height), (TILE_PX, TILE_PX))
+        ]
+        tiled = tiles_by_size("auto", width, height) or not self.residency.fits(self.vae.model, needed[0])
+        with self._placed(self.vae, "model", needed[tiled]) as vae:
+            yield vae, tiled
