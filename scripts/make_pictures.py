@@ -5,12 +5,13 @@ python scripts/make_pictures.py
 
 from _pack import ROOT
 from glm_image_pack.glmimage_core.images import to_pictures
-from glm_image_pack.training import world
 from glm_image_pack.training.drawing import draw
+from glm_image_pack.training.world import Scene, Shape
 from PIL import Image, ImageDraw
 
 INPUT = ROOT / "workflows" / "input"
 SMOOTH = 4  # drawn larger, then reduced
+SHAPES = Scene(8, 8, "white", (Shape("circle", "red", "large", 1, 1), Shape("square", "green", "small", 5, 5)))
 
 
 def scene() -> Image.Image:
@@ -53,9 +54,8 @@ def mug() -> Image.Image:
 
 
 def shapes() -> Image.Image:
-    """A circle and a square in nano's world, 256 x 256."""
-    kinds = [world.Shape("circle", "red", "large", 1, 1), world.Shape("square", "green", "small", 5, 5)]
-    return to_pictures(draw(world.Scene(8, 8, "white", tuple(kinds)))[None])[0]
+    """SHAPES as nano draws them, 256 x 256."""
+    return to_pictures(draw(SHAPES)[None])[0]
 
 
 if __name__ == "__main__":
