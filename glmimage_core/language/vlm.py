@@ -81,7 +81,7 @@ def list_vlms(roots: Sequence[Path]) -> dict[str, Path]:
 
 def find_vlm(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
-    return find_named(name, list_vlms(roots), roots, "vision-language model", LAYOUT)
+    return find_named(name, list_vlms(roots), roots, what="vision-language model", layout=LAYOUT)
 
 
 def _config_of(folder: Path) -> dict:
