@@ -120,7 +120,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(folder, written,
     refused(FileNotFoundError, broken, tmp_path / "x", BOTH, "config.json is missing")
     full = shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000)
     monkeypatch.setattr(quantized_checkpoint.shutil, "disk_usage", lambda path: full)
-    refused(OSError, folder, tmp_path / "full", BOTH, "GB more, and its disk has 0.0 GB free")
+    refused(OSError, folder, tmp_path / "full", BOTH, "MB more, and its disk has 1.0 kB free")
     for name in ("twice", "none", "x"):
         assert not (tmp_path / name).exists()
     assert not list((tmp_path / "full").rglob("*.safetensors"))
@@ -143,7 +143,7 @@ TO_Q, FF = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"
         (lambda t: t.pop(f"{TO_Q}.weight_scale"), "weight_scale should be .* missing"),
         (lambda t: t.update({f"{FF}.weight": torch.zeros(64, 64).byte()}), "should be .* for nf4"),
         (lambda t: t.pop(f"{FF}.comfy_quant"), "does not match its weights"),
-        (lambda t: t.update({"proj_out.comfy_quant": t[f"{FF}.comfy_quant"].clone()}), "no layer of it that is"),
+        (lambda t: t.update({"proj_out.comfy_quant": t[f"{FF}.comfy_quant"].clone()}), "a layer that is never quantized so"),
         (lambda t: t.update({f"{FF}.comfy_quant": torch.tensor(list(b'{"format": "x"}')).byte()}), "quantized as 'x'"),
         (lambda t: t.update({f"{FF}.comfy_quant": torch.zeros(3).byte()}), "cannot be read"),
     ],

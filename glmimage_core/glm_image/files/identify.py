@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...checkpoints.header import FileHeader
 from ...checkpoints.report import check_class
-from ...weights.formats import FORMATS, MARK, Header
+from ...weights.formats import FORMAT_KEY, FORMATS, Header
 from .components import MODEL_CLASSES
 from .inspect import space_in
 
@@ -58,8 +58,8 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     component, root = _component_and_root(file, list(header.tensors))
     keys = {_name_in_model(component, key.removeprefix(root)): key for key in header.tensors if key.startswith(root)}
     headers = {name: header.tensors[key] for name, key in keys.items()}
-    quantized = [name.removesuffix(f".{MARK}") for name in keys if name.endswith(f".{MARK}")]
-    marks = {name: header.marks[keys[f"{name}.{MARK}"].removesuffix(f".{MARK}")] for name in quantized}
+    quantized = [name.removesuffix(f".{FORMAT_KEY}") for name in keys if name.endswith(f".{FORMAT_KEY}")]
+    marks = {name: header.formats[keys[f"{name}.{FORMAT_KEY}"].removesuffix(f".{FORMAT_KEY}")] for name in quantized}
     shapes = {name: tensor.shape for name, tensor in headers.items()}
     for layer, quantization in marks.items():
         rows, packed = shapes[f"{layer}.weight"]

@@ -8,9 +8,9 @@ from ...checkpoints.folders import read_json
 from ...checkpoints.header import quant_method
 from ...checkpoints.report import (
     ComponentReport,
+    add_external_tensors,
     check_class,
     compare_with_config,
-    count_external,
     read_headers,
     unquantized_shapes,
 )
@@ -58,21 +58,22 @@ def inspect_component(folder: Path, name: str) -> ComponentReport:
 
 @lru_cache(maxsize=64)
 def _inspect_component(folder: Path, name: str, stamp: tuple) -> ComponentReport:
-    report = ComponentReport(name, MODEL_CLASSES[name][1])
+    library, class_name = MODEL_CLASSES[name]
+    report = ComponentReport(name, class_name, library)
     try:
         config_file = folder / name / "config.json"
         check_class(read_json(config_file), report.class_name, config_file)
         method = quant_method(folder / name)
-        headers, marks = read_headers(folder / name, report)
+        headers, formats = read_headers(folder / name, report)
         if method:
-            count_external(report, headers, method, skeleton(folder, name), folder / name)
+            add_external_tensors(report, headers, method=method, model=skeleton(folder, name), folder=folder / name)
             check_library(method)
         else:
-            report.count(headers, marks)
-            if marks:
+            report.add_tensors(headers, formats)
+            if formats:
                 check_installed()
             model = skeleton(folder, name)
-            compare_with_config(model, unquantized_shapes(model, headers, marks, folder / name), config_file)
+            compare_with_config(model, unquantized_shapes(model, headers, formats, folder / name), config_file)
     except (FileNotFoundError, ValueError, ImportError) as error:
         report.problems.append(error)
     return report

@@ -124,7 +124,7 @@ def filled(
 ) -> torch.nn.Module:
     """A model without weights with those of files, by our own way of reading them. Raises as check_quantization does."""
     _check_here(report, quantization)
-    fill(model, files, resolve_dtype(dtype, report), quantization, names)
+    fill(model, files, dtype=resolve_dtype(dtype, report), quantization=quantization, names=names)
     return model.eval()
 
 

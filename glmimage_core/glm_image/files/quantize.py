@@ -16,7 +16,8 @@ from ...checkpoints.fill import read_tensor
 from ...checkpoints.folders import read_json, weight_files
 from ...checkpoints.header import read_header
 from ...progress import Progress, no_progress
-from ...weights.formats import FORMATS, MARK, Header, check_installed, stored_headers, stored_parts
+from ...units import human_bytes
+from ...weights.formats import FORMAT_KEY, FORMATS, Header, check_installed, stored_headers, stored_tensors
 from ...weights.linear import quantizable, quantize_weight
 from .components import STEMS, skeleton
 from .inspect import check_model
@@ -70,7 +71,7 @@ def _plan(source: Path, name: str, quantization: str) -> tuple[list[Shard], int]
     model = skeleton(source, name)
     if unknown := sorted(set(headers) - set(model.state_dict())):
         raise ValueError(f"{source / name} has tensors that the installed libraries do not know, such as {unknown[0]}")
-    layers = {f"{layer}.weight" for layer in quantizable(model)}
+    layers = {f"{layer}.weight" for layer in quantizable(model, quantization)}
     shards, filled, whole = [{}], 0, 0
     for key, header in headers.items():
         form = quantization if key in layers else "none"
@@ -111,7 +112,7 @@ def _check_room(source: Path, out: Path, plans: Mapping[str, tuple[list[Shard], 
     needed = sum(size for _, size in plans.values()) + sum(file.stat().st_size for file in others) - sum(there.values())
     free = shutil.disk_usage(out).free
     if free < needed:
-        raise OSError(f"{out} needs {needed / 1e9:.1f} GB more, and its disk has {free / 1e9:.1f} GB free")
+        raise OSError(f"{out} needs {human_bytes(needed)} more, and its disk has {human_bytes(free)} free")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -135,7 +136,7 @@ def _write_shard(source: Path, shard: Shard, file: Path, progress: Progress, don
         if form == "none":
             tensors[key] = tensor
         else:
-            tensors |= stored_parts(key.removesuffix(".weight"), quantize_weight(tensor, form), form)
+            tensors |= stored_tensors(key.removesuffix(".weight"), quantize_weight(tensor, form), form)
         progress(done + number + 1, total)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + PARTIAL)
@@ -151,7 +152,7 @@ def _write_index(folder: Path, shards: list[Shard]) -> None:
 
 
 def _quantization_config(quantization: str) -> dict:
-    return {"quantization_config": {"quant_method": MARK, "format": FORMATS[quantization].stored}}
+    return {"quantization_config": {"quant_method": FORMAT_KEY, "format": FORMATS[quantization].stored}}
 
 
 def _bring(source: Path, out: Path, without: tuple[str, ...]) -> None:

@@ -96,7 +96,7 @@ def inspect_file(file: Path) -> ComponentReport:
 def _described(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentReport]:
     part = identify(file, read_header(file))
     report = ComponentReport(part.component, MODEL_CLASSES[part.component][1], disk_bytes=file.stat().st_size)
-    report.count(part.headers, part.marks)
+    report.add_tensors(part.headers, part.marks)
     try:
         model = build(part.component, part.config, part.file)
         shapes = unquantized_shapes(model, part.headers, part.marks, file)
