@@ -28,7 +28,7 @@ from ..glmimage_core.tiny.spec import SIZES
 from ..glmimage_core.tiny.vlm import write_vlm
 from ..glmimage_core.units import human_bytes
 from ..glmimage_core.weights.formats import CHOICES
-from ..glmimage_core.weights.linear import sizes_when
+from ..glmimage_core.weights.linear import parameter_bytes
 from ..nodes.host import host
 from ..nodes.host.standalone import best_device, usable_device
 from .graph import ALL_NODES
@@ -218,8 +218,8 @@ def _print_settings(job: Job, models: dict[str, torch.nn.Module]) -> None:
     ar, dit, vae = (models[name] for name in ("vision_language_encoder", "transformer", "vae"))
     stages = predict({name: model.config for name, model in models.items()}, dict.fromkeys(models, 2), job)
     working = {stage: needs.working for stage, needs in stages.items()}
-    lean = dit_bytes(dit.config, 2, job, caches_on_device=False)
-    vae_weights = sum(sizes_when(vae, "none", 2).values())
+    streamed_working = dit_bytes(dit.config, 2, job, caches_on_device=False)
+    vae_weights = sum(parameter_bytes(vae, "none", 2).values())
     print(
         f"\nSettings for cards at {job.width}x{job.height}, in bfloat16, one model at a time ({human_bytes(HEADROOM)} left free):"
     )
@@ -227,8 +227,15 @@ def _print_settings(job: Job, models: dict[str, torch.nn.Module]) -> None:
     for card in CARDS:
         room = card * 2**30 - HEADROOM
         plans = [
-            setting_for(room, ArLanguage(ar), 2, working["Generate Prior"]),
-            setting_for(room, dit, 2, working["Sampler"], lean=lean, blocks="transformer_blocks."),
+            setting_for(ArLanguage(ar), room=room, itemsize=2, working=working["Generate Prior"]),
+            setting_for(
+                dit,
+                room=room,
+                itemsize=2,
+                working=working["Sampler"],
+                streamed_working=streamed_working,
+                blocks="transformer_blocks.",
+            ),
         ]
         whole = "whole" if vae_weights + working["VAE Decode"] <= room else "in tiles"
         print(f"  {card:2} GB    {_setting(plans[0]):28} {_setting(plans[1]):42} {whole}")

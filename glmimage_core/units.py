@@ -3,8 +3,9 @@
 
 def human_bytes(count: float) -> str:
     """Bytes in decimal units: 512 B, 1.5 kB, 20.0 MB, 13.90 GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
+    if count < 1e3:
+        return f"{count:.0f} B"
+    for unit, size in (("kB", 1e3), ("MB", 1e6)):
+        if count < 999.95 * size:  # from there on, one decimal would show 1000.0
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e9:.2f} GB"

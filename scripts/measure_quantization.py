@@ -17,6 +17,7 @@ import torch
 from glm_image_pack.glmimage_core.glm_image import denoise, prior
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.placement import residency
+from glm_image_pack.glmimage_core.units import human_bytes
 from glm_image_pack.glmimage_core.weights.formats import FORMATS, dequantized
 from glm_image_pack.glmimage_core.weights.linear import QuantizedLinear
 
@@ -72,21 +73,21 @@ def measure(folder: Path, size: int, seeds: range) -> None:
     ar, dit = checkpoints.load_ar(folder, "bfloat16"), checkpoints.load_dit(folder, "bfloat16")
     plans = [plan(ar, size, seed) for seed in seeds]
     pictures = [paint(dit, planned) for planned in plans]
-    sizes = [residency.model_bytes(one.model) / 1e6 for one in (ar, dit)]
-    print(f"| {folder.name} | none | 100 % | 100 % | 0 | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB |", flush=True)
+    sizes = [human_bytes(residency.model_bytes(one.model)) for one in (ar, dit)]
+    print(f"| {folder.name} | none | 100 % | 100 % | 0 | {sizes[0]} | {sizes[1]} |", flush=True)
     for form in FORMATS:
         ar, dit = (
             checkpoints.load_ar(folder, "bfloat16", quantization=form),
             checkpoints.load_dit(folder, "bfloat16", quantization=form),
         )
-        sizes = [residency.model_bytes(one.model) / 1e6 for one in (ar, dit)]
+        sizes = [human_bytes(residency.model_bytes(one.model)) for one in (ar, dit)]
         ar, dit = at_full_width(ar), at_full_width(dit)
         after = [(forced(ar, planned) == tokens_of(planned)).float().mean() for planned in plans]
         alone = [(tokens_of(plan(ar, size, planned.seed)) == tokens_of(planned)).float().mean() for planned in plans]
         pairs = zip(plans, pictures, strict=True)
         errors = [(paint(dit, planned) - picture).norm() / picture.norm() for planned, picture in pairs]
         shares = [f"{100 * torch.stack(values).mean():.1f} %" for values in (after, alone)]
-        row = f"{shares[0]} | {shares[1]} | {torch.stack(errors).mean():.4f} | {sizes[0]:.1f} MB | {sizes[1]:.1f} MB"
+        row = f"{shares[0]} | {shares[1]} | {torch.stack(errors).mean():.4f} | {sizes[0]} | {sizes[1]}"
         print(f"| {folder.name} | {form} | {row} |", flush=True)
 
 

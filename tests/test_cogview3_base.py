@@ -417,5 +417,5 @@ def test_models_of_other_families_are_refused(models):
 def test_a_unet_can_come_block_by_block(unets, sides):
     unet = unets[BASE]
     whole = base.sample(unet, *sides, 256, 256, [0], 1)
-    with streamed(unet.model, unet.blocks, 1, torch.device("cpu")):
+    with streamed(unet.model, unet.blocks, resident=1, device=torch.device("cpu")):
         torch.testing.assert_close(base.sample(unet, *sides, 256, 256, [0], 1), whole)

@@ -2,17 +2,25 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 import torch
+from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras, match, read_lora
+from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
+from glm_image_pack.glmimage_core.weights.formats import FORMATS, inner_tensors
+from glm_image_pack.glmimage_core.weights.linear import quantize
+from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras, applied_loras_bytes, match, read_lora
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file
 from test_denoise import plan
+from torch.profiler import ProfilerActivity, profile
 
+CPU, OTHER = torch.device("cpu"), torch.device("cpu", 0)  # the second plays a place of its own, in the same memory
 LAYER = "transformer_blocks.0.attn1.to_q"
+NAME = "a" * 3000 + "b"
 
 
 def pair(model, layer=LAYER, rank=4, seed=0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,6 +46,101 @@ def test_a_lora_is_laid_over_and_taken_off_bit_for_bit(dit):
     with pytest.raises(KeyboardInterrupt), applied_loras(dit.model, [lora]):
         raise KeyboardInterrupt
     assert torch.equal(weight.data, original)
+
+
+@pytest.mark.parametrize("quantization", ["none", *FORMATS])
+@pytest.mark.parametrize("offload_device", [CPU, OTHER], ids=["in place of", "beside"])
+def test_weights_come_back_bit_for_bit_from_wherever_they_waited(dit, offload_device, quantization):
+    if quantization != "none":
+        pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+        quantize(dit.model, quantization)
+    up, down = pair(dit.model)
+    lora = WeightedLora({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down}, strength=0.5)
+    layer = dit.model.get_submodule(LAYER)
+
+    def content() -> list[bytes]:
+        return [inner.flatten().view(torch.uint8).numpy().tobytes() for inner in inner_tensors(layer.weight)]
+
+    def addresses() -> list[int]:
+        return [inner.data_ptr() for inner in inner_tensors(layer.weight)]
+
+    original, own, changed = content(), addresses(), []
+    for place in (CPU, offload_device):
+        with applied_loras(dit.model, [lora, lora], offload_device=place):
+            assert (addresses() == own) == (place != CPU)
+            changed.append(content())
+        assert content() == original and addresses() == own
+    assert changed[0] == changed[1] != original
+    with pytest.raises(KeyboardInterrupt), applied_loras(dit.model, [lora], offload_device=offload_device):
+        raise KeyboardInterrupt
+    assert content() == original
+
+
+def wide_model(quantization: str = "none", layers: int = 3) -> tuple[torch.nn.Module, list[WeightedLora]]:
+    """Feed-forwards in bfloat16, tall ones as nf4 needs them, and a LoRA for all of them."""
+    blocks = [torch.nn.ModuleDict({"ff": torch.nn.Sequential(torch.nn.Linear(128, 16384, bias=False))}) for _ in range(layers)]
+    model = torch.nn.ModuleDict({"transformer_blocks": torch.nn.ModuleList(blocks)}).bfloat16()
+    tensors = {}
+    for index in range(layers):
+        name = f"transformer_blocks.{index}.ff.0"
+        up, down = pair(model, name)
+        tensors |= {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
+    if quantization != "none":
+        pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+        quantize(model, quantization)
+    return model, [WeightedLora(tensors, 1.0)]
+
+
+@pytest.mark.parametrize("quantization", ["none", *FORMATS])
+@pytest.mark.parametrize("offload_device", [CPU, OTHER], ids=["on the CPU", "on a device"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_memory_that_loras_need_is_predicted(quantization, offload_device, count):
+    model, loras = wide_model(quantization)
+    loras *= count
+
+    def run():
+        with applied_loras(model, loras, offload_device=offload_device):
+            pass
+
+    waiting = 0 if offload_device == CPU else model_bytes(model)  # the originals, which the allocator counts here too
+    predicted = applied_loras_bytes(model, loras, CPU, offload_device=offload_device)
+    # How much of a temporary is in memory depends on the format; too much is asked for rather than too little.
+    assert 0.6 * predicted <= allocator_peak(run) - waiting <= 1.02 * predicted
+
+
+def allocated(run) -> int:
+    """The bytes that are in memory after run() and were not before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    return sum(event.nbytes() for event in events if event.name() == "[memory]")
+
+
+@pytest.mark.parametrize("offload_device", [CPU, OTHER], ids=["on the CPU", "on a device"])
+def test_while_loras_are_applied_each_weight_is_held_once_on_a_device_and_nothing_else(offload_device):
+    """On a device the originals wait elsewhere; on the CPU there is no elsewhere. Either way they are all that is added."""
+    model, loras = wide_model()
+    applied = applied_loras(model, loras, offload_device=offload_device)
+    assert allocated(applied.__enter__) == pytest.approx(model_bytes(model), rel=0.01)
+    applied.__exit__(None, None, None)
+
+
+def test_a_device_is_asked_for_the_memory_that_loras_need(quiet_host, dit):
+    tensors = {}
+    for layer in (LAYER, "transformer_blocks.1.ff.net.2"):
+        up, down = pair(dit.model, layer)
+        tensors |= {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down}
+    wire = quiet_host.with_lora(dit, tensors, 1.0)
+    needed = applied_loras_bytes(dit.model, wire.loras, OTHER)
+    assert needed == 2 * 4 * dit.model.get_parameter("transformer_blocks.1.ff.net.2.weight").numel()
+    free = model_bytes(dit.model) + needed
+    residency = quiet_host.residency = Residency(OTHER, lambda: free - sum(map(model_bytes, residency.resident)))
+    with quiet_host.placed(wire):
+        assert residency.resident == [dit.model]
+    residency.release(dit.model)
+    free -= 1
+    with pytest.raises(torch.OutOfMemoryError, match="plus 131.1 kB for"), quiet_host.placed(wire):
+        pass
 
 
 def test_a_lora_is_laid_over_the_half_of_the_ar_model_that_is_there(quiet_host, ar):
@@ -75,6 +178,9 @@ def test_alpha_over_rank_scales_it(dit):
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"attn1.to_q": 2}}, 0.5),
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"o_q": 2, "attn[23].*": 2}}, 2.0),  # matches whole names only
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {r"transformer_blocks\.\d+\.attn1\..*": 2}}, 0.5),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"^transformer_blocks.0.attn1.to_q": 2}}, 0.5),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"^attn1.to_q": 2}}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_k": 1, "to_(q|k)": 2, "attn1.to_q": 4}}, 0.5),  # the first that matches
         ({"r": 4, "lora_alpha": None}, 1.0),
     ],
 )
@@ -165,6 +271,71 @@ def test_settings_that_cannot_be_read_are_refused(dit, tmp_path, metadata, besid
         ValueError, match=r"settings that come with adapter_model.safetensors cannot be read .* save the LoRA again"
     ):
         read_lora(file)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"alpha_pattern": {"(": 2}},
+        {"alpha_pattern": {"(a|aa)+$": 2}},
+        {"alpha_pattern": {"(" * 2000 + ")" * 2000: 2}},
+        {"alpha_pattern": {"(a|b)" * 10_000: 2}},
+        {"alpha_pattern": {f"(a{n}|a)*": 2 for n in range(20_000)}},
+        {"alpha_pattern": {NAME: "x"}},
+        {"alpha_pattern": [2]},
+        {"lora_alpha": [8]},
+        {"lora_alpha": 10**400},
+    ],
+    ids=["unbalanced", "endless", "deep", "long", "many", "no number", "no mapping", "no alpha", "huge"],
+)
+def test_settings_that_are_wrong_are_refused_at_once(tmp_path, config):
+    """A pattern is a regular expression from a stranger, matched against names from the same stranger."""
+    tensors = {f"transformer.{NAME}.lora_B.weight": torch.ones(4, 2), f"transformer.{NAME}.lora_A.weight": torch.ones(2, 4)}
+    file = written(tmp_path / "x", tensors, metadata={"lora_adapter_metadata": json.dumps({"lora_alpha": 8, **config})})
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"settings that come with a.safetensors cannot be read"):
+        read_lora(file)
+    assert time.process_time() - start < 1
+
+
+def test_a_pattern_that_re_would_never_finish_is_matched(tmp_path):
+    tensors = {f"transformer.{NAME}.lora_B.weight": torch.ones(4, 2), f"transformer.{NAME}.lora_A.weight": torch.ones(2, 4)}
+    config = {"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 2}}
+    file = written(tmp_path / "x", tensors, metadata={"lora_adapter_metadata": json.dumps(config)})
+    start = time.process_time()
+    assert read_lora(file)[f"transformer.{NAME}.alpha"] == 8
+    assert time.process_time() - start < 1
+
+
+def test_an_alpha_that_is_no_number_is_refused(tmp_path):
+    tensors = {f"{LAYER}.lora_B.weight": torch.ones(4, 2), f"{LAYER}.lora_A.weight": torch.ones(2, 4)}
+    file = written(tmp_path / "x", tensors, metadata={"lora_adapter_metadata": json.dumps({"lora_alpha": float("nan")})})
+    with pytest.raises(ValueError, match=r"numbers that are not finite \(transformer_blocks.0.attn1.to_q.alpha\)"):
+        read_lora(file)
+
+
+@pytest.mark.parametrize(("key", "tensor"), [("lora_A.weight", torch.ones(4)), ("alpha", torch.ones(2))])
+def test_a_tensor_of_a_wrong_shape_is_refused(dit, tmp_path, key, tensor):
+    up, down = pair(dit.model)
+    tensors = {f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down, f"{LAYER}.{key}": tensor}
+    with pytest.raises(ValueError, match=rf"a.safetensors is damaged: {LAYER}.{key} has the shape"):
+        read_lora(written(tmp_path / "x", tensors))
+
+
+def test_halves_of_different_ranks_are_refused(dit):
+    up, down = pair(dit.model)
+    with pytest.raises(ValueError, match=f"damaged: of {LAYER}, one half has rank 4 and the other 3"):
+        match({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down[:3]}, dit.model)
+
+
+def test_a_lora_of_a_convolution_is_left_to_comfyui(ar):
+    layer = "model.visual.patch_embed.proj"
+    rows, *columns = ar.model.get_parameter(f"{layer}.weight").shape
+    tensors = {f"{layer}.lora_up.weight": torch.ones(rows, 2, 1, 1), f"{layer}.lora_down.weight": torch.ones(2, *columns)}
+    matched = match(tensors, ar.model)
+    assert matched.weights == 1
+    with pytest.raises(ValueError, match=r"patch_embed.proj.lora_down.weight, a kind of change that only ComfyUI applies"):
+        WeightedLora(matched.tensors, 1.0)
 
 
 @pytest.mark.parametrize("half", ["lora_A", "lora_B"])

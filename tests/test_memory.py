@@ -161,6 +161,6 @@ def test_settings_for_cards_at_1024_of_the_released_models(released, card, text,
 
 def test_no_setting_where_nothing_fits(released):
     dit = released["transformer"]
-    assert setting_for(5 * 10**8, dit, 2, working=0, lean=0, blocks="transformer_blocks.") is None
-    assert setting_for(4 * 10**9, dit, 2, working=0, lean=0, blocks="transformer_blocks.").streamed
-    assert setting_for(4 * 10**9, dit, 2, working=0) is None
+    assert setting_for(dit, room=5 * 10**8, itemsize=2, working=0, blocks="transformer_blocks.") is None
+    assert setting_for(dit, room=4 * 10**9, itemsize=2, working=0, blocks="transformer_blocks.").streamed
+    assert setting_for(dit, room=4 * 10**9, itemsize=2, working=0) is None

@@ -1,16 +1,33 @@
 """Weights in fewer bits, without ComfyUI. In ComfyUI: tests/inside_comfyui/test_quantization.py."""
 
+import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
+from glm_image_pack.glmimage_core.glm_image.files.quantize import quantize_checkpoint
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
+from glm_image_pack.glmimage_core.language import vlm as vlms
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
+from glm_image_pack.glmimage_core.tiny.weights import randomize
 from glm_image_pack.glmimage_core.weights import formats as weights_formats
 from glm_image_pack.glmimage_core.weights.formats import check_format, dequantized, inner_tensors
-from glm_image_pack.glmimage_core.weights.linear import QuantizedLinear, quantizable, quantization_of, quantize, quantize_weight
+from glm_image_pack.glmimage_core.weights.linear import (
+    QuantizedLinear,
+    parameter_bytes,
+    product_bytes,
+    quantizable,
+    quantization_of,
+    quantize,
+    quantize_weight,
+)
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import load_file, save_file
@@ -64,6 +81,88 @@ def test_nf4_has_the_codes_and_scales_of_bitsandbytes_and_can_compute_by_it(kitc
     x = torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
     expected = torch.nn.functional.linear(x, ours.dequantize())
     assert (nf4.one_row(x, ours, None) - expected).norm() < 0.01 * expected.norm()
+
+
+def test_nf4_needs_no_check_before_it_quantizes(kitchen):
+    """In a process of its own: in this one another test may have registered the layout."""
+    program = (
+        "import sys; sys.path.insert(0, 'scripts'); import _pack, torch\n"
+        "from glm_image_pack.glmimage_core.weights.linear import quantize_weight\n"
+        "print(quantize_weight(torch.ones(2, 64), 'nf4').dequantize().sum().item())"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "128.0", done.stderr
+
+
+def test_nf4s_blocks_are_as_long_as_its_format_says(kitchen):
+    from glm_image_pack.glmimage_core.weights import nf4
+
+    assert nf4.BLOCK == weights_formats.NF4_BLOCK
+
+
+@pytest.fixture(scope="module")
+def odd(folder, tmp_path_factory):
+    """The tiny checkpoint with a DiT 96 wide, which is no multiple of 64; its feed-forward, four times as wide, is one."""
+    pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+    root = shutil.copytree(folder, tmp_path_factory.mktemp("odd") / "GLM-Image")
+    tiny = checkpoints.load_dit(root).model
+    config = {key: value for key, value in tiny.config.items() if not key.startswith("_")}
+    model = type(tiny).from_config(config | {"attention_head_dim": 48})
+    randomize(model, "odd")
+    shutil.rmtree(root / "transformer")
+    model.save_pretrained(root / "transformer")
+    file = root / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "GlmImageTransformer2DModel"}))
+    return root
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_layers_of_a_width_that_a_format_cannot_divide_stay_as_they_are(odd, tmp_path, quantization):
+    plain = checkpoints.load_dit(odd)
+    narrow = {"ff.net.0.proj", "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"}
+    kinds = {"ff.net.2"} if quantization == "nf4" else {"ff.net.2", *narrow}
+    expected = {f"transformer_blocks.{block}.{kind}" for block in range(2) for kind in kinds}
+    predicted = sum(parameter_bytes(plain.model, quantization, 4).values())
+    assert product_bytes(plain.model, quantization) == weights_formats.FORMATS[quantization].working * 96 * 384
+    quantize_checkpoint(odd, tmp_path / "out", {"transformer": quantization})
+    glyphs = torch.randn(1, 5, plain.model.config.text_embed_dim, generator=torch.Generator().manual_seed(0))
+    exact = sample(plain, plan(), glyphs, glyphs, seeds=[3], steps=2)
+    for dit in (
+        replace(plain, model=quantize(plain.model, quantization)),
+        checkpoints.load_dit(odd, "auto", quantization=quantization),
+        checkpoints.load_dit(tmp_path / "out"),
+    ):
+        assert quantized_names(dit.model) == expected
+        assert predicted == sum(inner.nbytes for tensor in dit.model.parameters() for inner in inner_tensors(tensor))
+        assert 0 < (sample(dit, plan(), glyphs, glyphs, seeds=[3], steps=2) - exact).norm() < 0.5 * exact.norm()
+
+
+def test_a_language_model_of_such_a_width_is_told_how_much_nf4_would_reach(models, tmp_path, kitchen):
+    import transformers
+
+    if not (models / "LLM" / "Glmga").is_dir():
+        pytest.skip("this transformers has no Glmga")
+    folder = shutil.copytree(models / "LLM" / "Glmga", tmp_path / "Odd")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["hidden_size"] = config["vision_config"]["out_hidden_size"] = 96
+    model = transformers.Glm46VForConditionalGeneration(transformers.GlmgaConfig.from_dict(config))
+    model.save_pretrained(folder)
+    assert quantization_of(vlms.load_vlm(folder, quantization="int8").model) == "int8"
+    with pytest.raises(ValueError, match="quantization nf4 would reach .*% of the language half's weights in Odd"):
+        vlms.load_vlm(folder, quantization="nf4")
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_a_product_needs_the_bytes_that_its_format_says(kitchen, quantization):
+    """For a weight with as many rows as a feed-forward's; nf4 works on some rows at a time."""
+    layer = torch.nn.Linear(256, 16384, bias=False, dtype=torch.bfloat16)
+    model = torch.nn.Module()
+    model.transformer_blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"ff": torch.nn.Sequential(layer)})])
+    quantize(model, quantization)
+    x = torch.randn(1, 256, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert allocator_peak(lambda: layer(x)) == pytest.approx(product_bytes(model, quantization), rel=0.15)
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
@@ -131,7 +230,7 @@ def test_a_lora_is_laid_over_quantized_weights_and_taken_off_bit_for_bit(kitchen
 def test_the_bytes_that_are_there_are_counted_and_moved(kitchen, folder, quantization, bits):
     plain = checkpoints.load_dit(folder, "bfloat16").model
     model = checkpoints.load_dit(folder, "bfloat16", quantization=quantization).model
-    layers = quantizable(model)
+    layers = quantizable(model, quantization)
     weights = sum(layer.weight.numel() for layer in layers.values())
     codes = sum(parts[0].nbytes for parts in (inner_tensors(layer.weight) for layer in layers.values()))
     assert codes == weights * bits // 8

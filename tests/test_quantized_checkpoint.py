@@ -145,7 +145,7 @@ TO_Q, FF = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"
         (lambda t: t.pop(f"{TO_Q}.weight_scale"), "weight_scale should be .* missing"),
         (lambda t: t.update({f"{FF}.weight": torch.zeros(64, 64).byte()}), "should be .* for nf4"),
         (lambda t: t.pop(f"{FF}.comfy_quant"), "does not match its weights"),
-        (lambda t: t.update({"proj_out.comfy_quant": t[f"{FF}.comfy_quant"].clone()}), "no layer of it that is"),
+        (lambda t: t.update({"proj_out.comfy_quant": t[f"{FF}.comfy_quant"].clone()}), "a layer that is never quantized so"),
         (lambda t: t.update({f"{FF}.comfy_quant": torch.tensor(list(b'{"format": "x"}')).byte()}), "quantized as 'x'"),
         (lambda t: t.update({f"{FF}.comfy_quant": torch.zeros(3).byte()}), "cannot be read"),
     ],

@@ -99,11 +99,14 @@ def test_a_model_too_large_for_the_device_says_both_numbers(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
 
     monkeypatch.setattr(a, "to", full)
-    with pytest.raises(torch.OutOfMemoryError, match="Linear takes 0.0 GB, and cpu:0 has 1.5 GB free"), device.residency.hold(a):
+    with (
+        pytest.raises(torch.OutOfMemoryError, match="Not enough memory on cpu:0: Linear takes 400 B; 1.50 GB is free"),
+        device.residency.hold(a),
+    ):
         pass
 
 
-def test_nothing_moves_when_the_device_is_the_home():
+def test_nothing_moves_when_the_device_is_the_cpu():
     residency = Residency(torch.device("cpu"))
     a = linear(400)
     with residency.hold(a) as device:
@@ -112,7 +115,7 @@ def test_nothing_moves_when_the_device_is_the_home():
     residency.release(a)
 
 
-def test_a_released_model_is_back_home():
+def test_a_released_model_is_back_on_the_cpu():
     device = Device(1000)
     a = linear(400)
     with device.residency.hold(a):

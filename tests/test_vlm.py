@@ -182,7 +182,7 @@ def test_a_model_that_only_thinks_describes_nothing(wire, monkeypatch):
 
 def test_layers_that_cannot_be_quantized_are_not_taken_for_it(folder, monkeypatch):
     pytest.importorskip("comfy_kitchen")
-    monkeypatch.setattr(vlms, "quantizable", lambda model: {})
+    monkeypatch.setattr(vlms, "quantizable", lambda model, quantization: {})
     with pytest.raises(ValueError, match="would reach 0% of the language half's weights in Glmga"):
         vlms.load_vlm(folder, quantization="int8")
 

@@ -5,27 +5,30 @@ from pathlib import Path
 
 import torch
 
-REQUIRED_LIBRARIES = {"transformers": (5, 1), "diffusers": (0, 37)}
+REQUIRED_LIBRARIES = {"transformers": (5, 1), "diffusers": (0, 37)}  # the oldest that `make test-oldest` passes with
 
 
 def check_libraries() -> None:
     """Raise ImportError, with what to install, when transformers or diffusers is missing or too old."""
-    for library, needed in REQUIRED_LIBRARIES.items():
-        wanted = ".".join(map(str, needed))
+    for library, required in REQUIRED_LIBRARIES.items():
+        needs = f"GLM-Image needs {library} {'.'.join(map(str, required))} or newer"
         try:
             installed = version(library)
         except PackageNotFoundError:
-            raise ImportError(f"GLM-Image needs {library} {wanted} or newer, which is missing: pip install -U {library}")
-        if tuple(int(part) for part in installed.split(".")[:2]) < needed:
-            raise ImportError(f"GLM-Image needs {library} {wanted} or newer, not {installed}: pip install -U {library}")
+            raise ImportError(f"{needs}, which is missing: pip install -U {library}")
+        if tuple(int(number) for number in installed.split(".")[:2]) < required:
+            raise ImportError(f"{needs}, not {installed}: pip install -U {library}")
 
 
 def load_pretrained(model_class, folder: Path, **precision):
-    """A model as its library loads it, on the CPU. Raises ValueError where a weight is missing."""
-    model, loaded = model_class.from_pretrained(
+    """A model as its library loads it, on the CPU. Raises ValueError where a weight is missing.
+
+    precision: dtype for transformers, torch_dtype for diffusers.
+    """
+    model, info = model_class.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **precision
     )
-    if missing := sorted(loaded["missing_keys"]):  # the library would leave them random
+    if missing := sorted(info["missing_keys"]):  # the library would leave them random
         raise ValueError(f"{folder} does not hold all its weights: {len(missing)} tensors not found, such as {missing[0]}")
     return model.eval()
 
@@ -39,15 +42,15 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     buffers: bool = False,
 ) -> torch.nn.Module:
-    """A model of a config that was read from `source`, without its weights: on the meta device shapes, elsewhere any numbers.
+    """A model from a config that was read from `source`, without its weights: on the meta device shapes, elsewhere any numbers.
 
-    With `buffers`, parameters are on the meta device and buffers are created for real. Raises ValueError for a config of
-    which no model can be built.
+    With `buffers`, parameters are on the meta device and buffers are created for real. Raises ValueError for a config that
+    describes no model.
     """
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
 
-    before = torch.get_default_dtype()
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with init_empty_weights(include_buffers=False) if buffers else torch.device(device):
@@ -55,7 +58,7 @@ def build_model(
                 return model_class.from_config(config)
             return model_class(model_class.config_class.from_dict(config))
     except (StrictDataclassError, TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError, AssertionError) as error:
-        stated = config.get("_class_name", model_class.__name__)
-        raise ValueError(f"{source} describes no {stated} that can be built: {error}") from error
+        class_name = config.get("_class_name", model_class.__name__)
+        raise ValueError(f"{source} describes no {class_name} that can be built: {error}") from error
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default_dtype)

@@ -1,43 +1,47 @@
-"""Give a model the weights of safetensors files, quantized as they come or as they are stored."""
+"""Give a model the weights of safetensors files: quantized on the way, or as they are stored."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
-from ..weights.formats import MARK, PARTS, check_installed, read_format
-from ..weights.linear import _from_parts, _give, quantizable, quantize_weight
+from ..weights.formats import FORMAT_KEY, STORED_SUFFIXES, read_format
+from ..weights.linear import assemble_weight, quantizable, quantize_weight, set_quantized_weight
 
 
 def fill(
     model: torch.nn.Module,
     files: Iterable[Path],
+    *,
     dtype: torch.dtype,
-    quantization: str,
+    quantization: str = "none",
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Give a model without weights those of files, quantized as they come or as they are stored.
+    """Give a model on the meta device the weights of files. At most one tensor is in memory beside the model.
 
-    names: of the tensors in the files, by their names in the model, where they differ. No more than one tensor is in memory
-    beside the model. What the model does not know is left out.
+    dtype: of the weights that are not quantized. quantization: the format for layers that are stored at full width; layers
+    that are stored quantized stay so. names: from names in the model to names in the files, where they differ. Tensors that
+    the model does not know are left out.
+
+    Raises ValueError where the files lack a parameter of the model, ImportError where comfy-kitchen is needed and missing.
     """
     from safetensors import safe_open
 
-    check_installed()
-    chosen = {} if quantization == "none" else quantizable(model)
+    layers = quantizable(model, quantization)
     expected = set(model.state_dict())
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            keys = {key: key for key in opened.keys()} if names is None else names  # noqa: SIM118, not a dict
-        for key in sorted(keys.keys() & expected):
-            name, _, kind = key.rpartition(".")
-            layer, tensor = model.get_submodule(name), read_tensor(file, keys[key])
-            if kind == "weight" and f"{name}.{MARK}" in keys:
-                scale, mark = (read_tensor(file, keys[f"{name}.{part}"]) for part in PARTS[1:])
-                _give(layer, _from_parts(layer, tensor, scale, read_format(mark), dtype))
+            file_keys = {key: key for key in opened.keys()} if names is None else names  # noqa: SIM118, not a dict
+        for key in sorted(file_keys.keys() & expected):
+            layer_name, _, kind = key.rpartition(".")
+            layer, tensor = model.get_submodule(layer_name), read_tensor(file, file_keys[key])
+            if kind == "weight" and f"{layer_name}.{FORMAT_KEY}" in file_keys:
+                scale, stored = (read_tensor(file, file_keys[f"{layer_name}.{suffix}"]) for suffix in STORED_SUFFIXES[1:])
+                weight = assemble_weight(layer, tensor, scale, quantization=read_format(stored), dtype=dtype)
+                set_quantized_weight(layer, weight)
                 continue
-            if kind == "weight" and name in chosen:  # from the precision it is stored in
-                _give(layer, quantize_weight(tensor, quantization).to(dtype))
+            if kind == "weight" and layer_name in layers:  # from the precision it is stored in
+                set_quantized_weight(layer, quantize_weight(tensor, quantization).to(dtype))
                 continue
             tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
             if kind in layer._buffers:
@@ -49,7 +53,7 @@ def fill(
 
 
 def read_tensor(file: Path, key: str) -> torch.Tensor:
-    """One tensor of a safetensors file, which is opened for it alone: what an open file was asked for stays in memory."""
+    """One tensor of a safetensors file. An open file keeps in memory what was read from it, so it is opened for each tensor."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:

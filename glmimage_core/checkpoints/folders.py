@@ -2,58 +2,113 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 PIPELINE_INDEX = "model_index.json"
 FOLDER_LEVELS = 5  # how deep below a root checkpoints are looked for
+KEPT_FOLDERS = 2**14  # whose entries are remembered; a walk over more would read all of them again
+COARSEST_MTIME_NS = 2 * 10**9  # FAT writes times in steps of two seconds
 
 
 def is_pipeline(folder: Path, class_name: str) -> bool:
-    """Whether the folder's model_index.json names that pipeline of diffusers. One that cannot be read names none."""
+    """Whether the folder's model_index.json names that pipeline of diffusers. A file that cannot be read names none."""
     try:
         return read_json(folder / PIPELINE_INDEX).get("_class_name") == class_name
     except (OSError, ValueError):
         return False
 
 
-def find_named(name: str, found: Mapping[str, Path], roots: Iterable[Path], what: str, layout: str) -> Path:
-    """The folder of that name among those found below the roots. Raises FileNotFoundError that says where was looked for what."""
+def find_named(name: str, found: Mapping[str, Path], roots: Iterable[Path], *, what: str, layout: str) -> Path:
+    """The folder of that name among those found below the roots.
+
+    Raises FileNotFoundError that says what was looked for, where, what is there instead, and the layout that it should have.
+    """
     if name in found:
         return found[name]
     looked = ", ".join(map(str, roots)) or "no folder at all"
-    there = f"; found there: {', '.join(found)}" if found else ""
-    raise FileNotFoundError(f"no {what} {name!r} in {looked}{there}; {layout}")
+    others = f"; found there: {', '.join(found)}" if found else ""
+    raise FileNotFoundError(f"no {what} {name!r} in {looked}{others}; {layout}")
 
 
-def find_below(roots: Iterable[Path], wanted: Callable[[Path, list[str]], bool]) -> dict[str, Path]:
+def find_below(roots: Iterable[Path], is_wanted: Callable[[Path, list[str]], bool]) -> dict[str, Path]:
     """The wanted folders below the roots, by their paths relative to their roots with forward slashes, sorted by name.
 
-    wanted is asked with a folder and the names of its files. The first root wins where two hold the same name. Linked folders
-    are followed, unless they lead back up; a wanted folder or a pipeline of diffusers is not searched for others.
+    is_wanted gets a folder and the names of its files. The first root wins where two hold the same name. Linked folders are
+    followed, unless they lead back up; a wanted folder or a pipeline of diffusers is not searched for others.
     """
     found: dict[str, Path] = {}
     for root in roots:
-        for folder, below, files in walk(root):
-            is_wanted = wanted(folder, files)
-            if is_wanted:
+        for folder, subfolders, files in walk(root):
+            wanted = is_wanted(folder, files)
+            if wanted:
                 found.setdefault(folder.relative_to(root).as_posix(), folder)
-            if is_wanted or PIPELINE_INDEX in files:
-                below.clear()
+            if wanted or PIPELINE_INDEX in files:
+                subfolders.clear()
     return dict(sorted(found.items()))
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """The folders below a root down to FOLDER_LEVELS: path, names of folders in it (take out those to skip), names of files.
+    """The folders below a root down to FOLDER_LEVELS: path, names of its folders, names of its files, both sorted.
 
-    Linked folders are followed, unless they lead back up.
+    Remove names of folders to skip these. Linked folders are followed, unless they lead back up; folders that cannot be read are
+    left out. The entries of a folder are remembered until its modification time says that one was added, removed or renamed: a
+    walk over folders that stay the same asks for one time each.
     """
-    for folder, below, files in os.walk(root, followlinks=True):
-        path = Path(folder)
-        below[:] = sorted(name for name in below if not path.resolve().is_relative_to((path / name).resolve()))
-        if len(path.relative_to(root).parts) >= FOLDER_LEVELS:
-            below.clear()
-        yield path, below, files
+    yield from _walk(Path(root), FOLDER_LEVELS)
+
+
+def _walk(folder: Path, levels: int) -> Iterator[tuple[Path, list[str], list[str]]]:
+    try:
+        entries = _entries(folder)
+    except OSError:
+        return
+    subfolders, files = list(entries.folders), list(entries.files)
+    for link in entries.links:
+        if not (folder / link).is_dir():
+            files.append(link)
+        elif not folder.resolve().is_relative_to((folder / link).resolve()):
+            subfolders.append(link)
+    subfolders = sorted(subfolders) if levels else []
+    yield folder, subfolders, sorted(files)
+    for name in subfolders:
+        yield from _walk(folder / name, levels - 1)
+
+
+class Entries(NamedTuple):
+    """The names in a folder. A link is looked up at every walk, since its target can change without the folder."""
+
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    links: tuple[str, ...]
+
+
+def _entries(folder: Path) -> Entries:
+    """The entries of a folder, read again when its modification time has changed. Raises OSError where that fails."""
+    status = folder.stat()
+    if time.time_ns() - status.st_mtime_ns < COARSEST_MTIME_NS:
+        return _scan(folder)  # another change now could leave this modification time as it is
+    return _remembered(folder, status.st_dev, status.st_ino, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=KEPT_FOLDERS)
+def _remembered(folder: Path, *stamp: int) -> Entries:
+    return _scan(folder)
+
+
+def _scan(folder: Path) -> Entries:
+    folders, files, links = [], [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # On Windows a junction is a link too; Python tells since 3.12.
+            if entry.is_symlink() or getattr(entry, "is_junction", bool)():
+                links.append(entry.name)
+            else:
+                (folders if entry.is_dir() else files).append(entry.name)
+    return Entries(tuple(folders), tuple(files), tuple(links))
 
 
 def check_empty(folder: Path) -> None:

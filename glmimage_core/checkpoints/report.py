@@ -1,4 +1,4 @@
-"""What a component's headers and config say of it, and what is wrong with it."""
+"""The report on a component: what its file headers and its config say, and what is wrong with it."""
 
 import math
 from collections import Counter
@@ -9,18 +9,22 @@ from typing import NamedTuple
 
 import torch
 
-from ..weights.external import MODULES, check_library_device
-from ..weights.formats import FORMATS, MARK, PARTS, Header, check_format, stored_headers
+from ..weights.external import LIBRARY_MODULES, check_library_device
+from ..weights.formats import FORMAT_KEY, FORMATS, STORED_SUFFIXES, Header, check_format, stored_headers
 from ..weights.linear import quantizable
 from .build import check_libraries
 from .folders import read_json, weight_files
 from .header import gguf_file, gguf_headers, read_header
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""The precisions that models compute in, by name."""
 
 
 class Stored(NamedTuple):
-    """A tensor in a file: how many parameters it holds, in its dtype or in the quantization that it is a part of."""
+    """A tensor in a file: its dtype or its quantization, how many parameters it holds, its bytes.
+
+    Of a quantized weight's tensors, the codes count as parameters; codes and scales count as bytes.
+    """
 
     kind: torch.dtype | str
     parameters: int
@@ -38,29 +42,32 @@ class Quantized(NamedTuple):
 class ComponentReport:
     """What a component's headers and config say, without its weights.
 
-    tensors go by their names. problems is empty for a sound component; each is an error to raise or to show.
+    name: of the component. library: of its class, transformers or diffusers, where that matters. tensors go by their names.
+    problems is empty for a sound component; each problem is an error to raise or to show.
     """
 
     name: str
     class_name: str
+    library: str = ""
     disk_bytes: int = 0
     tensors: dict[str, Stored] = field(default_factory=dict)
     problems: list[ValueError | FileNotFoundError | ImportError] = field(default_factory=list)
 
-    def count(self, headers: dict[str, Header], marks: dict[str, str]) -> None:
-        """Add tensors to what there is. marks: the quantization of each layer that is quantized."""
+    def add_tensors(self, headers: dict[str, Header], formats: dict[str, str]) -> None:
+        """Add stored tensors by name. formats: the quantization of each quantized layer, by the layer's name."""
         for key, header in headers.items():
-            layer, _, part = key.rpartition(".")
-            if layer not in marks or part not in PARTS:
+            layer, _, suffix = key.rpartition(".")
+            if layer not in formats or suffix not in STORED_SUFFIXES:
                 self.tensors[key] = Stored(header.dtype, math.prod(header.shape), header.bytes)
                 continue
-            parameters = math.prod(header.shape) * FORMATS[marks[layer]].packed if part == "weight" else 0
-            self.tensors[key] = Stored(marks[layer], parameters, 0 if part == MARK else header.bytes)
+            quantization = formats[layer]
+            parameters = math.prod(header.shape) * FORMATS[quantization].packed if suffix == "weight" else 0
+            self.tensors[key] = Stored(quantization, parameters, 0 if suffix == FORMAT_KEY else header.bytes)
 
     def below(self, modules: Sequence[str]) -> "ComponentReport":
-        """The report of some modules of the component, by their names in the model."""
-        below = tuple(f"{module}." for module in modules)
-        return replace(self, tensors={key: stored for key, stored in self.tensors.items() if key.startswith(below)})
+        """The report on some modules of the component, by their names in the model."""
+        prefixes = tuple(f"{module}." for module in modules)
+        return replace(self, tensors={key: stored for key, stored in self.tensors.items() if key.startswith(prefixes)})
 
     @property
     def dtypes(self) -> dict[torch.dtype, int]:
@@ -77,13 +84,13 @@ class ComponentReport:
         sums: dict[str, Quantized] = {}
         for kind, parameters, size in self.tensors.values():
             if isinstance(kind, str):
-                before = sums.get(kind, Quantized())
-                sums[kind] = Quantized(before.parameters + parameters, before.bytes + size)
+                total = sums.get(kind, Quantized())
+                sums[kind] = Quantized(total.parameters + parameters, total.bytes + size)
         return sums
 
     @property
     def parameters(self) -> int:
-        return sum(self.dtypes.values()) + sum(part.parameters for part in self.quantized.values())
+        return sum(self.dtypes.values()) + sum(quantized.parameters for quantized in self.quantized.values())
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -92,25 +99,25 @@ class ComponentReport:
 
     @property
     def quantized_by(self) -> str:
-        """The library other than this one that quantized the weights, if any."""
-        return next((name for name in self.quantized if name in MODULES), "")
+        """The external library that quantized the weights, if any."""
+        return next((kind for kind in self.quantized if kind in LIBRARY_MODULES), "")
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the weights in memory, with those that are not quantized in a dtype."""
-        return sum(self.dtypes.values()) * dtype.itemsize + sum(part.bytes for part in self.quantized.values())
+        """Bytes of the weights in memory. dtype: of the weights that are not quantized."""
+        return sum(self.dtypes.values()) * dtype.itemsize + sum(quantized.bytes for quantized in self.quantized.values())
 
 
 def check_class(config: dict, class_name: str, source: Path | str) -> None:
-    """Raise ValueError where a config, read from `source`, says that it is another class's."""
-    for stated in [config.get("_class_name"), *(config.get("architectures") or [])]:
-        if stated not in (None, class_name):
-            raise ValueError(f"{source} is of a {stated}, not of a {class_name}")
+    """Raise ValueError where a config, read from `source`, names another class."""
+    for name in [config.get("_class_name"), *(config.get("architectures") or [])]:
+        if name not in (None, class_name):
+            raise ValueError(f"{source} is of a {name}, not of a {class_name}")
 
 
 def read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Header], dict[str, str]]:
     """The headers of all stored tensors by name, and the quantization of each quantized layer by its name.
 
-    Raises FileNotFoundError for a missing file, ValueError for a broken one.
+    Adds the files' bytes to the report. Raises FileNotFoundError for a missing file, ValueError for a broken one.
     """
     if file := gguf_file(folder):
         report.disk_bytes = file.stat().st_size
@@ -119,82 +126,82 @@ def read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Heade
     if not files:
         raise FileNotFoundError(f"{folder} is missing its weights (*.safetensors)")
     headers: dict[str, Header] = {}
-    marks: dict[str, str] = {}
+    formats: dict[str, str] = {}
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, which its index names; download it again")
         report.disk_bytes += file.stat().st_size
-        header = read_header(file)
-        headers |= header.tensors
-        marks |= header.marks
-    return headers, marks
+        file_header = read_header(file)
+        headers |= file_header.tensors
+        formats |= file_header.formats
+    return headers, formats
 
 
-def count_external(
-    report: ComponentReport, headers: dict[str, Header], method: str, model: torch.nn.Module, folder: Path
+def add_external_tensors(
+    report: ComponentReport, headers: dict[str, Header], *, method: str, model: torch.nn.Module, folder: Path
 ) -> None:
-    """Add tensors of which some are quantized by another library, by its name `method`: those at full width count as such.
+    """Add the stored tensors of a component that an external library, by its `method`, quantized in part.
 
-    model: the component on the meta device. Raises ValueError where a GGUF file in the folder lacks tensors.
+    Tensors of the shape and dtype that the model has at full width count as not quantized. model: the component on the meta
+    device. Raises ValueError where a GGUF file in the folder lacks tensors.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    wide = {key for key, header in headers.items() if header.shape == shapes.get(key) and header.dtype in DTYPES.values()}
-    if missing := sorted(set(shapes) - set(headers)) if method == "gguf" else []:
+    full_width = {key for key, header in headers.items() if header.shape == shapes.get(key) and header.dtype in DTYPES.values()}
+    if method == "gguf" and (missing := sorted(set(shapes) - set(headers))):
         raise ValueError(
             f"{folder} does not hold a whole {report.class_name}: {len(missing)} tensors not found, such as {missing[0]}"
         )
     for key in shapes | headers:
         kind = method
-        if key in wide:
-            # diffusers computes with what a GGUF file holds at full width, mostly in float32, in the precision of the others
+        if key in full_width:
+            # A GGUF file holds most of these in float32; diffusers computes with them in the precision of the others.
             kind = torch.bfloat16 if method == "gguf" else headers[key].dtype
         parameters = math.prod(shapes[key]) if key in shapes else 0
         report.tensors[key] = Stored(kind, parameters, headers[key].bytes if key in headers else 0)
 
 
 def unquantized_shapes(
-    model: torch.nn.Module, headers: dict[str, Header], marks: dict[str, str], source: Path
+    model: torch.nn.Module, headers: dict[str, Header], formats: dict[str, str], source: Path
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of stored tensors, with each quantized weight as the one it was.
+    """The shapes of the stored tensors before quantization: one weight in place of its codes, scales and format.
 
-    Raises ValueError where the parts of one are not right.
+    Raises ValueError for a layer that is never quantized, and for codes or scales of a wrong shape or dtype.
     """
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    stored = {key: header.shape for key, header in headers.items()}
-    layers = quantizable(model)
-    for layer, quantization in marks.items():
-        parts = [f"{layer}.{part}" for part in PARTS]
-        if layer not in layers:
-            raise ValueError(f"{source} has {layer} quantized, which is no layer of it that is")
-        wanted = stored_headers(layer, expected[parts[0]], quantization)
-        for part in parts[:2]:
-            if headers.get(part) != wanted[part]:
+    model_shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    shapes = {key: header.shape for key, header in headers.items()}
+    layers = {quantization: quantizable(model, quantization) for quantization in set(formats.values())}
+    for layer, quantization in formats.items():
+        if layer not in layers[quantization]:
+            raise ValueError(f"{source} has {layer} as {quantization}, a layer that is never quantized so; quantize it again")
+        weight, scale, format_key = (f"{layer}.{suffix}" for suffix in STORED_SUFFIXES)
+        expected = stored_headers(layer, model_shapes[weight], quantization)
+        for key in (weight, scale):
+            if headers.get(key) != expected[key]:
                 raise ValueError(
-                    f"{source} is damaged: {part} should be {wanted[part]} for {quantization}, "
-                    f"and is {headers.get(part, 'missing')}; download or quantize it again"
+                    f"{source} is damaged: {key} should be {expected[key]} for {quantization}, "
+                    f"and is {headers.get(key, 'missing')}; download or quantize it again"
                 )
-        for part in parts:
-            del stored[part]
-        stored[parts[0]] = expected[parts[0]]
-    return stored
+        del shapes[scale], shapes[format_key]
+        shapes[weight] = model_shapes[weight]
+    return shapes
 
 
-def compare_with_config(model: torch.nn.Module, stored: dict[str, tuple[int, ...]], source: Path | str) -> None:
+def compare_with_config(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]], source: Path | str) -> None:
     """Raise ValueError where the stored shapes are not those of the model that the config in `source` describes."""
-    by_parameter: dict[int, list[str]] = {}  # tied weights are one parameter under several names; one name suffices
+    names_of: dict[int, list[str]] = {}  # tied weights are one parameter under several names; a file needs one of them
     expected = {}
     for key, tensor in model.state_dict(keep_vars=True).items():
-        by_parameter.setdefault(id(tensor), []).append(key)
+        names_of.setdefault(id(tensor), []).append(key)
         expected[key] = tuple(tensor.shape)
-    missing = [keys[0] for keys in by_parameter.values() if not any(key in stored for key in keys)]
-    # The libraries rename what older releases of theirs saved, so an unknown name of the same shape may be the one missed.
-    renamed = Counter(shape for key, shape in stored.items() if key not in expected)
+    missing = [names[0] for names in names_of.values() if not any(name in shapes for name in names)]
+    # The libraries rename what their older releases saved, so an unknown name of the same shape may be the missing one.
+    renamed = Counter(shape for key, shape in shapes.items() if key not in expected)
     missing = [key for key in missing if not _take(renamed, expected[key])]
-    wrong = [key for key in expected if key in stored and stored[key] != expected[key]]
+    wrong = [key for key in expected if key in shapes and shapes[key] != expected[key]]
     if not missing and not wrong:
         return
     example = (
-        f"{wrong[0]} is {list(stored[wrong[0]])} in the file and {list(expected[wrong[0]])} by the config"
+        f"{wrong[0]} is {list(shapes[wrong[0]])} in the file and {list(expected[wrong[0]])} by the config"
         if wrong
         else f"{missing[0]} is not in the file"
     )
@@ -203,16 +210,16 @@ def compare_with_config(model: torch.nn.Module, stored: dict[str, tuple[int, ...
     )
 
 
-def _take(counter: Counter, thing) -> bool:
-    """Take one of a thing out of a counter; whether there was one."""
-    counter[thing] -= 1
-    return counter[thing] >= 0
+def _take(counter: Counter, key) -> bool:
+    """Take one of a key out of a counter; whether there was one."""
+    counter[key] -= 1
+    return counter[key] >= 0
 
 
 def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
-    """The dtype of a choice; auto is the precision the weights are stored in (bfloat16 in the released checkpoint).
+    """The dtype of a choice; auto is the precision that the weights are stored in.
 
-    Raises ValueError where that is one in which the models cannot run.
+    Raises ValueError where the models cannot run in that precision.
     """
     if choice != "auto":
         return DTYPES[choice]
@@ -222,22 +229,25 @@ def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
 
 
 def check_quantization(report: ComponentReport, quantization: str, device: torch.device) -> None:
-    """Raise where a component cannot be quantized so or computed with there: ValueError, or ImportError with what to install."""
+    """Raise where a device cannot run a component in a quantization: ValueError, or ImportError with what to install."""
     for stored in report.quantized:
         if quantization not in ("none", stored):
             raise ValueError(f"{report.name} is stored as {stored}; choose quantization none, which keeps it")
-        if stored in MODULES:
-            check_library_device(stored, report.name, device)
+        if stored in LIBRARY_MODULES:
+            check_library_device(stored, report.library, device)
         else:
             check_format(stored, device)
     check_format(quantization, device)
 
 
 def inspect_stored(folder: Path, name: str, class_name: str) -> ComponentReport:
-    """What is stored of one part. Raises FileNotFoundError, ValueError or ImportError where it is not sound; reads no weights."""
+    """The report on one component of a folder. Reads no weights.
+
+    Raises FileNotFoundError, ValueError or ImportError where it is not sound.
+    """
     check_libraries()
     report = ComponentReport(name, class_name)
     config = folder / name / "config.json"
     check_class(read_json(config), class_name, config)
-    report.count(*read_headers(folder / name, report))
+    report.add_tensors(*read_headers(folder / name, report))
     return report

@@ -81,7 +81,7 @@ def list_vlms(roots: Sequence[Path]) -> dict[str, Path]:
 
 def find_vlm(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
-    return find_named(name, list_vlms(roots), roots, "vision-language model", LAYOUT)
+    return find_named(name, list_vlms(roots), roots, what="vision-language model", layout=LAYOUT)
 
 
 def _config_of(folder: Path) -> dict:
@@ -101,7 +101,7 @@ def check_vlm(folder: Path) -> ComponentReport:
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ValueError(f"{folder / 'config.json'} is of the type {kind!r}, which this transformers has no model for; update it")
     report = ComponentReport("vlm", MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind])
-    report.count(*read_headers(folder, report))
+    report.add_tensors(*read_headers(folder, report))
     for names in (("tokenizer_config.json",), ("preprocessor_config.json", "processor_config.json")):
         if not any((folder / name).is_file() for name in names):
             raise FileNotFoundError(f"{folder / names[0]} is missing; {LAYOUT}")
@@ -124,17 +124,17 @@ def load_vlm(folder: Path, dtype: str = "auto", quantization: str = "none") -> V
     model = load_pretrained(AutoModelForImageTextToText, folder, dtype="auto" if as_stored else resolve_dtype(dtype, report))
     if quantization == "none":
         return Vlm(model, processor)
-    if (share := _quantizable_share(model)) < LEAST_SHARE:
+    if (share := _quantizable_share(model, quantization)) < LEAST_SHARE:
         raise ValueError(
-            f"quantization would reach {share:.0%} of the language half's weights in {folder.name}, whose layers are built "
-            "otherwise; choose none"
+            f"quantization {quantization} would reach {share:.0%} of the language half's weights in {folder.name}, whose layers "
+            "are built otherwise; choose none"
         )
     return Vlm(quantize(model, quantization), processor)
 
 
-def _quantizable_share(model: torch.nn.Module) -> float:
+def _quantizable_share(model: torch.nn.Module, quantization: str) -> float:
     """Of the parameters of the language half, how many are in layers that are quantized."""
-    reached = sum(layer.weight.numel() for layer in quantizable(model).values())
+    reached = sum(layer.weight.numel() for layer in quantizable(model, quantization).values())
     return reached / sum(parameter.numel() for parameter in model.get_decoder().parameters())
 
 

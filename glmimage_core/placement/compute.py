@@ -5,13 +5,13 @@ from importlib.util import find_spec
 
 import torch
 
-# By diffusers' names. Each gets queries, keys and values after the rotary embedding and with the references joined.
+# Our names, and diffusers' names for its backends
 ATTENTION_BACKENDS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "flash", "sage": "sage"}
 PACKAGES = {"flash": "flash-attn", "sage": "sageattention"}
 
 
 def check_attention_backend(attention: str, device: torch.device) -> None:
-    """Raise where attention cannot be computed so: ImportError, with what to install, or ValueError for a device."""
+    """Raise ImportError, with what to install, for a missing backend, ValueError for a device that it does not run on."""
     if attention == "auto":
         return
     from diffusers.models.attention_dispatch import attention_backend
@@ -31,17 +31,17 @@ def check_attention_backend(attention: str, device: torch.device) -> None:
 
 
 def use_attention_backend(model: torch.nn.Module, attention: str, device: torch.device) -> None:
-    """Have a model's attention computed by one of ATTENTION_BACKENDS; auto leaves it to diffusers."""
+    """Compute a model's attention by one of ATTENTION_BACKENDS; auto leaves the choice to diffusers."""
     check_attention_backend(attention, device)
     if attention in PACKAGES and model.dtype == torch.float32:
         raise ValueError(
-            f"attention {attention} computes in bfloat16 and float16, and this DiT is in float32; choose another dtype"
+            f"attention {attention} computes in bfloat16 and float16, and this model is in float32; choose another dtype"
         )
     if attention != "auto":
         from diffusers.models.attention_dispatch import attention_backend
 
         backend = ATTENTION_BACKENDS[attention]
-        with attention_backend(backend):  # afterwards, other models have theirs again, which diffusers would change too
+        with attention_backend(backend):  # diffusers changes the backend of other models too; the with block restores it
             model.set_attention_backend(backend)
 
 
@@ -55,7 +55,7 @@ def check_compiler() -> None:
 
 
 def compile_blocks(model: torch.nn.Module) -> None:
-    """Have each block compiled when it first runs, which takes a minute or so; all of them share what is compiled."""
+    """Compile each block when it first runs, which takes about a minute; all blocks share the compiled code."""
     check_compiler()
     for block in model.transformer_blocks:
         block.compile()

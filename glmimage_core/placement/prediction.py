@@ -1,11 +1,12 @@
 """Predicting memory: the run to predict, and the settings of a model that fit a card."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 
-from ..weights.linear import product_bytes, sizes_when
+from ..weights.linear import parameter_bytes, product_bytes
 
 SAMPLING_COPIES = 5  # float32 rows as wide as the head: logits, filtered, sorted, probabilities, race
 BF16_OVERHEAD = 1.15  # peak elements of a transformer in bfloat16 over those in float32; measured on the CPU
@@ -22,37 +23,45 @@ class Job(NamedTuple):
     glyph_tokens: int = 64
     guided: bool = True
     step_cache: bool = False
-    one_length: bool = False  # whether the texts of both sides of the guidance have one, so that they may share a pass
+    one_length: bool = False  # whether the texts of both sides of the guidance have one length, so that they may share a pass
 
 
 class Setting(NamedTuple):
-    """How to load a component on a card: its quantization, whether it comes block by block, and the peak in bytes."""
+    """How to load a component on a card: its quantization, whether it is streamed block by block, and the peak in bytes."""
 
     quantization: str
     streamed: bool
     peak: int
 
 
-def setting_for(
-    room: int, model: torch.nn.Module, itemsize: int, working: int, lean: int | None = None, blocks: str = ""
-) -> Setting | None:
-    """The most exact setting in which a model on the meta device fits in `room` bytes.
+# The most exact first. A streamed model computes the same, only slower; nf4 changes the result most.
+WHOLE = (("none", False), ("int8", False))
+BY_BLOCKS = (("none", True), ("int8", True))
+LAST = (("nf4", False),)
 
-    working: bytes that its stages need beside the weights; lean: those of a run block by block, if it has `blocks`, the prefix
-    of their names. A whole model comes before one that is brought in every pass; nf4, which changes most, comes last. None
-    where nothing fits.
+
+def setting_for(
+    model: torch.nn.Module, *, room: int, itemsize: int, working: int, streamed_working: int = 0, blocks: str = ""
+) -> Setting | None:
+    """The most exact setting in which a model on the meta device fits in `room` bytes, or None where nothing fits.
+
+    itemsize: bytes of each number that is not quantized. working: bytes that the model's stages need beside the weights.
+    blocks: the prefix of the names of the blocks that the model can be streamed by, if it can. streamed_working: bytes that the
+    stages of a streamed model need.
     """
-    whole, by_blocks = [("none", False), ("int8", False)], [("none", True), ("int8", True)]
-    for quantization, streamed in (*whole, *(by_blocks if blocks else ()), ("nf4", False)):
-        sizes = sizes_when(model, quantization, itemsize)
-        there = sum(sizes.values())
-        if streamed:
-            each = Counter()
-            for name, size in sizes.items():
-                if name.startswith(blocks):
-                    each[name.removeprefix(blocks).split(".")[0]] += size
-            there -= each.total() - 2 * max(each.values())  # one that computes and one on its way
-        peak = there + product_bytes(model, quantization) + (lean if streamed else working)
+    for quantization, streamed in (*WHOLE, *(BY_BLOCKS if blocks else ()), *LAST):
+        sizes = parameter_bytes(model, quantization, itemsize)
+        weights = _streamed_bytes(sizes, blocks) if streamed else sum(sizes.values())
+        peak = weights + product_bytes(model, quantization) + (streamed_working if streamed else working)
         if peak <= room:
             return Setting(quantization, streamed, peak)
     return None
+
+
+def _streamed_bytes(sizes: Mapping[str, int], blocks: str) -> int:
+    """Bytes of a streamed model's weights on the device: all but the blocks, and two blocks, as in `streaming.streamed`."""
+    block_bytes = Counter()
+    for name, size in sizes.items():
+        if name.startswith(blocks):
+            block_bytes[name.removeprefix(blocks).split(".")[0]] += size
+    return sum(sizes.values()) - block_bytes.total() + 2 * max(block_bytes.values())

@@ -1,7 +1,7 @@
-"""Which model is on the device, and who must leave.
+"""Which models are on the device, and which one leaves.
 
-Models are loaded to the CPU and brought to the device when a stage needs them. They stay there while there is room; the
-one unused for longest leaves first. When nothing fits beside anything, one model at a time is on the device.
+Models are loaded to the CPU and moved to the device when a stage needs them. They stay there while there is room; the least
+recently used one leaves first. Where no two models fit together, one model at a time is on the device.
 """
 
 import logging
@@ -11,10 +11,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from ..units import human_bytes
 from ..weights.formats import inner_tensors
-from .streaming import resident_blocks, streamed
+from .streaming import least_bytes, resident_blocks, streamed
 
-HEADROOM = 512 * 2**20  # bytes for what no formula knows: libraries' workspaces, fragmentation, other programs
+# Bytes for what no formula counts: workspaces of libraries, fragmentation, other programs. ComfyUI reserves 400 MiB for the same
+# (600 on Windows; EXTRA_RESERVED_VRAM in its model_management).
+HEADROOM = 512 * 2**20
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +25,8 @@ log = logging.getLogger(__name__)
 class Residency:
     """Places models on one device.
 
-    free_bytes tells how much of the device is free. make_room, if given, first asks others than this object to
-    free that many bytes. Models are held weakly: one that nobody else holds is gone. Not for several threads at once.
+    free_bytes returns how many bytes of the device are free. make_room, if given, asks other owners of the device to free that
+    many bytes. Models are held weakly: a model that nobody else holds is gone. Not for several threads at once.
     """
 
     def __init__(
@@ -36,41 +39,32 @@ class Residency:
         self.free_bytes = free_bytes or (lambda: free_device_bytes(device))
         self._make_room = make_room
         self._offload_device = torch.device("cpu")
-        self._resident: list[weakref.ref[torch.nn.Module]] = []  # the one unused for longest first
+        self._resident: list[weakref.ref[torch.nn.Module]] = []  # the least recently used one first
 
     @property
     def resident(self) -> list[torch.nn.Module]:
-        """The models on the device, the one unused for longest first."""
+        """The models on the device, the least recently used one first."""
         return [model for ref in self._resident if (model := ref()) is not None]
 
     @contextmanager
     def hold(
         self, model: torch.nn.Module, working_bytes: int = 0, blocks: Sequence[torch.nn.Module] = ()
     ) -> Iterator[torch.device]:
-        """Have the model on the device, with `working_bytes` more free, for the length of a with block.
+        """Keep the model on the device, with `working_bytes` more free, for as long as a with block runs.
 
-        It stays afterwards, and leaves when another one needs the room. One that does not fit beside its working memory is
-        brought block by block, where it names the `blocks` that it runs in their order.
+        It stays afterwards, and leaves when another model needs the room. A model that does not fit beside its working memory
+        is streamed, if `blocks` names its blocks in the order in which they run. Raises torch.OutOfMemoryError where not even
+        that fits.
         """
-        if self.device == self._offload_device or self._make_space(model, working_bytes) or not blocks:
-            if self.device != self._offload_device:
-                self._admit(model)
+        if self.device == self._offload_device:
             yield self.device
-            return
-        self.release(model)
-        sizes = [model_bytes(block) for block in blocks]
-        others, room = model_bytes(model) - sum(sizes), self.free_bytes() - working_bytes
-        resident = resident_blocks(others, sizes, room)
-        if resident is None:
-            raise torch.OutOfMemoryError(
-                f"{type(model).__name__} needs {(others + 2 * max(sizes)) / 1e9:.1f} GB even when it is brought block by block, "
-                f"and {working_bytes / 1e9:.1f} GB to work with; {self.device} has {self.free_bytes() / 1e9:.1f} GB free: make a "
-                "smaller picture or fewer at once, or quantize the model"
-            )
-        brought = sum(sizes[resident:]) / 1e9
-        log.info("%s: %.1f GB are brought to %s in every pass", type(model).__name__, brought, self.device)
-        with streamed(model, blocks, resident, self.device):
+        elif self._make_space(model, working_bytes) or not blocks:
+            self._admit(model)
             yield self.device
+        else:
+            self.release(model)
+            with self._streamed(model, working_bytes, blocks):
+                yield self.device
 
     def fits(self, model: torch.nn.Module, working_bytes: int) -> bool:
         """Whether the model would fit beside its working memory if all others left."""
@@ -79,16 +73,17 @@ class Residency:
         return self.free_bytes() + sum(map(model_bytes, self.resident)) >= model_bytes(model) + working_bytes
 
     def release(self, model: torch.nn.Module) -> None:
-        """Move a model off the device. Does nothing for one that is not there."""
+        """Move a model off the device. Does nothing for a model that is not there."""
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
         if self.device != self._offload_device:
             model.to(self._offload_device)
 
     def _make_space(self, model: torch.nn.Module, working_bytes: int) -> bool:
         """Have others leave until the model fits beside its working memory; whether it does."""
-        here = self.resident
-        others = [other for other in here if other is not model]
-        needed = working_bytes + (0 if len(others) < len(here) else model_bytes(model))
+        resident = self.resident
+        others = [other for other in resident if other is not model]
+        is_resident = len(others) < len(resident)
+        needed = working_bytes + (0 if is_resident else model_bytes(model))
         if self.free_bytes() < needed:
             self._make_room(needed)
         while others and self.free_bytes() < needed:
@@ -98,35 +93,52 @@ class Residency:
         return self.free_bytes() >= needed
 
     def _admit(self, model: torch.nn.Module) -> None:
+        """Move a model to the device. A move that fails leaves no part of the model there."""
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
         try:
             model.to(self.device)
         except torch.OutOfMemoryError as error:
-            model.to(self._offload_device)  # no part of it stays behind
-            size, free = model_bytes(model) / 1e9, self.free_bytes() / 1e9
+            model.to(self._offload_device)
             raise torch.OutOfMemoryError(
-                f"{type(model).__name__} takes {size:.1f} GB, and {self.device} has {free:.1f} GB free without any other model; "
-                "choose a quantization where the model is loaded"
+                f"Not enough memory on {self.device}: {type(model).__name__} takes {human_bytes(model_bytes(model))}; "
+                f"{human_bytes(self.free_bytes())} is free without any other model. Choose a quantization in its loader."
             ) from error
         except BaseException:
             model.to(self._offload_device)
             raise
         self._resident.append(weakref.ref(model))
 
+    def _streamed(
+        self, model: torch.nn.Module, working_bytes: int, blocks: Sequence[torch.nn.Module]
+    ) -> AbstractContextManager[None]:
+        """Stream a model, with as many of its blocks on the device all the time as fit beside its working memory."""
+        sizes = [model_bytes(block) for block in blocks]
+        others, free = model_bytes(model) - sum(sizes), self.free_bytes()
+        resident = resident_blocks(others, sizes, free - working_bytes)
+        if resident is None:
+            raise torch.OutOfMemoryError(
+                f"Not enough memory on {self.device}: {type(model).__name__} needs {human_bytes(least_bytes(others, sizes))} "
+                f"even when streamed block by block, plus {human_bytes(working_bytes)} for activations; {human_bytes(free)} is "
+                "free. Use a smaller size or batch, or a quantization."
+            )
+        copied = human_bytes(sum(sizes[resident:]))
+        log.info("%s: %s are copied to %s in every pass", type(model).__name__, copied, self.device)
+        return streamed(model, blocks, resident=resident, device=self.device)
+
 
 def current(device: torch.device) -> AbstractContextManager:
-    """Have a GPU be the current one for the length of a with block: kernels of other libraries go by that."""
+    """Make a GPU the current one for as long as a with block runs: kernels of other libraries go by the current device."""
     return nullcontext() if device.index is None or device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
 def model_bytes(model: torch.nn.Module) -> int:
     """Bytes of all parameters and buffers; of quantized ones those of codes and scales."""
     tensors = (*model.parameters(), *model.buffers())
-    return sum(part.numel() * part.element_size() for tensor in tensors for part in inner_tensors(tensor))
+    return sum(inner.numel() * inner.element_size() for tensor in tensors for inner in inner_tensors(tensor))
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """Bytes that can be counted on: what is free and PyTorch's own unused reserve, less HEADROOM.
+    """Bytes that can be counted on: free memory and PyTorch's own unused reserve, less HEADROOM.
 
     Raises ValueError for a kind of device whose free memory PyTorch cannot tell.
     """

@@ -1,6 +1,6 @@
-"""A model that does not fit on the device: its blocks are brought there one by one, each while the one before computes.
+"""A model that does not fit on the device: its blocks are copied there one by one, each while the one before it computes.
 
-The weights stay where they are; what is on the device are copies, so nothing has to be brought back.
+The weights stay where they are. The device holds copies, so nothing has to be moved back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,18 +9,18 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.nn import Module, Parameter
 
-from ..weights.formats import inner_tensors, rebuilt
+from ..weights.formats import is_pinned, map_inner_tensors
 
 
 class _StreamedModules:
-    """Modules whose weights are replaced by copies on a device for a while.
+    """Modules that compute with copies of their weights on a device for a while.
 
-    Copies are made on `stream`, if there is one. It waits for what was asked of the device before, so memory that was freed
-    for computing can be written again; whoever computes waits for it in turn.
+    The copies are made on `stream`, if there is one. It waits for the work that the device was given before, so that memory
+    which that work frees can be written again. Whoever computes with the copies waits for the stream in turn.
     """
 
     def __init__(self, modules: Sequence[Module], device: torch.device, stream: "torch.cuda.Stream | None"):
-        self.slots = [
+        self.slots = [  # (a module's parameters or buffers, the name of one)
             (tensors, name)
             for module in modules
             for tensors in (module._parameters, module._buffers)
@@ -30,35 +30,35 @@ class _StreamedModules:
         self.device, self.stream = device, stream
         self._copies: list[torch.Tensor] | None = None
         self._originals: list[torch.Tensor] | None = None
-        self._made: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
 
     def prefetch(self) -> None:
-        """Begin to copy what is there now. Does nothing where that was begun already."""
+        """Begin to copy the weights. Does nothing where that has begun already."""
         if self._copies is not None:
             return
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
-            self._copies = [rebuilt(tensors[name], self._copy) for tensors, name in self.slots]
+            self._copies = [map_inner_tensors(self._copy, tensors[name]) for tensors, name in self.slots]
             if self.stream is not None:
-                self._made = self.stream.record_event()
+                self._copied = self.stream.record_event()
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
 
     def attach(self) -> None:
-        """Have the modules compute with the copies."""
-        # A quantized weight cannot be made a parameter of another mode than the one it was made in.
+        """Put the copies into the modules."""
+        # A quantized weight cannot become a parameter in another inference mode than it was made in.
         with torch.inference_mode(False), torch.no_grad():
             self.prefetch()
-            if self._made is not None:
-                torch.cuda.current_stream(self.device).wait_event(self._made)
+            if self._copied is not None:
+                torch.cuda.current_stream(self.device).wait_event(self._copied)
             self._originals = [tensors[name] for tensors, name in self.slots]
-            for (tensors, name), here, copy in zip(self.slots, self._originals, self._copies, strict=True):
-                tensors[name] = Parameter(copy, requires_grad=False) if isinstance(here, Parameter) else copy
+            for (tensors, name), original, copy in zip(self.slots, self._originals, self._copies, strict=True):
+                tensors[name] = Parameter(copy, requires_grad=False) if isinstance(original, Parameter) else copy
 
     def release(self) -> None:
-        """Drop the copies and have the modules as they were."""
+        """Drop the copies and put the originals back into the modules."""
         if self._originals is not None:
             for (tensors, name), original in zip(self.slots, self._originals, strict=True):
                 tensors[name] = original
@@ -66,53 +66,60 @@ class _StreamedModules:
 
 
 @contextmanager
-def streamed(model: Module, blocks: Sequence[Module], resident: int, device: torch.device) -> Iterator[None]:
-    """Have a model compute on `device` for the length of a with block, with `resident` of its blocks there all the time.
+def streamed(model: Module, blocks: Sequence[Module], *, resident: int, device: torch.device) -> Iterator[None]:
+    """Have a model compute on `device` for as long as a with block runs, with its first `resident` blocks there all the time.
 
-    blocks run in their order, any number of times. The others are brought when the block before them begins, so that two at
-    most are there beside the resident ones.
+    The blocks run in their order, any number of times. Each other block is copied when the block before it begins, so that at
+    most two are on the device beside the resident ones.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    streamed_blocks = blocks[resident:]
     if stream is not None:
-        _pin(blocks[resident:])
-    inside = {module for block in blocks[resident:] for module in block.modules()}
+        _pin(streamed_blocks)
+    inside = {module for block in streamed_blocks for module in block.modules()}
     staying = _StreamedModules([module for module in model.modules() if module not in inside], device, None)
-    coming = [_StreamedModules(list(block.modules()), device, stream) for block in blocks[resident:]]
+    weights = [_StreamedModules(list(block.modules()), device, stream) for block in streamed_blocks]
     hooks = []
     try:
         staying.attach()
-        for index, (block, one) in enumerate(zip(blocks[resident:], coming, strict=True)):
-            following = coming[(index + 1) % len(coming)]
+        for index, block in enumerate(streamed_blocks):
+            own, following = weights[index], weights[(index + 1) % len(weights)]
 
-            def begin(module, inputs, one=one, following=following):
-                one.attach()
+            def attach_and_prefetch(module, inputs, own=own, following=following):
+                own.attach()
                 with torch.inference_mode(False), torch.no_grad():
                     following.prefetch()
 
-            hooks.append(block.register_forward_pre_hook(begin))
-            hooks.append(block.register_forward_hook(lambda module, inputs, output, one=one: one.release()))
+            hooks.append(block.register_forward_pre_hook(attach_and_prefetch))
+            hooks.append(block.register_forward_hook(lambda module, inputs, output, own=own: own.release()))
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for one in (staying, *coming):
-            one.release()
+        for modules in (staying, *weights):
+            modules.release()
 
 
 def _pin(blocks: Sequence[Module]) -> None:
-    """Put weights into memory that the device copies from by itself; they stay there."""
+    """Put the weights into pinned memory, which a CUDA device copies from while it computes; they stay there."""
     for module in (module for block in blocks for module in block.modules()):
         for name, parameter in module._parameters.items():
-            if parameter is not None and not all(part.is_pinned() for part in inner_tensors(parameter)):
-                module._parameters[name] = Parameter(rebuilt(parameter, torch.Tensor.pin_memory), requires_grad=False)
+            if parameter is not None and not is_pinned(parameter):
+                pinned = map_inner_tensors(torch.Tensor.pin_memory, parameter)
+                module._parameters[name] = Parameter(pinned, requires_grad=False)
+
+
+def least_bytes(others_bytes: int, block_bytes: Sequence[int]) -> int:
+    """Bytes of a streamed model on the device when no block is resident: all but the blocks, and the two that come and go."""
+    return others_bytes + 2 * max(block_bytes)
 
 
 def resident_blocks(others_bytes: int, block_bytes: Sequence[int], room: int) -> int | None:
-    """How many blocks can be on a device with `room` bytes for weights, beside the rest of the model and two that come and go.
+    """How many of the first blocks can stay on a device with `room` bytes for weights. None where not even streaming fits.
 
-    None where not even those two fit.
+    others_bytes: of the rest of the model.
     """
-    left = room - others_bytes - 2 * max(block_bytes)
+    left = room - least_bytes(others_bytes, block_bytes)
     if left < 0:
         return None
     count = 0

@@ -1,13 +1,16 @@
-"""The formats of quantized weights: codes, scales, names in files."""
+"""The formats of quantized weights: codes and scales in memory, names in files."""
 
 import json
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
-MARK = "comfy_quant"  # beside a quantized weight in a file, and the quant_method in its component's config
-PARTS = ("weight", "weight_scale", MARK)
+FORMAT_KEY = "comfy_quant"  # the tensor beside a quantized weight that names its format; the quant_method in a config.json
+STORED_SUFFIXES = ("weight", "weight_scale", FORMAT_KEY)
+"""A file holds a quantized weight as three tensors, LAYER.SUFFIX: the codes, their scales, and the format as JSON."""
+NF4_BLOCK = 64  # weights of a row that share a scale, as in bitsandbytes
 
 
 class Header(NamedTuple):
@@ -27,9 +30,10 @@ class Header(NamedTuple):
 class Format(NamedTuple):
     """How a weight [rows, columns] is quantized.
 
-    layout: comfy-kitchen's name of it, and options it is quantized with. stored: ComfyUI's name of it in files. codes: their
-    dtype, with `packed` weights in each. working: bytes a weight that a product needs beside them, as measured on the CPU.
-    scale: the shape of the float32 scales of [rows, columns].
+    layout: comfy-kitchen's name of the format. options: what comfy-kitchen quantizes with. stored: ComfyUI's name of the format
+    in files. codes: the dtype of the codes; `packed` weights share a code. scale: the shape of the float32 scales of
+    [rows, columns]. column_multiple: the number of columns must be a multiple of this. working: bytes per weight that a product
+    in bfloat16 needs beside the weight, measured on the CPU (tests/test_quantization.py measures again).
     """
 
     layout: str
@@ -37,24 +41,48 @@ class Format(NamedTuple):
     stored: str
     codes: torch.dtype
     packed: int
-    working: int
     scale: Callable[[int, int], tuple[int, ...]]
+    column_multiple: int
+    working: int
 
 
 FORMATS = {
     "int8": Format(
-        "TensorWiseINT8Layout", {"per_channel": True}, "int8_tensorwise", torch.int8, 1, 1, lambda rows, columns: (rows, 1)
+        layout="TensorWiseINT8Layout",
+        options={"per_channel": True},
+        stored="int8_tensorwise",
+        codes=torch.int8,
+        packed=1,
+        scale=lambda rows, columns: (rows, 1),
+        column_multiple=1,
+        working=1,
     ),
     "fp8": Format(
-        "TensorCoreFP8Layout", {"scale": "recalculate"}, "float8_e4m3fn", torch.float8_e4m3fn, 1, 4, lambda rows, columns: ()
+        layout="TensorCoreFP8Layout",
+        options={"scale": "recalculate"},
+        stored="float8_e4m3fn",
+        codes=torch.float8_e4m3fn,
+        packed=1,
+        scale=lambda rows, columns: (),
+        column_multiple=1,
+        working=4,
     ),
-    "nf4": Format("GlmImageNF4Layout", {}, "nf4", torch.uint8, 2, 3, lambda rows, columns: (rows, columns // 64)),
+    "nf4": Format(
+        layout="GlmImageNF4Layout",
+        options={},
+        stored="nf4",
+        codes=torch.uint8,
+        packed=2,
+        scale=lambda rows, columns: (rows, columns // NF4_BLOCK),
+        column_multiple=NF4_BLOCK,
+        working=3,
+    ),
 }
 CHOICES = ("none", *FORMATS)
 
 
 def check_format(quantization: str, device: torch.device) -> None:
-    """Raise where weights of that format cannot be computed with: ValueError for a device, ImportError for an installation."""
+    """Raise ValueError for a device that cannot compute with a format, ImportError where comfy-kitchen is missing."""
     if quantization not in CHOICES:
         raise ValueError(f"quantization {quantization!r} is not one of {', '.join(CHOICES)}")
     if quantization == "none":
@@ -70,55 +98,75 @@ def check_format(quantization: str, device: torch.device) -> None:
 
 def check_installed() -> None:
     """Raise ImportError, with what to install, where comfy-kitchen is missing or too old."""
-    try:
-        from comfy_kitchen.tensor import TensorWiseINT8Layout  # noqa: F401
+    comfy_kitchen_tensor()
 
-        from ..weights import nf4  # noqa: F401, registers its layout
+
+def comfy_kitchen_tensor() -> ModuleType:
+    """The module comfy_kitchen.tensor with the layouts of all FORMATS registered. Only this function imports it.
+
+    Raises ImportError, with what to install, where comfy-kitchen is missing or too old.
+    """
+    try:
+        from comfy_kitchen import tensor
+        from comfy_kitchen.tensor import TensorWiseINT8Layout  # noqa: F401, older releases lack it
+
+        from . import nf4  # noqa: F401, registers its layout
     except ImportError as error:
         raise ImportError(f"quantized weights need comfy-kitchen ({error}): pip install -U comfy-kitchen") from error
+    return tensor
 
 
 def inner_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that a tensor consists of: codes and scale of a quantized one, else itself."""
+    """The codes and scales of a quantized tensor; a plain tensor is its only inner tensor."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 
 
-def rebuilt(tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """A tensor with each of its parts changed, such as copied to another place."""
-    if len(inner_tensors(tensor)) == 1:
-        return change(tensor.detach())
+def map_inner_tensors(function: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same kind from the results of a function, such as a copy to a device, on each inner tensor."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return function(tensor.detach())
     names, context = tensor.__tensor_flatten__()
-    parts = {name: change(getattr(tensor, name)) for name in names}
-    return type(tensor.data).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())
+    mapped = {name: function(getattr(tensor, name)) for name in names}
+    return type(tensor.data).__tensor_unflatten__(mapped, context, tensor.shape, tensor.stride())
+
+
+def is_pinned(tensor: torch.Tensor) -> bool:
+    """Whether a device can copy a tensor from CPU memory by itself."""
+    return all(inner.is_pinned() for inner in inner_tensors(tensor))
 
 
 def dequantized(tensor: torch.Tensor) -> torch.Tensor:
-    """A quantized tensor at full width, another one as it is."""
-    return tensor.dequantize() if len(inner_tensors(tensor)) > 1 else tensor
+    """The values of a quantized tensor as a plain one; a plain tensor as it is."""
+    return tensor.dequantize() if hasattr(tensor, "__tensor_flatten__") else tensor
 
 
-def stored_parts(layer: str, weight: torch.Tensor, quantization: str) -> dict[str, torch.Tensor]:
-    """The tensors of a quantized weight as they are stored, by name. `stored_headers` gives their headers without it."""
-    return weight.state_dict(f"{layer}.weight") | {f"{layer}.{MARK}": _mark(quantization)}
+def stored_tensors(layer: str, weight: torch.Tensor, quantization: str) -> dict[str, torch.Tensor]:
+    """The tensors that a file holds for a layer's quantized weight, by name."""
+    return weight.state_dict(f"{layer}.weight") | {f"{layer}.{FORMAT_KEY}": _format_tensor(quantization)}
 
 
 def stored_headers(layer: str, shape: tuple[int, ...], quantization: str) -> dict[str, Header]:
-    """The headers of a weight [rows, columns] as it is stored in that format, by name."""
-    form, (rows, columns), mark = FORMATS[quantization], shape, _mark(quantization)
-    codes, scale = Header(form.codes, (rows, columns // form.packed)), Header(torch.float32, form.scale(rows, columns))
-    return dict(zip((f"{layer}.{part}" for part in PARTS), (codes, scale, Header(mark.dtype, tuple(mark.shape))), strict=True))
+    """The headers of `stored_tensors` for a weight [rows, columns], by name."""
+    form, (rows, columns), format_tensor = FORMATS[quantization], shape, _format_tensor(quantization)
+    headers = (
+        Header(form.codes, (rows, columns // form.packed)),
+        Header(torch.float32, form.scale(rows, columns)),
+        Header(format_tensor.dtype, tuple(format_tensor.shape)),
+    )
+    return {f"{layer}.{suffix}": header for suffix, header in zip(STORED_SUFFIXES, headers, strict=True)}
 
 
-def _mark(quantization: str) -> torch.Tensor:
+def _format_tensor(quantization: str) -> torch.Tensor:
+    """ComfyUI's name of a format as the bytes of a JSON object, uint8."""
     return torch.tensor(list(json.dumps({"format": FORMATS[quantization].stored}).encode()), dtype=torch.uint8)
 
 
-def read_format(mark: torch.Tensor) -> str:
-    """The format that a mark names. Raises ValueError for one that is not ours."""
+def read_format(format_tensor: torch.Tensor) -> str:
+    """The format that a stored FORMAT_KEY tensor names. Raises ValueError for a format that is not in FORMATS."""
     try:
-        stored = json.loads(bytes(mark.tolist())).get("format")
+        stored = json.loads(bytes(format_tensor.tolist())).get("format")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"a quantized weight's format cannot be read ({error})") from error
     for name, known in FORMATS.items():

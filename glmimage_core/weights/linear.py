@@ -1,12 +1,13 @@
-"""A linear layer that computes with quantized weights, and which layers of a model become one."""
+"""A linear layer that computes with quantized weights, and the layers of a model that become one."""
 
 import re
 
 import torch
 
-from .formats import FORMATS, MARK, check_installed, stored_headers
+from .formats import FORMAT_KEY, FORMATS, comfy_kitchen_tensor, stored_headers
 
-# Attention and feed-forward of every layer. Embeddings, head, norms with their AdaLN inputs, and projections stay as they are.
+# Attention and feed-forward of every layer, by transformers' names in a language model and diffusers' names in a transformer.
+# Embeddings, the head, norms with their AdaLN inputs, and projections stay as they are.
 QUANTIZED_LAYERS = re.compile(r"model\.language_model\.layers\.\d+\..*|transformer_blocks\.\d+\.(attn1|ff)\..*")
 
 
@@ -14,18 +15,18 @@ class QuantizedLinear(torch.nn.Linear):
     """A linear layer whose weight is a QuantizedTensor. It computes in the precision of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not x.numel():  # the text of a reference has no tokens, which comfy-kitchen's int8 does not take
+        if not x.numel():  # a reference's empty text: comfy-kitchen's int8 refuses an input without rows
             return x.new_empty(*x.shape[:-1], self.out_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return torch.nn.functional.linear(x, self.weight.to(x.dtype), bias)
 
     def requantized(self, weight: torch.Tensor, rounding_seed: int = 0) -> torch.Tensor:
-        """Another weight in this layer's format. With a seed, rounding is random where the format can."""
+        """Another weight in this layer's format. A seed above 0 rounds at random in formats that can."""
         quantized = self.weight.requantize_from_float(weight, scale="recalculate", stochastic_rounding=rounding_seed)
         return quantized.to(self.weight.dtype)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        """The parts of the weight, which is how files and ComfyUI's size of a model want it."""
+        """Put codes and scales in place of the weight, as files have them and as ComfyUI counts a model's bytes."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         del destination[f"{prefix}weight"]
         destination.update(self.weight.state_dict(f"{prefix}weight"))
@@ -38,66 +39,74 @@ class QuantizedLinear(torch.nn.Linear):
         return self
 
 
-def quantizable(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """The layers of a model that are quantized, by name."""
+def quantizable(model: torch.nn.Module, quantization: str) -> dict[str, torch.nn.Linear]:
+    """The layers of a model that a format quantizes, by name; `none` quantizes no layer.
+
+    A layer whose columns the format cannot divide into its blocks stays as it is.
+    """
+    if quantization == "none":
+        return {}
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and QUANTIZED_LAYERS.fullmatch(name)
+        if isinstance(layer, torch.nn.Linear)
+        and QUANTIZED_LAYERS.fullmatch(name)
+        and layer.in_features % FORMATS[quantization].column_multiple == 0
     }
 
 
 def quantize(model: torch.nn.Module, quantization: str) -> torch.nn.Module:
-    """Quantize a model in place, layer by layer, so that there is never a second copy of it. Returns the model."""
-    check_installed()
-    for layer in quantizable(model).values():
-        _give(layer, quantize_weight(layer.weight.detach(), quantization))
+    """Quantize a model in place and return it. Layer by layer, so that memory never holds a second copy.
+
+    Raises ImportError, with what to install, where comfy-kitchen is missing.
+    """
+    for layer in quantizable(model, quantization).values():
+        set_quantized_weight(layer, quantize_weight(layer.weight.detach(), quantization))
     return model
 
 
 def quantize_weight(weight: torch.Tensor, quantization: str) -> torch.Tensor:
-    """A weight [N, K] as a QuantizedTensor of the same shape and dtype."""
-    from comfy_kitchen.tensor import QuantizedTensor
+    """A weight [rows, columns] as a QuantizedTensor of the same shape and dtype."""
+    form, kitchen = FORMATS[quantization], comfy_kitchen_tensor()
+    return kitchen.QuantizedTensor.from_float(weight.contiguous(), form.layout, **form.options)
 
-    return QuantizedTensor.from_float(weight.contiguous(), FORMATS[quantization].layout, **FORMATS[quantization].options)
+
+def assemble_weight(
+    layer: torch.nn.Linear, codes: torch.Tensor, scale: torch.Tensor, *, quantization: str, dtype: torch.dtype
+) -> torch.Tensor:
+    """A layer's weight as a QuantizedTensor of its stored codes and scales. dtype: of the dequantized weight."""
+    layout, kitchen = FORMATS[quantization].layout, comfy_kitchen_tensor()
+    shape = (layer.out_features, layer.in_features)
+    params = kitchen.get_layout_class(layout).Params(scale=scale, orig_dtype=dtype, orig_shape=shape)
+    return kitchen.QuantizedTensor(codes, layout, params)
 
 
-def _give(layer: torch.nn.Linear, weight: torch.Tensor) -> None:
+def set_quantized_weight(layer: torch.nn.Linear, weight: torch.Tensor) -> None:
+    """Give a layer a QuantizedTensor as its weight, which makes it a QuantizedLinear."""
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     layer.__class__ = QuantizedLinear
 
 
-def _from_parts(
-    layer: torch.nn.Linear, codes: torch.Tensor, scale: torch.Tensor, quantization: str, dtype: torch.dtype
-) -> torch.Tensor:
-    from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
-
-    layout = FORMATS[quantization].layout
-    shape = (layer.out_features, layer.in_features)
-    return QuantizedTensor(codes, layout, get_layout_class(layout).Params(scale=scale, orig_dtype=dtype, orig_shape=shape))
-
-
 def quantization_of(model: torch.nn.Module) -> str:
     """The format of a model's quantized layers, or none."""
-    layouts = {FORMATS[name].layout: name for name in FORMATS}
-    found = (layouts[layer.weight._layout_cls] for layer in model.modules() if isinstance(layer, QuantizedLinear))
+    formats = {form.layout: name for name, form in FORMATS.items()}
+    found = (formats[layer.weight._layout_cls] for layer in model.modules() if isinstance(layer, QuantizedLinear))
     return next(found, "none")
 
 
-def sizes_when(model: torch.nn.Module, quantization: str, itemsize: int) -> dict[str, int]:
-    """Bytes that each parameter of a model would take, by name; itemsize is that of what is not quantized.
+def parameter_bytes(model: torch.nn.Module, quantization: str, itemsize: int) -> dict[str, int]:
+    """Bytes of each parameter of a model if it were quantized, by name. The model may be on the meta device.
 
-    The model may be on the meta device.
+    itemsize: bytes of each number that is not quantized.
     """
     sizes = {name: parameter.numel() * itemsize for name, parameter in model.named_parameters()}
-    for name, layer in quantizable(model).items() if quantization != "none" else ():
+    for name, layer in quantizable(model, quantization).items():
         headers = stored_headers(name, tuple(layer.weight.shape), quantization)
-        sizes[f"{name}.weight"] = sum(header.bytes for part, header in headers.items() if not part.endswith(MARK))
+        sizes[f"{name}.weight"] = sum(header.bytes for key, header in headers.items() if not key.endswith(FORMAT_KEY))
     return sizes
 
 
 def product_bytes(model: torch.nn.Module, quantization: str) -> int:
-    """Bytes that the product with the widest quantized weight of a model needs beside it."""
-    if quantization == "none":
-        return 0
-    return FORMATS[quantization].working * max(layer.weight.numel() for layer in quantizable(model).values())
+    """Bytes that the product with the widest quantized weight of a model needs beside the weight."""
+    layers = quantizable(model, quantization).values()
+    return max((FORMATS[quantization].working * layer.weight.numel() for layer in layers), default=0)

@@ -1,7 +1,8 @@
 """NF4 as a layout of comfy-kitchen: 4 bits a weight, the same codes and scales as bitsandbytes' nf4 in blocks of 64.
 
-Sixteen levels at the quantiles of a normal distribution (QLoRA, arXiv:2305.14314). Importing this needs comfy-kitchen and
-registers the layout there; without bitsandbytes a weight is brought back to full width for each product.
+Sixteen levels at the quantiles of a normal distribution (QLoRA, arXiv:2305.14314). Importing this module needs comfy-kitchen
+and registers the layout there; `formats.comfy_kitchen_tensor` imports it. A product with one row uses bitsandbytes' kernel where
+bitsandbytes is installed; any other product dequantizes the weight first.
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from comfy_kitchen.tensor import (
 )
 
 NAME = "GlmImageNF4Layout"
-BLOCK = 64  # weights that share one scale
-ROWS = 256  # quantized at once
-WIDENED_ROWS = 2048  # brought back to full width at once
+BLOCK = 64  # weights of a row that share a scale, bitsandbytes' default
+QUANTIZED_ROWS = 256  # at once: the temporaries of a row are eight times as large as the row in bfloat16
+DEQUANTIZED_ROWS = 1024  # at once: the temporaries of a row are seven times as large as the row in bfloat16
 LEVELS = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
     *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
@@ -30,7 +31,7 @@ LEVELS = (
 
 @cache
 def _levels(device: torch.device) -> torch.Tensor:
-    """[16] float32. Kept, since a CUDA graph cannot record a copy from Python."""
+    """[16] float32. Cached, since a CUDA graph cannot record a copy from Python."""
     return torch.tensor(LEVELS, device=device)
 
 
@@ -42,36 +43,41 @@ def _pairs(device: torch.device) -> torch.Tensor:
 
 
 class NF4Layout(QuantizedLayout):
-    """A weight [N, K] as codes [N, K / 2] uint8, the first of a pair in the high half, and scales [N, K / 64] float32."""
+    """A weight [N, K] as codes [N, K / 2] uint8, the first of a pair in the high half, and scales [N, K / 64] float32.
+
+    K is a multiple of 64.
+    """
 
     @dataclass(frozen=True)
     class Params(BaseLayoutParams):
-        """What comfy-kitchen keeps of every layout."""
+        """The fields of every layout: scale, orig_dtype, orig_shape."""
 
     @classmethod
     def quantize(cls, tensor: torch.Tensor, **_options) -> tuple[torch.Tensor, Params]:
-        """Options of other layouts, such as how to round, have no meaning here."""
+        """Quantize [N, K]. The options of other layouts, such as how to round, have no meaning here."""
         rows, columns = tensor.shape
         packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device=tensor.device)
         scale = torch.empty(rows, columns // BLOCK, device=tensor.device)
         levels = _levels(tensor.device)
-        between = (levels[1:] + levels[:-1]) / 2
-        for part in range(0, rows, ROWS):  # what is in between takes eight times a weight's memory
-            here = slice(part, part + ROWS)
-            blocks = tensor[here].float().view(-1, columns // BLOCK, BLOCK)
-            scale[here] = blocks.abs().amax(dim=-1)
-            codes = torch.bucketize(blocks / scale[here, :, None].clamp(min=1e-12), between, out_int32=True).view(-1, columns)
-            packed[here] = codes[:, ::2] << 4 | codes[:, 1::2]
+        midpoints = (levels[1:] + levels[:-1]) / 2  # a weight takes the level on its side of the next midpoint
+        for first in range(0, rows, QUANTIZED_ROWS):
+            chunk = slice(first, first + QUANTIZED_ROWS)
+            blocks = tensor[chunk].float().view(-1, columns // BLOCK, BLOCK)
+            scale[chunk] = blocks.abs().amax(dim=-1)
+            # A block of zeros has scale 0; the clamp keeps its quotient 0.
+            blocks = blocks / scale[chunk, :, None].clamp(min=1e-12)
+            codes = torch.bucketize(blocks, midpoints, out_int32=True).view(-1, columns)
+            packed[chunk] = codes[:, ::2] << 4 | codes[:, 1::2]
         return packed, cls.Params(scale=scale, orig_dtype=tensor.dtype, orig_shape=(rows, columns))
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        wide = torch.empty(params.orig_shape, dtype=params.orig_dtype, device=qdata.device)
-        for part in range(0, len(qdata), WIDENED_ROWS):  # what is in between takes four times the result's memory
-            here = slice(part, part + WIDENED_ROWS)
-            levels = _pairs(qdata.device)[qdata[here].int()].view(-1, params.scale.shape[1], BLOCK)
-            wide[here] = (levels * params.scale[here, :, None]).flatten(1)
-        return wide
+        weight = torch.empty(params.orig_shape, dtype=params.orig_dtype, device=qdata.device)
+        for first in range(0, len(qdata), DEQUANTIZED_ROWS):
+            chunk = slice(first, first + DEQUANTIZED_ROWS)
+            levels = _pairs(qdata.device)[qdata[chunk].int()].view(-1, params.scale.shape[1], BLOCK)
+            weight[chunk] = (levels * params.scale[chunk, :, None]).flatten(1)
+        return weight
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +111,7 @@ def one_row(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None)
 
 def _has_bitsandbytes() -> bool:
     try:
-        import bitsandbytes  # noqa: F401, the second time this is a look into a dict
+        import bitsandbytes  # noqa: F401, after the first time only a look into sys.modules
     except ImportError:
         return False
     return True

@@ -23,7 +23,7 @@ from ...glmimage_core.glm_image.references import sizes_of
 from ...glmimage_core.placement.prediction import Job
 from ...glmimage_core.placement.residency import Residency, current, free_device_bytes
 from ...glmimage_core.progress import Progress
-from ...glmimage_core.weights.lora import WeightedLora, applied_loras
+from ...glmimage_core.weights.lora import WeightedLora, applied_loras, applied_loras_bytes
 from .devices import device_of, warn_without
 from .protocol import Result
 from .requests import CogView3BaseRequest, CogView3Request, SampleRequest, micro_conditions
@@ -105,9 +105,11 @@ class StandaloneHost:
 
     @contextmanager
     def placed(self, wire: Component, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
-        model = wire.parts[part]
+        model, residency = wire.parts[part], self._placing(wire)
+        # LoRAs are applied before the stage works.
+        needed = max(working_bytes, applied_loras_bytes(model, wire.loras, residency.device))
         with (
-            self._placing(wire).hold(model, working_bytes, wire.blocks) as device,
+            residency.hold(model, needed, wire.blocks) as device,
             applied_loras(model, wire.loras),
             current(device),
         ):

@@ -157,4 +157,4 @@ def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
         if (Path(root) / name / PIPELINE_INDEX).is_file():
             raise FileNotFoundError(f"{Path(root) / name / PIPELINE_INDEX} does not name a {PIPELINE_CLASS}; {LAYOUT}")
     built_in = ", ".join(map(repr, BUILT_IN))
-    return find_named(name, found, roots, "GLM-Image checkpoint", f"{LAYOUT}; {built_in} needs no download")
+    return find_named(name, found, roots, what="GLM-Image checkpoint", layout=f"{LAYOUT}; {built_in} needs no download")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...checkpoints.header import FileHeader
 from ...checkpoints.report import check_class
-from ...weights.formats import FORMATS, MARK, Header
+from ...weights.formats import FORMAT_KEY, FORMATS, Header
 from .components import AR, COMPONENTS, DIT, VAE, ComponentKind
 from .inspect import space_in
 
@@ -24,15 +24,15 @@ VAE_BLOCKS = [128, 512, 1024, 1024]
 class IdentifiedFile:
     """A component of GLM-Image as the header of a file describes it.
 
-    keys maps the names of tensors in the model to those in the file. headers and marks (the quantization of each quantized
-    layer) go by the names in the model.
+    keys maps the names of tensors in the model to those in the file. headers, and formats of the layers that are quantized,
+    go by the names in the model.
     """
 
     file: Path
     kind: ComponentKind
     keys: dict[str, str]
     headers: dict[str, Header]
-    marks: dict[str, str]
+    formats: dict[str, str]
     config_from_shapes: dict
     config_from_metadata: dict
 
@@ -46,10 +46,10 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     kind, prefix = _kind_and_prefix(file, list(header.tensors))
     keys = {_name_in_model(kind, key.removeprefix(prefix)): key for key in header.tensors if key.startswith(prefix)}
     headers = {name: header.tensors[key] for name, key in keys.items()}
-    quantized = [name.removesuffix(f".{MARK}") for name in keys if name.endswith(f".{MARK}")]
-    marks = {name: header.marks[keys[f"{name}.{MARK}"].removesuffix(f".{MARK}")] for name in quantized}
+    quantized = [name.removesuffix(f".{FORMAT_KEY}") for name in keys if name.endswith(f".{FORMAT_KEY}")]
+    formats = {name: header.formats[keys[f"{name}.{FORMAT_KEY}"].removesuffix(f".{FORMAT_KEY}")] for name in quantized}
     shapes = {name: tensor.shape for name, tensor in headers.items()}
-    for layer, quantization in marks.items():
+    for layer, quantization in formats.items():
         rows, packed = shapes[f"{layer}.weight"]
         shapes[f"{layer}.weight"] = (rows, packed * FORMATS[quantization].packed)
     try:
@@ -69,7 +69,7 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
         kind=kind,
         keys=keys,
         headers=headers,
-        marks=marks,
+        formats=formats,
         config_from_shapes=config_from_shapes,
         config_from_metadata=config_from_metadata,
     )

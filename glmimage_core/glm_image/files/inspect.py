@@ -9,9 +9,9 @@ from ...checkpoints.folders import PIPELINE_INDEX, read_json
 from ...checkpoints.header import quant_method
 from ...checkpoints.report import (
     ComponentReport,
+    add_external_tensors,
     check_class,
     compare_with_config,
-    count_external,
     read_headers,
     unquantized_shapes,
 )
@@ -78,22 +78,22 @@ def inspect_component(folder: Path, kind: ComponentKind) -> ComponentReport:
 
 @lru_cache(maxsize=64)
 def _inspect_component(folder: Path, kind: ComponentKind, stamp: tuple) -> ComponentReport:
-    report = ComponentReport(kind.folder, kind.class_name)
+    report = ComponentReport(kind.folder, kind.class_name, kind.library)
     own = folder / kind.folder
     try:
         config_file = own / "config.json"
         check_class(read_json(config_file), kind.class_name, config_file)
         method = quant_method(own)
-        headers, marks = read_headers(own, report)
+        headers, formats = read_headers(own, report)
         model = kind.build_from(folder)
         if method:
-            count_external(report, headers, method, model, own)
+            add_external_tensors(report, headers, method=method, model=model, folder=own)
             check_library(method)
         else:
-            report.count(headers, marks)
-            if marks:
+            report.add_tensors(headers, formats)
+            if formats:
                 check_installed()
-            compare_with_config(model, unquantized_shapes(model, headers, marks, own), config_file)
+            compare_with_config(model, unquantized_shapes(model, headers, formats, own), config_file)
     except (FileNotFoundError, ValueError, ImportError) as error:
         report.problems.append(error)
     return report

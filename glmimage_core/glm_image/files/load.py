@@ -152,7 +152,7 @@ def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device:
             return model.eval()
         return stored.load(precision)
     model = stored.build()
-    fill(model, stored.files, precision, quantization, stored.names)
+    fill(model, stored.files, dtype=precision, quantization=quantization, names=stored.names)
     return model.eval()
 
 

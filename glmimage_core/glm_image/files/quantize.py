@@ -19,7 +19,7 @@ from ...checkpoints.folders import PIPELINE_INDEX, read_json, weight_files
 from ...checkpoints.header import read_header
 from ...progress import Progress, no_progress
 from ...units import human_bytes
-from ...weights.formats import FORMATS, MARK, Header, check_installed, stored_headers, stored_parts
+from ...weights.formats import FORMAT_KEY, FORMATS, Header, check_installed, stored_headers, stored_tensors
 from ...weights.linear import quantizable, quantize_weight
 from .components import COMPONENTS
 from .inspect import check_checkpoint
@@ -72,7 +72,7 @@ def _shards(source: Path, name: str, quantization: str) -> tuple[list[Shard], in
     model = COMPONENTS[name].build_from(source)
     if unknown := sorted(set(headers) - set(model.state_dict())):
         raise ValueError(f"{source / name} has tensors that the installed libraries do not know, such as {unknown[0]}")
-    layers = {f"{layer}.weight" for layer in quantizable(model)}
+    layers = {f"{layer}.weight" for layer in quantizable(model, quantization)}
     shards, filled, whole = [{}], 0, 0
     for key, header in headers.items():
         form = quantization if key in layers else "none"
@@ -137,7 +137,7 @@ def _write_shard(source: Path, shard: Shard, file: Path, progress: Progress, don
         if form == "none":
             tensors[key] = tensor
         else:
-            tensors |= stored_parts(key.removesuffix(".weight"), quantize_weight(tensor, form), form)
+            tensors |= stored_tensors(key.removesuffix(".weight"), quantize_weight(tensor, form), form)
         progress(done + number + 1, total)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + PARTIAL)
@@ -153,7 +153,7 @@ def _write_index(folder: Path, shards: list[Shard]) -> None:
 
 
 def _quantization_config(quantization: str) -> dict:
-    return {"quantization_config": {"quant_method": MARK, "format": FORMATS[quantization].stored}}
+    return {"quantization_config": {"quant_method": FORMAT_KEY, "format": FORMATS[quantization].stored}}
 
 
 def _bring(source: Path, out: Path, without: tuple[str, ...]) -> None:

@@ -80,11 +80,11 @@ def inspect_file(file: Path) -> tuple[IdentifiedFile, ComponentReport]:
 def _inspect_file(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentReport]:
     identified = identify(file, read_header(file))
     kind = identified.kind
-    report = ComponentReport(kind.folder, kind.class_name, disk_bytes=file.stat().st_size)
-    report.count(identified.headers, identified.marks)
+    report = ComponentReport(kind.folder, kind.class_name, kind.library, disk_bytes=file.stat().st_size)
+    report.add_tensors(identified.headers, identified.formats)
     try:
         model = kind.build(identified.config, file)
-        shapes = unquantized_shapes(model, identified.headers, identified.marks, file)
+        shapes = unquantized_shapes(model, identified.headers, identified.formats, file)
         compare_with_config(model, shapes, file)
         if unknown := sorted(shapes.keys() - model.state_dict().keys()):
             raise ValueError(

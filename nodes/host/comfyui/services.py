@@ -30,6 +30,7 @@ from ....glmimage_core.glm_image.schedule import partial_schedule, progress_of
 from ....glmimage_core.glm_image.step_cache import StepCache
 from ....glmimage_core.placement.residency import current
 from ....glmimage_core.progress import Progress
+from ....glmimage_core.units import human_bytes
 from ....glmimage_core.vae import LatentSpace, Vae
 from ....glmimage_core.weights.lora import layer_of
 from ..devices import device_of, warn_without
@@ -149,7 +150,7 @@ class ComfyHost:
         streamed = streamed_bytes(patcher, working_bytes)
         if streamed and part in READ_BY_EACH_TOKEN:
             self.warn(
-                f"{streamed / 1e9:.1f} GB of {READ_BY_EACH_TOKEN[part]} do not fit on {patcher.load_device} and are brought "
+                f"{human_bytes(streamed)} of {READ_BY_EACH_TOKEN[part]} do not fit on {patcher.load_device} and are brought "
                 "there again for every token, which is slow: choose a quantization where it is loaded"
             )
         return replace(wire.component, weights_are_static=not streamed and not is_dynamic(patcher))

@@ -12,7 +12,7 @@ from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import DIT
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
-from glm_image_pack.glmimage_core.weights import external as foreign
+from glm_image_pack.glmimage_core.weights import external
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file
 from test_denoise import plan
@@ -35,7 +35,7 @@ def configuration(method: str, half: str):
     import diffusers
     import transformers
 
-    pytest.importorskip(foreign.MODULES[method], reason=f"{method} is not installed")
+    pytest.importorskip(external.LIBRARY_MODULES[method], reason=f"{method} is not installed")
     library = transformers if half == "ar" else diffusers
     if method == "bitsandbytes":
         return library.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
@@ -88,21 +88,26 @@ def paints_nearly_the_same(quantized, dit) -> None:
     assert 0 < (near - exact).norm() < 0.1 * exact.norm()
 
 
-@pytest.fixture
-def gguf_dit(root, dit):
-    """The tiny checkpoint with its DiT as a GGUF file."""
+def write_gguf(file, tensors: dict[str, torch.Tensor]) -> None:
+    """Write tensors as GGUF, feed-forward weights with 8 bits, in place of the safetensors in the folder."""
     gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-    (weights,) = (root / "transformer").glob("*.safetensors")
-    weights.unlink()
-    writer = gguf.GGUFWriter(root / "transformer" / "dit.gguf", "glm_image")
+    for weights in file.parent.glob("*.safetensors"):
+        weights.unlink()
+    writer = gguf.GGUFWriter(file, "glm_image")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, tensor in dit.model.state_dict().items():
+    for key, tensor in tensors.items():
         kind = gguf.GGMLQuantizationType.Q8_0 if tensor.ndim == 2 and ".ff." in key else gguf.GGMLQuantizationType.F32
         writer.add_tensor(key, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.fixture
+def gguf_dit(root, dit):
+    """The tiny checkpoint with its DiT as a GGUF file."""
+    write_gguf(root / "transformer" / "dit.gguf", dit.model.state_dict())
     return root
 
 
@@ -122,6 +127,13 @@ def test_a_damaged_gguf_is_told(gguf_dit):
         description.check_checkpoint(gguf_dit, DIT)
 
 
+def test_a_gguf_that_is_not_of_the_component_is_told_by_the_components_class(root):
+    write_gguf(root / "vision_language_encoder" / "model.gguf", {"blk.0.attn_q.weight": torch.zeros(64, 64)})
+    expected = r"vision_language_encoder does not hold a whole GlmImageForConditionalGeneration: \d+ tensors not found, such as"
+    with pytest.raises(ValueError, match=expected):
+        checkpoints.load_ar(root)
+
+
 def test_a_lora_over_such_weights_is_refused(quiet_host, gguf_dit):
     quiet_host.models = gguf_dit.parents[1]
     (quiet_host.models / "loras").mkdir()
@@ -131,9 +143,9 @@ def test_a_lora_over_such_weights_is_refused(quiet_host, gguf_dit):
         NODES["GLMImageLoadLoRA"]().load("a.safetensors", 1.0, 1.0, model)
 
 
-@pytest.mark.parametrize("method", list(foreign.MODULES))
+@pytest.mark.parametrize("method", list(external.LIBRARY_MODULES))
 def test_a_missing_library_is_named_before_anything_is_read(quiet_host, root, method, monkeypatch):
-    monkeypatch.setitem(foreign.MODULES, method, "no_such_module")
+    monkeypatch.setitem(external.LIBRARY_MODULES, method, "no_such_module")
     claim(root / "transformer", method)
     quiet_host.models = root.parents[1]
     assert NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image").endswith(f"pip install {method}")
@@ -148,7 +160,7 @@ def test_an_unknown_method_is_refused(root):
 
 
 def test_a_dit_of_bitsandbytes_without_cuda_is_told_what_to_do_instead():
-    foreign.check_library_device("bitsandbytes", "vision_language_encoder", torch.device("cpu"))
-    foreign.check_library_device("bitsandbytes", "transformer", torch.device("cuda"))
+    external.check_library_device("bitsandbytes", "transformers", torch.device("cpu"))
+    external.check_library_device("bitsandbytes", "diffusers", torch.device("cuda"))
     with pytest.raises(ValueError, match="the original checkpoint and quantization nf4"):
-        foreign.check_library_device("bitsandbytes", "transformer", torch.device("cpu"))
+        external.check_library_device("bitsandbytes", "diffusers", torch.device("cpu"))
