@@ -162,7 +162,7 @@ class Client:
                 return self._post_once(path, body, content_type)
             except Failure as failure:
                 wait = seconds_to_retry(failure, tries)
-                if tries == self.endpoint.retries or wait is None or time.monotonic() + wait > self._deadline:
+                if tries == self.endpoint.retries or wait is None or wait > self._deadline - time.monotonic():
                     raise
             if self._adapter.interrupted.wait(wait):
                 raise Interrupted

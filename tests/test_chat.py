@@ -100,9 +100,12 @@ CHOICE = b'data: {"choices": [{"delta": {"content": "A bakery"}, "finish_reason"
         events(b": a comment", b"", b"event: message", b"id: 1", CHOICE, b"retry: 3", b""),
         events(b'data: {"choices":', b"data: " + CHOICE.split(b":", 2)[2], b""),
         events(b'data: {"choices": [], "usage": {"total_tokens": 3}}', b"", CHOICE, b"", b'data: {"choices": null}'),
+        events(
+            b'data: {"choices": [{"delta": {"content": "A bakery"}}]}', b"", b'data: {"choices": [{"finish_reason": "stop"}]}'
+        ),
         events(b'data: {"choices": [{"delta": {"role": "assistant", "content": null}}]}', b"", CHOICE, b""),
     ],
-    ids=["done", "no end", "CRLF", "other fields", "two lines", "usage", "role"],
+    ids=["done", "no end", "CRLF", "other fields", "two lines", "usage", "end without text", "role"],
 )
 def test_events_are_read_as_their_standard_has_them(chat_server, behave):
     chat_server.behave = behave
@@ -125,6 +128,7 @@ def busy(status, **headers):
         (busy(503, x_should_retry="false", Retry_After="0"), 1),
         *((busy(status, Retry_After="0"), 1) for status in (400, 401, 404)),
         (busy(429, Retry_After="30"), 1),  # when the time is over
+        (busy(429, Retry_After="9" * 400), 1),
     ],
     ids=lambda value: value if isinstance(value, int) else "",
 )
@@ -136,7 +140,9 @@ def test_it_is_asked_again_where_that_may_help(chat_server, behave, tries):
     assert len(chat_server.asked) == tries and time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("when", ["Retry-After is no number", "a connection is closed", "a page is shown"])
+@pytest.mark.parametrize(
+    "when", ["Retry-After is no number", "Retry-After is too long", "a connection is closed", "a page is shown"]
+)
 def test_without_a_time_it_is_asked_again_a_little_later_each_time(chat_server, monkeypatch, when):
     asked_at = []
 
@@ -144,6 +150,8 @@ def test_without_a_time_it_is_asked_again_a_little_later_each_time(chat_server, 
         asked_at.append(time.monotonic())
         if when == "Retry-After is no number":
             busy(503, Retry_After="soon")(handler)
+        elif when == "Retry-After is too long":
+            busy(503, Retry_After="9" * 5000)(handler)
         elif when == "a page is shown":
             handler.begin(kind="text/html")
         if len(asked_at) == 4:

@@ -114,7 +114,7 @@ def paint(endpoint: Endpoint, order: Order, *, progress: Progress = no_progress)
 
 
 def _ask(client: Client, order: Order, *, seed: int, count: int) -> Any:
-    """What the engine answers to one request. Raises Failure, which says so where the engine may be at work."""
+    """The engine's JSON answer to one request. Raises Failure, whose message says if the engine may be at work."""
     path, body, content_type = _request(client.endpoint.model, order, seed=seed, count=count)
     try:
         response = client.post(path, body, content_type, seconds_to_retry=_seconds_to_retry)
@@ -126,7 +126,7 @@ def _ask(client: Client, order: Order, *, seed: int, count: int) -> Any:
 
 
 def _request(model: str, order: Order, *, seed: int, count: int) -> tuple[str, bytes, str]:
-    """Path, body and content type: JSON, or a form where references go along."""
+    """Path, body and content type of a request: JSON, or a form if there are references."""
     fields = {
         "prompt": order.prompt,
         "size": f"{order.width}x{order.height}",
@@ -151,7 +151,7 @@ def _request(model: str, order: Order, *, seed: int, count: int) -> tuple[str, b
 
 
 def _may_be_at_work(failure: Failure) -> bool:
-    """Whether an engine may be painting after a request has failed so."""
+    """Whether an engine may be painting although the request has failed."""
     if not isinstance(failure, BadStatus):
         return isinstance(failure, NoAnswer)
     if failure.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -161,7 +161,7 @@ def _may_be_at_work(failure: Failure) -> bool:
 
 
 def _seconds_to_retry(failure: Failure, tries: int) -> float | None:
-    """How long to wait before sending a request again, None where it must not be sent again or where that would not help."""
+    """Seconds to wait before sending a request again, or None if it must not be sent again or if that would not help."""
     too_busy = isinstance(failure, BadStatus) and failure.status in TOO_BUSY and not _may_be_at_work(failure)
     return FIRST_WAIT * 2**tries if too_busy or isinstance(failure, NotSent) else None
 

@@ -18,8 +18,8 @@ from .rewriting import Answer
 
 MAX_BYTES = 4 * 1024 * 1024  # of an answer: a token takes about 300 bytes on the wire, so 8192 tokens fit, and as much again
 MAX_SIDE = 1024  # pixels; a picture that is sent then takes 4 MiB at most, at 3 bytes a pixel in base64
-# The rules by which OpenAI's own client tries again.
-TRY_AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)  # and all of 500 and above
+# When to try again, and how long to wait, as in OpenAI's own client. It tries again after every status of 500 and above, too.
+TRY_AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
 FIRST_WAIT = 0.5  # seconds before the second try, doubled before each further one
 LONGEST_WAIT = 8.0
 
@@ -49,7 +49,7 @@ def complete(
     """
     shown = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
     content = [*shown, {"type": "text", "text": request}] if shown else request
-    asked = {
+    payload = {
         "model": endpoint.model,
         "messages": [{"role": "system", "content": instruction}, {"role": "user", "content": content}],
         "temperature": temperature,
@@ -57,7 +57,7 @@ def complete(
         "max_tokens": max_tokens,
         "stream": True,
     }
-    body = json.dumps(asked).encode()
+    body = json.dumps(payload).encode()
     client = Client(endpoint, accept="text/event-stream", max_bytes=MAX_BYTES)
 
     def fetch() -> Iterator[tuple[str, str | None]]:
@@ -80,10 +80,10 @@ def complete(
 
 
 def _seconds_to_retry(failure: Failure, tries: int) -> float | None:
-    """How long to wait before asking again, None for not at all.
+    """Seconds to wait before asking again, or None to give up.
 
-    A chat costs little and changes nothing, so it is asked again whenever that may help: also after a connection that broke, and
-    after the page that a gateway shows while its model starts.
+    A chat costs little and changes nothing, so the model is asked again whenever that may help. This includes a connection that
+    broke, and the page that a gateway shows while the model starts.
     """
     backoff = min(FIRST_WAIT * 2**tries, LONGEST_WAIT)
     if not isinstance(failure, BadStatus):
@@ -93,14 +93,14 @@ def _seconds_to_retry(failure: Failure, tries: int) -> float | None:
         return None
     try:
         return Retry().parse_retry_after(failure.headers["Retry-After"])
-    except (KeyError, InvalidHeader):
+    except (KeyError, InvalidHeader, ValueError, OverflowError):  # none, or neither a number nor a date
         return backoff
 
 
 def _events(chunks: Iterable[bytes]) -> Iterator[Any]:
-    """The JSON of each server-sent event, up to the one that says [DONE].
+    """The JSON values of server-sent events, up to the event [DONE].
 
-    An event is the lines that begin with "data:", up to an empty line; lines that begin otherwise do not matter here. See
+    An event consists of the lines that begin with "data:" before an empty line. Other lines are skipped. See
     https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
     data: list[bytes] = []
@@ -116,7 +116,7 @@ def _events(chunks: Iterable[bytes]) -> Iterator[Any]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends. requests' own iter_lines copies a long line once for every chunk."""
+    """Lines without their line ends. Unlike iter_lines of requests, it does not copy an unfinished line for every chunk."""
     unfinished = bytearray()
     for chunk in chunks:
         unfinished += chunk
@@ -126,14 +126,15 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _delta(event: Any) -> tuple[str, str | None]:
-    """The text that an event adds to the answer, and why the answer ends with it, None where it goes on. Raises Refused."""
+    """The text that an event adds to the answer, and the reason why the answer ends, None if it goes on. Raises Refused."""
     if message := error_message(event):
         raise Refused(f"reported an error: {message}")
     try:
         choices = event.get("choices")
         if not choices:  # such as a count of tokens
             return "", None
-        text, finish_reason = choices[0]["delta"].get("content") or "", choices[0].get("finish_reason")
+        choice = choices[0]
+        text, finish_reason = (choice.get("delta") or {}).get("content") or "", choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError) as error:
         raise Refused("sent an event that is not of the chat protocol") from error
     if not isinstance(text, str):
