@@ -1,48 +1,79 @@
-"""An OpenAI-compatible endpoint: how it is spoken to, and what of its answers is let in.
+"""HTTP client for OpenAI-compatible endpoints, with limits on the type, the size and the duration of a response.
 
-The package `openai` speaks the protocol. What an endpoint sends is not trusted: an answer has a time and a size, is of the kind
-that was asked for, comes uncompressed, and is not fetched from elsewhere.
+The library requests sends and receives. This module adds what requests does not have: one deadline for all tries together, an
+interrupt that closes the connection, and a distrust of what an endpoint sends. A response must have the content type that was
+asked for, must not be compressed, must not redirect, and may be of a limited size only.
 """
 
-import asyncio
+import io
+import itertools
+import json
 import queue
-import sys
+import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 
-Piece = TypeVar("Piece")
-POLL = 0.1  # seconds between two looks at whether to stop
-QUOTED_ERROR = 300  # characters of what an endpoint said
-NOT_THERE = {"ConnectError", "ConnectTimeout"}  # of httpx and of its successor
-SENT_HEADERS = {"host", "accept", "connection", "content-type", "content-length", "transfer-encoding", "user-agent"}
-"""All that is sent beside the key. The package openai has more in mind, such as what OPENAI_CUSTOM_HEADERS holds."""
+Item = TypeVar("Item")
+POLL = 0.1  # seconds between two calls of `waiting`: an interrupt is felt as immediate
+CHUNK_BYTES = 64 * 1024  # read at once; bounds the memory that is used beyond the limit of a response
+ERROR_BYTES = 4096  # read of an error response, of which ERROR_CHARACTERS are shown at most
+ERROR_CHARACTERS = 300  # of an error message: about four lines on a node
+SEEDS = 2**63  # number of seeds in the protocol: 0 and the positive integers of 64 bits with a sign
+_END = object()
 
 
 class EndpointError(RuntimeError):
-    """What went wrong with an endpoint, in one line without the key."""
+    """What went wrong with an endpoint, in one line that never contains the key."""
 
 
-class Refused(Exception):
-    """An answer that is not read on; says why."""
+class Failure(Exception):
+    """What an endpoint did wrong: a sentence without its subject, which is the endpoint's address."""
+
+
+class NotSent(Failure):
+    """No connection could be made, so the endpoint has received nothing of the request's body."""
+
+
+class NoAnswer(Failure):
+    """The connection broke after the endpoint had received a part of the request's body, or all of it."""
+
+
+class Refused(Failure):
+    """The endpoint sent something that is not accepted."""
+
+
+class BadStatus(Failure):
+    """The endpoint answered with a status other than 2xx."""
+
+    def __init__(self, message: str, response: requests.Response):
+        super().__init__(message)
+        self.status, self.headers = response.status_code, response.headers
+
+
+class Interrupted(Exception):
+    """Ends the background thread after an interrupt; nobody sees it."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """base_url: up to and with /v1, as others say it. timeout: seconds for a whole answer, all tries included.
+    """base_url: including /v1, without the path of a method. timeout: seconds for a whole answer, all tries included.
 
-    Raises ValueError for an address that is none, or that carries a name or password.
+    Raises ValueError for an address that is not http or https or contains a name, a password or a query, for a key that cannot
+    stand in an HTTP header, and for a timeout of 0 or less.
     """
 
     base_url: str
     model: str
+    _: KW_ONLY
     key: str = field(default="", repr=False)
     timeout: float = 120.0
     retries: int = 2
@@ -50,148 +81,255 @@ class Endpoint:
     def __post_init__(self):
         address = urlsplit(self.base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError(f"{self.base_url!r} is no address; one begins with http:// or https:// and often ends with /v1")
+            raise ValueError(
+                f"{self.base_url!r} is not a web address; it must begin with http:// or https://, and often ends with /v1"
+            )
         if address.username or address.password or address.query:
-            raise ValueError("the address must carry no name, password or query: a key belongs in an environment variable")
+            raise ValueError(
+                "the address must not contain a name, a password or a query; put the key into an environment variable"
+            )
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError("the key contains a line break or a character that is not ASCII; correct its environment variable")
         if not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout}; it must be above 0")
 
 
-def client_of(endpoint: Endpoint, kind: str, max_bytes: int, retries: int) -> "AsyncOpenAI":
-    """A client that reads answers of one content type and of so many bytes at most, and asks again so often by itself.
+class Client:
+    """Sends requests to an endpoint in a background thread, which can be interrupted at any time.
 
-    Raises ImportError that says what to install.
+    accept: the content type that a response must have. max_bytes: size of a response's body on the wire.
     """
-    try:
-        import openai
-    except ImportError:
-        raise ImportError("an endpoint needs the package openai: pip install openai") from None
 
-    async def send_no_more_than_needed(request) -> None:
-        for name in set(request.headers) - SENT_HEADERS:
-            del request.headers[name]
-        request.headers["Accept-Encoding"] = "identity"
-        if endpoint.key:
-            request.headers["Authorization"] = f"Bearer {endpoint.key}"
+    def __init__(self, endpoint: Endpoint, *, accept: str, max_bytes: int):
+        self.endpoint = endpoint
+        self._accept = accept
+        self._max_bytes = max_bytes
+        self._deadline = time.monotonic() + endpoint.timeout
+        self._adapter = _InterruptibleAdapter()
 
-    async def bound(response) -> None:
-        _bound(response, kind, max_bytes)
+    def run(
+        self,
+        fetch: Callable[[], Iterator[Item]],
+        *,
+        waiting: Callable[[], None],
+        too_late: str = "gave no whole answer",
+    ) -> Iterator[Item]:
+        """Yield what `fetch` yields in the background thread; `fetch` calls `post` and `read`.
 
-    hooks = {"request": [send_no_more_than_needed], "response": [bound]}
-    return openai.AsyncOpenAI(
-        base_url=endpoint.base_url,
-        api_key="none",  # the hook has it
-        timeout=endpoint.timeout,
-        max_retries=retries,
-        http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks=hooks),
-    )
+        waiting() is called every POLL seconds; what it raises closes the connection. Raises EndpointError for a Failure, and when
+        the endpoint's time is over: `too_late` then says what the endpoint failed to do.
+        """
+        arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
+        def work() -> None:
+            try:
+                for item in fetch():
+                    arrived.put(item)
+                arrived.put(_END)
+            except Exception as error:  # raised again in the caller's thread
+                arrived.put(error)
 
-def _bound(response, kind: str, max_bytes: int) -> None:
-    """Let no more than max_bytes of a response be read, and nothing that unpacks to more."""
-    if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
-        raise Refused(f"answered with the encoding {encoding[:40]!r}, though it was asked not to")
-    given = response.headers.get("content-type", "nothing").split(";")[0].strip().lower()
-    if response.is_success and given != kind:
-        raise Refused(f"answered with {given[:80]}, not with {kind}; is this the right address?")
-    http = sys.modules[type(response).__module__.split(".")[0]]  # httpx or its successor, as openai has it
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            while True:
+                waiting()
+                if time.monotonic() > self._deadline:
+                    raise EndpointError(f"{self.endpoint.base_url} {too_late} within {self.endpoint.timeout:g} s")
+                try:
+                    item = arrived.get(timeout=POLL)
+                except queue.Empty:
+                    continue
+                if item is _END:
+                    return
+                if isinstance(item, Failure):
+                    raise EndpointError(self._one_line(item)) from None
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self._adapter.interrupt()
 
-    class Bounded(http.AsyncByteStream):
-        def __init__(self, stream):
-            self.stream = stream
+    def post(
+        self, path: str, body: bytes, content_type: str, *, seconds_to_retry: Callable[[Failure, int], float | None]
+    ) -> requests.Response:
+        """Send a request, up to 1 + endpoint.retries times, and return the response when its headers have arrived.
 
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = max_bytes
-            async for chunk in self.stream:
+        seconds_to_retry(failure, number of tries before) says how long to wait before the next try, or None to give up. Raises
+        Failure after the last try, and if the next one would come after the endpoint's time is over.
+        """
+        for tries in itertools.count():
+            try:
+                return self._post_once(path, body, content_type)
+            except Failure as failure:
+                wait = seconds_to_retry(failure, tries)
+                if tries == self.endpoint.retries or wait is None or wait > self._deadline - time.monotonic():
+                    raise
+            if self._adapter.interrupted.wait(wait):
+                raise Interrupted
+
+    def _post_once(self, path: str, body: bytes, content_type: str) -> requests.Response:
+        file = io.BytesIO(body)  # whose position tells whether anything was sent
+        # No header beyond these but Host, Content-Length and User-Agent.
+        headers = {
+            "Accept": self._accept,
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+            "Content-Type": content_type,
+        }
+        # A new session for each try keeps no cookies, and no connection that the endpoint may have closed meanwhile.
+        with requests.Session() as session:
+            session.mount("http://", self._adapter)
+            session.mount("https://", self._adapter)
+            try:
+                response = session.post(
+                    self.endpoint.base_url.rstrip("/") + path,
+                    data=file,
+                    headers=headers,
+                    auth=self._authorize,
+                    stream=True,
+                    allow_redirects=False,
+                    # Reading has no timeout of its own: `run` closes the connection when the time for all tries is over.
+                    timeout=(self.endpoint.timeout, None),
+                )
+            except (OSError, HTTPError) as error:  # all of requests' errors, and those of urllib3 that it lets through
+                cause = _first_cause(error)
+                if file.tell():
+                    raise NoAnswer(f"broke the connection before it answered ({cause})") from error
+                raise NotSent(
+                    f"could not be reached ({cause}): start the server, or correct the address, which often ends with /v1"
+                ) from error
+        try:
+            self._check(response)
+        except Failure:
+            response.close()
+            raise
+        return response
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Put the key into the request. That there is an `auth` at all keeps requests from sending a password of ~/.netrc.
+
+        A session reads more of the environment: its proxies, without which some networks have no way out, and the file of a
+        company's certificates. The name and password of a proxy go to the proxy.
+        """
+        if self.endpoint.key:
+            request.headers["Authorization"] = f"Bearer {self.endpoint.key}"
+        return request
+
+    def _check(self, response: requests.Response) -> None:
+        """Raise Failure for a response that is not accepted because of its status or its headers."""
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise Refused(f"answered with the encoding {encoding[:40]!r}, which was not asked for")
+        if response.is_redirect:
+            raise BadStatus(f"redirects to {response.headers['Location']}, which is not followed", response)
+        if not 200 <= response.status_code < 300:
+            raise BadStatus(f"answered {response.status_code}: {_error_body(response)}", response)
+        if (given := media_type(response.headers)) != self._accept:
+            raise Refused(f"answered with {given[:80]}, not with {self._accept}; is the address right?")
+
+    def read(self, response: requests.Response) -> Iterator[bytes]:
+        """Yield the body of a response as it arrives. Raises Refused if it exceeds max_bytes, and NoAnswer if it breaks off."""
+        left = self._max_bytes
+        try:
+            # Not by response.iter_content, which may wait until a chunk is full, and decompresses.
+            while chunk := response.raw.read1(CHUNK_BYTES):
                 left -= len(chunk)
                 if left < 0:
-                    raise Refused(f"sent more than {max_bytes} bytes")
+                    raise Refused(f"sent more than {self._max_bytes} bytes")
                 yield chunk
+        except (OSError, HTTPError) as error:
+            raise NoAnswer(f"broke the connection in the middle of its answer ({_first_cause(error)})") from error
+        finally:
+            response.close()
 
-        async def aclose(self) -> None:
-            await self.stream.aclose()
+    def _one_line(self, failure: Failure) -> str:
+        line = f"{self.endpoint.base_url} {failure}"
+        if self.endpoint.key:
+            line = line.replace(self.endpoint.key, "***")  # an endpoint may repeat it
+        return " ".join(line.split())[:ERROR_CHARACTERS]
 
-    response.stream = Bounded(response.stream)
 
+class _InterruptibleAdapter(HTTPAdapter):
+    """One connection at a time, which `interrupt`, called from another thread, closes for good.
 
-def watched(
-    fetch: Callable[[], AsyncIterator[Piece]],
-    client: "AsyncOpenAI",
-    endpoint: Endpoint,
-    waiting: Callable[[], None],
-    too_late: str = "gave no whole answer",
-) -> Iterator[Piece]:
-    """What `fetch` yields with the client, in a thread of its own.
-
-    waiting() is called several times a second; what it raises ends it and closes the connection. Raises EndpointError, also when
-    the endpoint's time is over, with `too_late` as what happened.
+    A thread that waits for an endpoint wakes up only if its socket is shut down. requests keeps that socket to itself, so this
+    adapter takes a second handle on it as soon as it is connected: before TLS, and before anything is sent.
     """
-    arrived: queue.SimpleQueue[tuple[Piece | None, Exception | None, bool]] = queue.SimpleQueue()
-    loop = asyncio.new_event_loop()
 
-    async def run() -> None:
-        try:
-            async with client:
-                async for piece in fetch():
-                    arrived.put((piece, None, False))
-            arrived.put((None, None, True))
-        except Exception as error:  # carried to the caller's thread
-            arrived.put((None, error, True))
+    def __init__(self):
+        super().__init__()
+        self.interrupted = threading.Event()
+        self._lock = threading.Lock()
+        self._connected: socket.socket | None = None
 
-    task = loop.create_task(run())
+    def get_connection_with_tls_context(self, *args, **kwargs):
+        pool = super().get_connection_with_tls_context(*args, **kwargs)
+        hold = self._hold
 
-    def work() -> None:
-        with suppress(asyncio.CancelledError):
-            loop.run_until_complete(task)
-        loop.close()
+        class HeldConnection(pool.ConnectionCls):
+            def _new_conn(self) -> socket.socket:
+                connected = super()._new_conn()
+                hold(connected)
+                return connected
 
-    threading.Thread(target=work, daemon=True).start()
-    end = time.monotonic() + endpoint.timeout
+        pool.ConnectionCls = HeldConnection
+        return pool
+
+    def _hold(self, connected: socket.socket) -> None:
+        with self._lock:
+            if self.interrupted.is_set():
+                connected.close()
+                raise Interrupted
+            self._hang_up()
+            self._connected = connected.dup()
+
+    def interrupt(self) -> None:
+        with self._lock:
+            self.interrupted.set()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._connected is not None:
+            with suppress(OSError):  # the endpoint may have closed the connection
+                self._connected.shutdown(socket.SHUT_RDWR)
+            self._connected.close()
+            self._connected = None
+
+
+def parse_json(text: bytes | bytearray) -> Any:
+    """The value of JSON text. Raises Refused for other text."""
     try:
-        while True:
-            waiting()
-            if time.monotonic() > end:
-                raise EndpointError(f"{endpoint.base_url} {too_late} within {endpoint.timeout:g} s")
-            try:
-                piece, error, ended = arrived.get(timeout=POLL)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise explained(error, endpoint) from None
-            if ended:
-                return
-            yield piece
-    finally:
-        with suppress(RuntimeError):  # the loop has ended by itself
-            loop.call_soon_threadsafe(task.cancel)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"sent what is not JSON ({error})") from error
 
 
-def causes_of(error: Exception) -> list[BaseException]:
-    """An error and what it came of, the first cause last."""
-    causes: list[BaseException] = [error]
-    while cause := causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(cause)
-    return causes
+def media_type(headers: Mapping[str, str]) -> str:
+    """The content type in a response's headers without its parameters, in lower case."""
+    return headers.get("Content-Type", "nothing").split(";")[0].strip().lower()
 
 
-def explained(error: Exception, endpoint: Endpoint) -> EndpointError:
-    """One line about what went wrong, in which the key does not stand even where the endpoint repeats it."""
-    import openai
+def error_message(answer: Any) -> str | None:
+    """The message of an error in the form that the protocol gives it, or None."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message or error) if error else None
 
-    causes = causes_of(error)
-    refused = next((cause for cause in causes if isinstance(cause, Refused)), None)
-    if refused is not None:
-        said = str(refused)
-    elif isinstance(error, openai.APITimeoutError):
-        said = f"did not answer within {endpoint.timeout:g} s"
-    elif isinstance(error, openai.APIStatusError):
-        where = error.response.headers.get("location")
-        said = f"sends elsewhere, to {where}" if where else f"answered {error.status_code}: {error.message}"
-    elif NOT_THERE & {type(cause).__name__ for cause in causes}:
-        said = f"is not there ({causes[-1]}): start the server, or correct the address, which often ends with /v1"
-    else:
-        said = f"{type(error).__name__}: {causes[-1]}"
-    line = " ".join(f"{endpoint.base_url} {said}".split())
-    if endpoint.key:
-        line = line.replace(endpoint.key, "***")
-    return EndpointError(line[:QUOTED_ERROR])
+
+def _error_body(response: requests.Response) -> str:
+    """The message in an error response, or else the beginning of its body."""
+    try:
+        body = response.raw.read(ERROR_BYTES)
+    except (OSError, HTTPError) as error:
+        return f"({_first_cause(error)})"
+    with suppress(Refused):
+        if message := error_message(parse_json(body)):
+            return message
+    return body.decode("utf-8", "replace")
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an exception of requests goes back to: the operating system's words are clearer than those around them."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error

@@ -2,8 +2,17 @@
 
 from ..glmimage_core.images import to_pictures
 from ..glmimage_core.language import chat
-from ..glmimage_core.language.rewriting import KINDS, LANGUAGES, checked, description_request, instruction, without_markup
-from ..glmimage_core.language.vlm import Clip, answer, prepare
+from ..glmimage_core.language.rewriting import (
+    LANGUAGES,
+    STYLES,
+    Answer,
+    cleaned,
+    description_request,
+    instruction,
+    rewritten_prompt,
+    without_markup,
+)
+from ..glmimage_core.language.vlm import Clip, Question, answer, prepare
 from .host import host
 from .keys import key_for
 from .sockets import CATEGORY, SEED_MAX, VLM, validation_message
@@ -13,39 +22,16 @@ PROMPT = (
     {
         "multiline": True,
         "dynamicPrompts": True,
-        "tooltip": "What the picture shows, in few words or many. Text in quotation marks comes out letter by letter.",
+        "tooltip": "What the picture shows, in few words or many. Text in quotation marks is kept letter by letter.",
     },
 )
 STYLE = (
-    list(KINDS),
+    list(STYLES),
     {
         "default": "general",
-        "tooltip": "The kind of picture: text-heavy is for posters, menus and slides, and lets the model think of texts.",
+        "tooltip": "The kind of picture. text-heavy is for posters, menus and slides; the model may then add texts of its own.",
     },
 )
-LANGUAGE = (
-    list(LANGUAGES),
-    {"default": "auto", "tooltip": "Of the rewritten prompt. auto is the prompt's own: Chinese or English."},
-)
-SEED = (
-    "INT",
-    {
-        "default": 0,
-        "min": 0,
-        "max": SEED_MAX,
-        "control_after_generate": True,
-        "tooltip": "Seed of the wording. Services may not keep to it.",
-    },
-)
-TEMPERATURE = (
-    "FLOAT",
-    {"default": 0.7, "min": 0.0, "max": 2.0, "step": 0.05, "tooltip": "Higher is more varied; 0 takes the likeliest words."},
-)
-MAX_TOKENS = (
-    "INT",
-    {"default": 1024, "min": 64, "max": 8192, "tooltip": "How much the model may write, its thoughts included if it has any."},
-)
-WORDING = {"language": LANGUAGE, "seed": SEED, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
 IMAGES = (
     "IMAGE",
     {"tooltip": "Reference pictures of an edit, in order, for a model that sees: the first picture, the second and so on."},
@@ -53,14 +39,54 @@ IMAGES = (
 VLM_INPUT = (VLM, {"tooltip": "From Load GLM-Image VLM."})
 
 
+def _wording(language: str, seed: str = "Seed of the wording.") -> dict[str, tuple]:
+    """The widgets that all nodes of this file have. language, seed: tooltips."""
+    return {
+        "language": (list(LANGUAGES), {"default": "auto", "tooltip": language}),
+        "seed": ("INT", {"default": 0, "min": 0, "max": SEED_MAX, "control_after_generate": True, "tooltip": seed}),
+        "temperature": (
+            "FLOAT",
+            {
+                "default": 0.7,
+                "min": 0.0,
+                "max": 2.0,
+                "step": 0.05,
+                "tooltip": "Higher values vary the wording more. 0 always takes the most likely word.",
+            },
+        ),
+        "max_tokens": (
+            "INT",
+            {
+                "default": 1024,
+                "min": 64,
+                "max": 8192,
+                "tooltip": "The most that the model may write, including its thoughts. An answer that is cut off there ends "
+                "with its last whole sentence.",
+            },
+        ),
+    }
+
+
+PROMPT_LANGUAGE = "Language of the rewritten prompt. auto is the language of the prompt: Chinese or English."
+
+
 def _unless_empty(prompt: str | None) -> str | bool:
-    """What to tell the user of a prompt that says nothing. One that comes over a link is None and not known yet."""
+    """True, or the error message for an empty prompt. A prompt that comes over a link is None and not known yet."""
     return True if prompt is None or prompt.strip() else "the prompt is empty; say what the picture shows"
 
 
-def _answer(wire, question, temperature, seed, max_tokens, label) -> str:
+def _ask(wire, question: Question, *, temperature: float, seed: int, max_tokens: int, label: str) -> Answer:
     with host.placed(wire, question.bytes(host.component(wire), max_tokens), "vlm") as vlm:
-        return answer(vlm, question, temperature, seed, max_tokens, host.progress(label, "tokens"))
+        progress = host.progress(label, "tokens")
+        return answer(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, progress=progress)
+
+
+def _warn_if_cut_off(answer: Answer, max_tokens: int) -> None:
+    if answer.cut_off:
+        host.warn(
+            f"the model was cut off after {max_tokens} tokens; its answer ends with the last whole sentence, if there is one; "
+            "raise max_tokens for all of it"
+        )
 
 
 class _Enhancer:
@@ -72,11 +98,19 @@ class _Enhancer:
     RETURN_NAMES = ("prompt",)
     OUTPUT_TOOLTIPS = ("The rewritten prompt, for Encode Prompt and Generate Prior.",)
 
+    def result(self, answer: Answer, prompt: str, *, style: str, max_tokens: int) -> tuple[str]:
+        """The output of the node. Tells the user if the answer holds no prompt, or only the beginning of one."""
+        if without_markup(answer.text):
+            _warn_if_cut_off(answer, max_tokens)
+        else:
+            host.warn(f"the model said nothing within {max_tokens} tokens, or only thought: the prompt is as it was")
+        return (rewritten_prompt(answer, prompt, style),)
+
 
 class GLMImageEnhancePrompt(_Enhancer):
     TITLE = "GLM-Image Enhance Prompt"
     DESCRIPTION = (
-        "Has a vision-language model rewrite a prompt as the long, precise caption that GLM-Image works best with. Texts in "
+        "Rewrites a prompt with a vision-language model into the long, precise caption that GLM-Image works best with. Texts in "
         "quotation marks are kept letter by letter."
     )
     SEARCH_ALIASES = ("glm prompt enhancer", "prompt rewriting", "glmga", "llm")
@@ -88,7 +122,7 @@ class GLMImageEnhancePrompt(_Enhancer):
                 "vlm": VLM_INPUT,
                 "prompt": PROMPT,
                 "style": STYLE,
-                **WORDING,
+                **_wording(PROMPT_LANGUAGE),
             },
             "optional": {"images": IMAGES},
         }
@@ -99,22 +133,23 @@ class GLMImageEnhancePrompt(_Enhancer):
 
     def enhance(self, vlm, prompt, style, language, seed, temperature, max_tokens, images=None):
         pictures = [] if images is None else to_pictures(images)
-        question = prepare(host.component(vlm), instruction(prompt, style, language, len(pictures)), prompt, pictures)
-        said = _answer(vlm, question, temperature, seed, max_tokens, "Enhance Prompt")
-        if not without_markup(said):
-            host.warn(f"the model said nothing within {max_tokens} tokens, or only thought: the prompt is as it was")
-        return (checked(said, prompt, style),)
+        rules = instruction(prompt, style, language, references=len(pictures))
+        question = prepare(host.component(vlm), rules, prompt, pictures)
+        answer = _ask(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, label="Enhance Prompt")
+        return self.result(answer, prompt, style=style, max_tokens=max_tokens)
 
 
 class GLMImageDescribe:
     TITLE = "GLM-Image Describe"
-    DESCRIPTION = "Has a vision-language model describe pictures, or the frames of a clip, as a caption, or answer a question."
+    DESCRIPTION = (
+        "Describes pictures, or the frames of a clip, with a vision-language model: as a caption, or as the answer to a question."
+    )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm caption", "image to prompt", "describe image", "interrogate", "glmga")
     FUNCTION = "describe"
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("description",)
-    OUTPUT_TOOLTIPS = ("What the model says, as one paragraph without markup.",)
+    OUTPUT_TOOLTIPS = ("The model's answer as one paragraph without markup.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -129,8 +164,8 @@ class GLMImageDescribe:
                         "min": 0.0,
                         "max": 240.0,
                         "step": 0.01,
-                        "tooltip": "Frames a second where the images are a clip, of which the model sees as many as it was made "
-                        "for. 0: they are separate pictures.",
+                        "tooltip": "0 if the images are separate pictures. For a clip, its frames per second: the model's "
+                        "processor then chooses which frames the model sees.",
                     },
                 ),
                 "instruction": (
@@ -138,10 +173,11 @@ class GLMImageDescribe:
                     {
                         "multiline": True,
                         "default": "",
-                        "tooltip": "What to say or to answer. Empty asks for a caption from which the picture could be painted.",
+                        "tooltip": "What to describe, or a question. Empty asks for a caption from which the picture could be "
+                        "painted again.",
                     },
                 ),
-                **WORDING,
+                **_wording("Language of the answer. auto is the language of the instruction, or English if it is empty."),
             },
         }
 
@@ -149,19 +185,22 @@ class GLMImageDescribe:
         pictures, clip = to_pictures(images), None
         if frame_rate:
             pictures, clip = [], Clip(pictures, frame_rate)
-        request = description_request(instruction, language, len(images), frame_rate > 0)
-        question = prepare(host.component(vlm), "", request, pictures, clip)
-        description = without_markup(_answer(vlm, question, temperature, seed, max_tokens, "Describe"))
+        request = description_request(instruction, language, pictures=len(images), clip=clip is not None)
+        question = prepare(host.component(vlm), "", request, pictures, clip=clip)
+        answer = _ask(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, label="Describe")
+        description = cleaned(answer)
         if not description:
             raise ValueError(f"the model said nothing within {max_tokens} tokens, or only thought; raise max_tokens")
+        _warn_if_cut_off(answer, max_tokens)
         return (description,)
 
 
 class GLMImageEnhancePromptAPI(_Enhancer):
     TITLE = "GLM-Image Enhance Prompt (API)"
     DESCRIPTION = (
-        "Has a chat model behind an OpenAI-compatible address rewrite a prompt as the long, precise caption that GLM-Image works "
-        "best with: a local Ollama, llama.cpp or vLLM, or a service. Texts in quotation marks are kept letter by letter."
+        "Rewrites a prompt with a chat model behind an OpenAI-compatible address into the long, precise caption that GLM-Image "
+        "works best with. The model is a local Ollama, llama.cpp or vLLM, or a service. Texts in quotation marks are kept letter "
+        "by letter."
     )
     SEARCH_ALIASES = ("glm prompt enhancer", "prompt rewriting", "openai", "ollama", "llm")
 
@@ -174,40 +213,54 @@ class GLMImageEnhancePromptAPI(_Enhancer):
                     "STRING",
                     {
                         "default": "http://127.0.0.1:11434/v1",
-                        "tooltip": "Address of the endpoint, with its /v1 where it has one. The default is Ollama here.",
+                        "tooltip": "Address of the endpoint, including /v1 if it has one. The default is Ollama on this machine.",
                     },
                 ),
-                "model": ("STRING", {"default": "", "tooltip": "Name of the model there."}),
+                "model": ("STRING", {"default": "", "tooltip": "Name of the model at the endpoint."}),
                 "key_variable": (
                     "STRING",
                     {
                         "default": "",
                         "tooltip": "Name of the environment variable that holds the key, such as OPENAI_API_KEY; never the key "
-                        "itself. Empty where no key is needed.",
+                        "itself. Leave it empty if the endpoint needs no key.",
                     },
                 ),
                 "style": STYLE,
-                **WORDING,
+                **_wording(PROMPT_LANGUAGE, seed="Seed of the wording. Some services ignore it."),
                 "timeout": (
                     "FLOAT",
-                    {"default": 120.0, "min": 1.0, "max": 3600.0, "tooltip": "Seconds for the whole answer, all tries included."},
+                    {
+                        "default": 120.0,
+                        "min": 1.0,
+                        "max": 3600.0,
+                        "tooltip": "Seconds for the whole answer, all tries included.",
+                    },
                 ),
                 "retries": (
                     "INT",
-                    {"default": 2, "min": 0, "max": 10, "tooltip": "How often to ask again when the endpoint is busy or fails."},
+                    {
+                        "default": 2,
+                        "min": 0,
+                        "max": 10,
+                        "tooltip": "How many more times to ask if the endpoint cannot be reached, is busy or fails.",
+                    },
                 ),
             },
             "optional": {"images": IMAGES},
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompt, base_url, model, key_variable, timeout=120.0):
-        """Also whether the key is there and may be sent to that address. What comes over a link is None, and checked later."""
+    def VALIDATE_INPUTS(cls, prompt, base_url, model, key_variable, timeout=None):
+        """Also checks that the key is set and may be sent to that address. A linked value is None and is checked in `enhance`."""
         if (problem := _unless_empty(prompt)) is not True:
             return problem
 
         def check() -> None:
-            chat.chat_endpoint(base_url or "http://127.0.0.1", "any" if model is None else model, timeout=timeout or 1)
+            chat.chat_endpoint(
+                base_url or "http://127.0.0.1",
+                "any" if model is None else model,
+                timeout=1.0 if timeout is None else timeout,
+            )
             if base_url and key_variable:
                 key_for(key_variable, base_url)
 
@@ -216,9 +269,16 @@ class GLMImageEnhancePromptAPI(_Enhancer):
     def enhance(
         self, prompt, base_url, model, key_variable, style, language, seed, temperature, max_tokens, timeout, retries, images=None
     ):
-        endpoint = chat.chat_endpoint(base_url, model, key_for(key_variable, base_url), timeout, retries)
+        endpoint = chat.chat_endpoint(base_url, model, key=key_for(key_variable, base_url), timeout=timeout, retries=retries)
         pictures = [] if images is None else to_pictures(images)
-        told = instruction(prompt, style, language, len(pictures))
-        progress = host.progress("Enhance Prompt", "pieces")
-        answer = chat.complete(endpoint, told, prompt, pictures, temperature, seed, max_tokens, progress)
-        return (checked(answer, prompt, style),)
+        answer = chat.complete(
+            endpoint,
+            instruction(prompt, style, language, references=len(pictures)),
+            prompt,
+            pictures=pictures,
+            temperature=temperature,
+            seed=seed,
+            max_tokens=max_tokens,
+            progress=host.progress("Enhance Prompt", "pieces"),
+        )
+        return self.result(answer, prompt, style=style, max_tokens=max_tokens)

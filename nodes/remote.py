@@ -4,7 +4,6 @@ import torch
 
 from ..glmimage_core.endpoint import Endpoint
 from ..glmimage_core.glm_image import remote
-from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
 from ..glmimage_core.images import from_picture, to_pictures
 from .host import host
 from .keys import key_for
@@ -15,8 +14,8 @@ from .sockets import CATEGORY, seed_input, side_input, validation_message
 class GLMImageRemote:
     TITLE = "GLM-Image Remote"
     DESCRIPTION = (
-        "Has GLM-Image paint or edit on another machine, behind SGLang or vLLM-Omni. What may have arrived there is never sent "
-        "twice."
+        "Paints or edits with GLM-Image on another machine, behind SGLang or vLLM-Omni. A request that may have arrived there is "
+        "never sent twice."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm server", "sglang", "vllm omni", "glm api")
@@ -34,36 +33,43 @@ class GLMImageRemote:
                     {
                         "multiline": True,
                         "dynamicPrompts": True,
-                        "tooltip": "What the picture shows, or what an edit changes. Put text to be drawn in quotation marks.",
+                        "tooltip": "What the picture shows, or what an edit changes. Put text that the picture should contain in "
+                        "quotation marks.",
                     },
                 ),
                 "engine": (
                     list(remote.ENGINES),
-                    {"default": "sglang", "tooltip": "What serves the model there; the two take their requests differently."},
+                    {
+                        "default": "sglang",
+                        "tooltip": "The engine that serves the model. The two engines take different requests.",
+                    },
                 ),
                 "base_url": (
                     "STRING",
                     {
                         "default": "http://127.0.0.1:30000/v1",
-                        "tooltip": "Address of the engine with its /v1. The default is SGLang's on this machine.",
+                        "tooltip": "Address of the engine, including /v1. The default is SGLang on this machine.",
                     },
                 ),
-                "model": ("STRING", {"default": "", "tooltip": "Name of the model there. Empty is whatever is served."}),
+                "model": (
+                    "STRING",
+                    {"default": "", "tooltip": "Name of the model at the engine. Empty takes the model that the engine serves."},
+                ),
                 "key_variable": (
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "Name of the environment variable that holds the key, never the key itself. Empty where no "
-                        "key is needed.",
+                        "tooltip": "Name of the environment variable that holds the key, never the key itself. Leave it "
+                        "empty if the engine needs no key.",
                     },
                 ),
                 "width": side_input("Width"),
                 "height": side_input("Height"),
                 "batch_size": (
                     "INT",
-                    {"default": 1, "min": 1, "max": remote.MAX_PICTURES, "tooltip": "How many pictures to paint."},
+                    {"default": 1, "min": 1, "max": remote.MAX_PICTURES, "tooltip": "Number of pictures."},
                 ),
-                "seed": seed_input("plan and noise"),
+                "seed": seed_input("prior tokens and noise"),
                 "steps": STEPS,
                 "cfg": (
                     "FLOAT",
@@ -72,7 +78,7 @@ class GLMImageRemote:
                         "min": 0.0,
                         "max": 20.0,
                         "step": 0.1,
-                        "tooltip": "Guidance: how far to steer to the prompt.",
+                        "tooltip": "Guidance: how closely to follow the prompt.",
                     },
                 ),
                 "timeout": (
@@ -81,7 +87,7 @@ class GLMImageRemote:
                         "default": 1800.0,
                         "min": 1.0,
                         "max": 86400.0,
-                        "tooltip": "Seconds to wait for all pictures, the engine's queue included.",
+                        "tooltip": "Seconds to wait for all pictures, including the time in the engine's queue.",
                     },
                 ),
                 "retries": (
@@ -90,7 +96,7 @@ class GLMImageRemote:
                         "default": 3,
                         "min": 0,
                         "max": 10,
-                        "tooltip": "How often to try again where the engine is not there or too busy to begin.",
+                        "tooltip": "How many more times to try if the engine cannot be reached or is too busy to begin.",
                     },
                 ),
             },
@@ -100,14 +106,26 @@ class GLMImageRemote:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompt, engine, base_url, key_variable, width, height, batch_size=1, steps=50, cfg=1.5):
-        """Also whether the engine takes such a request and the key may be sent there. What comes over a link is None."""
+    def VALIDATE_INPUTS(cls, prompt, engine, base_url, key_variable, width, height, batch_size=None, steps=None, cfg=None):
+        """Also checks that the engine takes such an order and that the key may be sent there.
+
+        A linked value is None. Its smallest value stands in for it, so that it is no reason to refuse the others.
+        """
+
+        def known(name, value):
+            _, options = cls.INPUT_TYPES()["required"][name]
+            return options.get("min", options.get("default")) if value is None else value
 
         def check() -> None:
-            given = {"engine": engine, "width": width, "height": height, "count": batch_size, "steps": steps, "cfg": cfg}
-            usual = {"engine": remote.ENGINES[0], "width": MIN_SIDE, "height": MIN_SIDE, "count": 1, "steps": 1, "cfg": 1.0}
-            known = {name: usual[name] if value is None else value for name, value in given.items()}
-            remote.Order(prompt="any" if prompt is None else prompt, **known)
+            remote.Order(
+                prompt="any" if prompt is None else prompt,
+                engine=known("engine", engine),
+                width=known("width", width),
+                height=known("height", height),
+                count=known("batch_size", batch_size),
+                steps=known("steps", steps),
+                cfg=known("cfg", cfg),
+            )
             if base_url is not None:
                 Endpoint(base_url, "")
                 key_for(key_variable or "", base_url)
@@ -131,9 +149,17 @@ class GLMImageRemote:
         retries,
         images=None,
     ):
-        check_size(width, height)
-        references = () if images is None else tuple(to_pictures(images))
-        order = remote.Order(engine, prompt, width, height, batch_size, seed, steps, cfg, references)
-        endpoint = Endpoint(base_url, model, key_for(key_variable, base_url), timeout, retries)
-        pictures = remote.paint(endpoint, order, host.progress("Remote"))
+        order = remote.Order(
+            engine=engine,
+            prompt=prompt,
+            width=width,
+            height=height,
+            count=batch_size,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            references=() if images is None else tuple(to_pictures(images)),
+        )
+        endpoint = Endpoint(base_url, model, key=key_for(key_variable, base_url), timeout=timeout, retries=retries)
+        pictures = remote.paint(endpoint, order, progress=host.progress("Remote"))
         return (torch.cat([from_picture(picture) for picture in pictures]),)

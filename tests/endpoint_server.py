@@ -21,12 +21,17 @@ class Server(ThreadingHTTPServer):
         self.behave = words
         self.stopped = threading.Event()
 
+    def serve_forever(self, poll_interval=0.01):  # half a second by default, which each test would wait for at its end
+        super().serve_forever(poll_interval)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
 
 class Handler(BaseHTTPRequestHandler):
+    chunked = False
+
     def do_POST(self):
         body = _parsed(self.headers["Content-Type"], self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append({"path": self.path, "headers": self.headers, "body": body})
@@ -43,13 +48,23 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
+        if self.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+
+    def begin_chunked(self, **settings):
+        """As servers of HTTP/1.1 answer. What comes after goes through `write`, and `write(b"")` ends it."""
+        self.protocol_version, self.chunked, self.close_connection = "HTTP/1.1", True, True
+        self.begin(**settings)
+
+    def write(self, data: bytes):
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
+        self.wfile.flush()
 
     def say(self, text: str, finish: str | None = None):
         choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
         event = {"id": "1", "object": "chat.completion.chunk", "choices": [choice]}
-        self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-        self.wfile.flush()
+        self.write(f"data: {json.dumps(event)}\n\n".encode())
 
 
 def words(handler):

@@ -30,6 +30,29 @@ def test_a_prompt_is_rewritten_and_its_text_kept(chat_server):
     assert (asked["body"]["temperature"], asked["body"]["max_tokens"]) == (0.5, 256)
 
 
+def test_an_answer_that_was_cut_off_leaves_no_torn_sentence_and_is_told(chat_server, caplog):
+    def cut_off(handler):
+        handler.begin()
+        handler.say('A bakery at dawn. A sign reads "FRESH BR')
+        handler.say("", "length")
+
+    assert NODE().enhance(base_url=chat_server.url, **VALUES) == (REWRITTEN,)
+    assert "cut off" not in caplog.text
+    chat_server.behave = cut_off
+    assert NODE().enhance(base_url=chat_server.url, **VALUES) == (REWRITTEN,)
+    assert "the model was cut off after 256 tokens" in caplog.text and "raise max_tokens" in caplog.text
+
+
+def test_an_answer_without_a_prompt_is_told(chat_server, caplog):
+    def thoughts(handler):
+        handler.begin()
+        handler.say("<think>A bakery, so", "length")
+
+    chat_server.behave = thoughts
+    assert NODE().enhance(base_url=chat_server.url, **VALUES) == (VALUES["prompt"],)
+    assert "said nothing within 256 tokens, or only thought" in caplog.text
+
+
 def test_references_go_along(chat_server):
     NODE().enhance(base_url=chat_server.url, images=torch.rand(2, 16, 16, 3), **VALUES)
     told, (*pictures, said) = (message["content"] for message in chat_server.asked[0]["body"]["messages"])
@@ -57,7 +80,7 @@ def test_a_key_goes_only_where_it_may(monkeypatch):
 
 def test_other_secrets_are_no_keys(monkeypatch):
     monkeypatch.setenv("DATABASE_PASSWORD", "secret")
-    with pytest.raises(ValueError, match="no name for a key's variable"):
+    with pytest.raises(ValueError, match="not the name of a key's variable"):
         key_for("DATABASE_PASSWORD", "http://127.0.0.1/v1")
     with pytest.raises(ValueError, match="ABSENT_API_KEY is not set"):
         key_for("ABSENT_API_KEY", "http://127.0.0.1/v1")
@@ -70,7 +93,7 @@ def test_other_secrets_are_no_keys(monkeypatch):
         ({"prompt": None, "base_url": None, "model": None}, True),
         ({"prompt": " "}, "prompt is empty"),
         ({"model": ""}, "name of the model is empty"),
-        ({"base_url": "127.0.0.1:8080"}, "is no address"),
+        ({"base_url": "127.0.0.1:8080"}, "is not a web address"),
         ({"key_variable": "ABSENT_API_KEY"}, "is not set"),
     ],
 )

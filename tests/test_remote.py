@@ -4,6 +4,9 @@ import gzip
 import io
 import json
 import logging
+import socket
+import socketserver
+import struct
 import threading
 import time
 import tracemalloc
@@ -21,7 +24,6 @@ from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
 from test_headless import shipped
 
-pytest.importorskip("openai", reason="needs the package openai")
 SIDE = 256
 BOMB = gzip.compress(b" " * 50_000_000)
 
@@ -30,7 +32,7 @@ BOMB = gzip.compress(b" " * 50_000_000)
 def at_work(chat_server, monkeypatch):
     """The server paints, and a second try comes at once."""
     chat_server.behave = painted
-    monkeypatch.setattr(remote, "WAIT", 0.01)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
 
 
 def order(engine="sglang", **settings) -> Order:
@@ -39,7 +41,7 @@ def order(engine="sglang", **settings) -> Order:
 
 def paint(chat_server, asked: Order | None = None, progress=lambda done, total: None, **settings) -> list[Image.Image]:
     endpoint = Endpoint(chat_server.url, "", **{"key": KEY, "timeout": 20, "retries": 0} | settings)
-    return remote.paint(endpoint, asked or order(), progress)
+    return remote.paint(endpoint, asked or order(), progress=progress)
 
 
 def levels(pictures) -> list[int]:
@@ -96,7 +98,7 @@ def test_references_go_along_in_order(chat_server, count):
         ({"engine": "vllm-omni", "width": 2080, "height": 2048}, "up to 2048x2048 pixels"),
         ({"count": 11}, "11 pictures at once"),
         ({"steps": 0}, "steps is 0"),
-        ({"cfg": -1.0}, "cfg -1.0"),
+        ({"cfg": -1.0}, "cfg is -1.0"),
     ],
 )
 def test_what_an_engine_would_refuse_is_refused_here(settings, message):
@@ -141,14 +143,14 @@ def sleep(handler):
 @pytest.mark.parametrize(
     ("behave", "message"),
     [
-        (failing(408), "answered 408: it may still be painting"),
-        (failing(502), "answered 502: it may still be painting"),
-        (failing(504), "answered 504: it may still be painting"),
-        (failing(500), "answered 500"),
-        (failing(400), "answered 400"),
-        (gateway, "answered 503, not in the engine's own words"),
-        (vanish, "may still be painting"),
-        (cut, "may still be painting"),
+        (failing(408), "may still be painting.*answered 408"),
+        (failing(502), "may still be painting.*answered 502"),
+        (failing(504), "may still be painting.*answered 504"),
+        (failing(500), "answered 500: no"),
+        (failing(400), "answered 400: no"),
+        (gateway, "may still be painting.*answered 503: upstream"),
+        (vanish, "may still be painting.*broke the connection before it answered"),
+        (cut, "may still be painting.*broke the connection in the middle"),
         (sleep, "gave no picture, and may still be painting, within 1 s"),
     ],
 )
@@ -160,16 +162,43 @@ def test_what_may_have_been_begun_is_never_asked_twice(chat_server, behave, mess
     assert len(chat_server.asked) == 1
 
 
-def test_an_engine_that_is_not_there_is_named_after_all_tries(monkeypatch):
-    waits = []
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_engine_that_cannot_be_reached_is_named_after_all_tries(chat_server, monkeypatch, scheme):
+    """Because nobody is there, or because the two cannot agree on TLS."""
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.1)
+    url = "http://127.0.0.1:9/v1" if scheme == "http" else chat_server.url.replace("http://", "https://")
+    began = time.monotonic()
+    with pytest.raises(EndpointError, match=f"{url} could not be reached"):
+        remote.paint(Endpoint(url, "", key=KEY, retries=3, timeout=20), order())
+    assert time.monotonic() - began >= 0.1 + 0.2 + 0.4 and not chat_server.asked
 
-    async def wait(seconds):
-        waits.append(seconds)
 
-    monkeypatch.setattr(remote.asyncio, "sleep", wait)
-    with pytest.raises(EndpointError, match="http://127.0.0.1:9/v1"):
-        remote.paint(Endpoint("http://127.0.0.1:9/v1", "", retries=3, timeout=20), order())
-    assert waits == [remote.WAIT * 2**tried for tried in range(3)]
+def test_a_wait_longer_than_the_time_that_is_left_is_not_begun(chat_server, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 30.0)
+    chat_server.behave = failing(429)
+    with pytest.raises(EndpointError, match="answered 429: no"):
+        paint(chat_server, retries=3)
+
+
+def test_what_arrived_in_part_is_not_sent_again():
+    """The connection breaks within the request, of which some is still on this side."""
+    connections = []
+
+    class Reset(socketserver.BaseRequestHandler):
+        def handle(self):
+            connections.append(self.request.recv(1000))
+            self.request.recv(1)
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+
+    noise = Image.effect_noise((2048, 2048), 100)
+    with socketserver.TCPServer(("127.0.0.1", 0), Reset) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        endpoint = Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1", "", retries=5, timeout=20)
+        with pytest.raises(EndpointError, match="may still be painting, so the request is not sent again"):
+            remote.paint(endpoint, order(references=(noise,)))
+        time.sleep(0.2)
+        server.shutdown()
+    assert len(connections) == 1 and connections[0].startswith(b"POST /v1/images/edits")
 
 
 def huge(handler):
@@ -192,6 +221,19 @@ def address(handler):
     handler.wfile.write(json.dumps({"created": 1, "data": [{"url": "file:///etc/passwd"}]}).encode())
 
 
+def json_of(value):
+    def behave(handler):
+        handler.begin(kind="application/json")
+        handler.wfile.write(json.dumps(value).encode())
+
+    return behave
+
+
+def nonsense(handler):
+    handler.begin(kind="application/json")
+    handler.wfile.write(b"[" * 100_000)
+
+
 def page(handler):
     handler.begin(kind="text/html")
     handler.wfile.write(b"<html>")
@@ -211,15 +253,19 @@ def bomb_of_a_picture(handler):
     [
         (huge, "sent more than"),
         (bomb, "answered with the encoding 'gzip'"),
-        (elsewhere, "sends elsewhere, to file:///etc/passwd"),
+        (elsewhere, "redirects to file:///etc/passwd"),
         (address, "sent 0 pictures, not 1"),
+        (json_of({"data": [7]}), "not of the images protocol"),
+        (json_of([]), "not of the images protocol"),
+        (json_of({"data": [{"b64_json": 7}]}), "sent what is not a picture"),
+        (nonsense, "sent what is not JSON"),
         (page, "answered with text/html"),
         (echo, r"no such key: \*\*\*"),
         (bomb_of_a_picture, "sent a picture of 12000x12000, not of 256x256"),
         (lambda handler: send(handler, [picture(64, 64, 0)]), "sent a picture of 64x64"),
         (lambda handler: send(handler, [picture(SIDE, SIDE, 0)] * 2), "sent 2 pictures, not 1"),
-        (lambda handler: send(handler, [b"GIF89a" + b"\0" * 100]), "sent what is no picture"),
-        (lambda handler: send(handler, [picture(SIDE, SIDE, 0)[:60]]), "sent what is no picture"),
+        (lambda handler: send(handler, [b"GIF89a" + b"\0" * 100]), "sent what is not a picture"),
+        (lambda handler: send(handler, [picture(SIDE, SIDE, 0)[:60]]), "sent what is not a picture"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # raised before anything is unpacked
@@ -293,7 +339,7 @@ def test_the_workflow_paints(chat_server, tmp_path, kind):
     ("values", "message"),
     [
         ({"prompt": " "}, "prompt is empty"),
-        ({"base_url": "ftp://host"}, "is no address"),
+        ({"base_url": "ftp://host"}, "is not a web address"),
         ({"width": 1000}, "992 or 1024"),
         ({"key_variable": "OPENAI_API_KEY"}, "may not be sent to host"),
         ({"engine": "vllm-omni", "steps": 500}, "up to 200 steps"),

@@ -5,12 +5,14 @@ from collections import Counter
 
 import pytest
 from glm_image_pack.glmimage_core.language.rewriting import (
-    KINDS,
     LANGUAGES,
-    LONGEST,
-    checked,
+    MAX_CHARACTERS,
+    STYLES,
+    Answer,
+    cleaned,
     instruction,
     language_of,
+    rewritten_prompt,
     without_markup,
 )
 from glm_image_pack.glmimage_core.quoted import find_quoted_texts
@@ -19,6 +21,10 @@ from hypothesis import strategies as st
 
 PROMPT = 'A bakery with a sign "FRESH BREAD" and a cat named Mia'
 ZH = "\u4e00\u5bb6\u9762\u5305\u5e97\uff0c\u62db\u724c\u4e0a\u5199\u7740\u201c\u65b0\u9c9c\u9762\u5305\u201d"
+
+
+def checked(answer: str, prompt: str, style: str = "general") -> str:
+    return rewritten_prompt(Answer(answer), prompt, style)
 
 
 def test_a_text_that_is_copied_stays_where_it_is():
@@ -76,7 +82,36 @@ def test_an_empty_answer_leaves_the_prompt(answer, caplog):
 def test_a_long_answer_ends_with_a_sentence_and_keeps_its_text():
     answer = "A very long sentence about bread. " * 200 + 'And a sign "FRESH BREAD".'
     written = checked(answer, PROMPT)
-    assert len(written) < LONGEST + 100 and find_quoted_texts(written) == ["FRESH BREAD"] and written.endswith('"FRESH BREAD".')
+    assert (
+        len(written) < MAX_CHARACTERS + 100
+        and find_quoted_texts(written) == ["FRESH BREAD"]
+        and written.endswith('"FRESH BREAD".')
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("A bakery at dawn. Two cats sl", "A bakery at dawn."),
+        ("A bakery! Is it dawn? Two cats sl", "A bakery! Is it dawn?"),
+        ("It costs 3.50 euros. A sign at 4.5", "It costs 3.50 euros."),
+        ('A bakery. A sign reads "OPEN. NOW" and th', "A bakery."),
+        ('A bakery. A sign reads "OPEN. NO', "A bakery."),
+        ("A bakery. A sign reads \u201cOPEN. NO", "A bakery."),
+        ("A bakery. The dogs' bowl. It's emp", "A bakery. The dogs' bowl."),
+        (ZH[:5] + "\u3002" + ZH[6:9], ZH[:5] + "\u3002"),
+        ("A bakery at dawn.", "A bakery at dawn."),
+        ("A bakery at da", "A bakery at da"),
+    ],
+)
+def test_an_answer_that_was_cut_off_ends_with_its_last_whole_sentence(text, whole):
+    assert cleaned(Answer(text, cut_off=True)) == whole
+    assert cleaned(Answer(text)) == text
+
+
+def test_a_prompt_from_an_answer_that_was_cut_off_has_no_torn_sentence():
+    answer = Answer('**Caption:** A bakery at dawn. Above the door a sign reads "FRESH', cut_off=True)
+    assert rewritten_prompt(answer, PROMPT) == 'A bakery at dawn. The picture shows the text "FRESH BREAD".'
 
 
 def test_the_language_is_that_of_what_is_not_quoted():
@@ -85,15 +120,15 @@ def test_the_language_is_that_of_what_is_not_quoted():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_instruction_says_what_matters(kind, language):
-    said = instruction(ZH, kind, language)
+@pytest.mark.parametrize("style", STYLES)
+def test_the_instruction_says_what_matters(style, language):
+    said = instruction(ZH, style, language)
     marks = "quotation marks" if language == "en" else "\u53cc\u5f15\u53f7"
-    assert marks in said and said != instruction(ZH, "general" if kind != "general" else "portrait", language)
-    assert len(instruction(PROMPT, kind, language, references=2)) > len(instruction(PROMPT, kind, language))
+    assert marks in said and said != instruction(ZH, "general" if style != "general" else "portrait", language)
+    assert len(instruction(PROMPT, style, language, references=2)) > len(instruction(PROMPT, style, language))
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_style_is_refused():
     with pytest.raises(ValueError, match="landscape.*general, portrait"):
         instruction(PROMPT, "landscape")
 
@@ -156,6 +191,6 @@ def answers(draw, prompt: str) -> str:
 @given(st.data())
 def test_every_quoted_text_is_there_whatever_the_model_answers(data):
     prompt = data.draw(prompts())
-    written = checked(data.draw(answers(prompt)), prompt, random.Random(len(prompt)).choice(KINDS))
+    written = checked(data.draw(answers(prompt)), prompt, random.Random(len(prompt)).choice(STYLES))
     assert not Counter(find_quoted_texts(prompt)) - Counter(find_quoted_texts(written))
-    assert len(written) <= LONGEST + len(prompt) + 100
+    assert len(written) <= MAX_CHARACTERS + len(prompt) + 100

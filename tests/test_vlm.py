@@ -8,6 +8,7 @@ import torch
 from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.glmimage_core.language import vlm as vlms
 from glm_image_pack.glmimage_core.language.rewriting import description_request
+from glm_image_pack.glmimage_core.tiny.vlm import VOCABULARY
 from glm_image_pack.glmimage_core.weights.linear import quantization_of
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
@@ -34,7 +35,7 @@ def wire():
 
 
 def say(vlm, request="what is it?", pictures=(), seed=0, **settings) -> str:
-    return vlms.answer(vlm, vlms.prepare(vlm, "Be brief.", request, pictures), seed=seed, max_tokens=12, **settings)
+    return vlms.answer(vlm, vlms.prepare(vlm, "Be brief.", request, pictures), seed=seed, max_tokens=12, **settings).text
 
 
 def test_the_model_is_told_shown_and_asked_in_this_order(vlm):
@@ -53,7 +54,7 @@ def test_it_says_what_transformers_says(vlm):
     with torch.inference_mode():
         ids = vlm.model.generate(**question.inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=12)
     theirs = vlm.processor.decode(ids[0, question.tokens :], skip_special_tokens=True)
-    assert vlms.answer(vlm, question, temperature=0, max_tokens=12) == theirs
+    assert vlms.answer(vlm, question, temperature=0, max_tokens=12).text == theirs
 
 
 def test_pictures_and_their_order_count(vlm):
@@ -92,7 +93,7 @@ def test_a_clip_is_sampled_as_its_processor_has_it(vlm):
     assert sampled == 8  # two a second of five, of which the checkpoint allows eight
     text = vlm.processor.decode(question.inputs["input_ids"][0])
     assert text.count(" seconds") == sampled // 2 and "4" in text.split(" seconds")[-2]
-    assert vlms.answer(vlm, question, temperature=0, max_tokens=3)
+    assert vlms.answer(vlm, question, temperature=0, max_tokens=3).text
 
 
 @pytest.mark.parametrize(("frames", "rate"), [(1, 4.0), (3, 0.0)])
@@ -160,6 +161,39 @@ def test_a_rewritten_prompt_keeps_its_texts(wire):
     for seed in range(3):
         (prompt,) = enhance(wire, 'a sign with "OPEN 24h"', "general", "auto", seed, 1.0, 40, images)
         assert '"OPEN 24h"' in prompt and prompt != 'a sign with "OPEN 24h"'
+
+
+def letters_and_stops(wire, monkeypatch):
+    """Make a model write nothing but a, full stop and space: sentences, of a kind."""
+    config = wire.model.generation_config
+    written = {wire.processor.tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in "a. "}
+    monkeypatch.setattr(config, "suppress_tokens", [token for token in range(VOCABULARY) if token not in written])
+    monkeypatch.setattr(config, "top_p", 1.0)
+    monkeypatch.setattr(config, "top_k", 0)
+
+
+def test_an_answer_says_whether_it_was_cut_off(vlm, monkeypatch):
+    question = vlms.prepare(vlm, "", "what?")
+    said = vlms.answer(vlm, question, temperature=0, max_tokens=12)
+    assert said.cut_off
+    with torch.inference_mode():
+        last = vlm.model.generate(**question.inputs, do_sample=False, max_new_tokens=12)[0, -1].item()
+    monkeypatch.setattr(vlm.model.generation_config, "eos_token_id", last)  # the model has said all that it had to say
+    assert not vlms.answer(vlm, question, temperature=0, max_tokens=12).cut_off
+
+
+@pytest.mark.parametrize("node", ["GLMImageEnhancePrompt", "GLMImageDescribe"])
+def test_what_was_cut_off_leaves_no_torn_sentence_and_is_told(wire, monkeypatch, caplog, node):
+    letters_and_stops(wire, monkeypatch)
+    texts = []
+    for seed in range(4):
+        if node == "GLMImageDescribe":
+            texts += NODES[node]().describe(wire, torch.ones(1, 64, 64, 3), 0.0, "", "auto", seed, 50.0, 64)
+        else:
+            texts += NODES[node]().enhance(wire, "a cat", "general", "auto", seed, 50.0, 64)
+    assert any(text.endswith(".") for text in texts)
+    assert all(text.endswith(".") for text in texts if ". " in text)
+    assert caplog.text.count("the model was cut off after 64 tokens") == 4
 
 
 def thinking(wire, monkeypatch):

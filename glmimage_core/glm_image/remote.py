@@ -3,46 +3,54 @@
     SGLang      `sglang serve --model-path zai-org/GLM-Image`
     vLLM-Omni   `vllm serve zai-org/GLM-Image --omni`
 
-Both have /v1/images/generations and /v1/images/edits; read in sglang 0.5.23 and vllm-omni 0.30.0. Neither can be asked about a
-picture that it is painting, nor takes an id by which it would know a request again. So one that may have arrived is never sent a
-second time.
+Both have /v1/images/generations and /v1/images/edits; written after the source of sglang 0.5.23 and vllm-omni 0.30.0. Neither
+engine can say how far a picture is, and neither recognises a request that it has seen before. So a request that may have arrived
+is never sent again.
 """
 
-import asyncio
 import base64
 import binascii
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from http import HTTPStatus
+from typing import Any
 
 from PIL import Image
+from urllib3.filepost import encode_multipart_formdata
 
-from ..endpoint import NOT_THERE, Endpoint, Refused, causes_of, client_of, watched
+from ..endpoint import SEEDS, BadStatus, Client, Endpoint, Failure, NoAnswer, NotSent, Refused, media_type, parse_json
 from ..images import to_png
+from ..progress import Progress, no_progress
 from .geometry import check_size
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
 ENGINES = ("sglang", "vllm-omni")
-MAX_PICTURES = 10  # that an engine paints for one request
-NOT_SENT = {*NOT_THERE, "PoolTimeout"}
-BEFORE_ANY_WORK = (429, 503)  # what the engines answer so, they have not begun
-MAYBE_AT_WORK = (408, 502, 504)  # what something between here and the engine says
-VLLM_PIXELS = 2048 * 2048  # more prior tokens than it lets the AR stage write
+MAX_PICTURES = 10  # of one request, in both engines
+# Limits of vLLM-Omni's own checks. More pixels need more prior tokens than its AR stage may write.
+VLLM_PIXELS = 2048 * 2048
+VLLM_STEPS = 200
+VLLM_CFG = 20.0
+# An engine that is too busy says so before it begins.
+TOO_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+# What a gateway says when it has lost sight of an engine, which may be at work.
+GATEWAY_GAVE_UP = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT)
+FIRST_WAIT = 1.0  # seconds before the second try, doubled before each further one
 FORMATS = ("PNG", "JPEG", "WEBP")
-WAIT = 1.0  # seconds before the second try, twice as long before each further one
+PIXEL_BYTES = 4.5  # of a picture on the wire: as PNG without compression 3, in base64 4, and some room
+ANSWER_BYTES = 2**20  # of what an engine says beside each picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to paint. Raises ValueError for what the engine would refuse or do otherwise."""
+    """What to paint. Raises ValueError for what the engine would refuse or would do otherwise.
+
+    width, height: pixels, multiples of 32. count: pictures, of which picture i has seed + i. references: of an edit, in order.
+    """
 
     engine: str
     prompt: str
-    width: int  # pixels
+    width: int
     height: int
     count: int = 1
     seed: int = 0
@@ -58,115 +66,121 @@ class Order:
         check_size(self.width, self.height)
         if not 1 <= self.count <= MAX_PICTURES:
             raise ValueError(f"{self.count} pictures at once; an engine paints 1 to {MAX_PICTURES}")
-        if self.steps < 1 or not self.cfg >= 0:
-            raise ValueError(f"steps is {self.steps} and cfg {self.cfg}; at least 1 and 0 are needed")
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; it must be at least 1")
+        if not self.cfg >= 0:
+            raise ValueError(f"cfg is {self.cfg}; it must be at least 0")
         if self.engine == "vllm-omni":
             if len(self.references) > 1:
                 raise ValueError(f"vLLM-Omni takes one reference, not {len(self.references)}; SGLang takes several")
             if self.width * self.height > VLLM_PIXELS:
                 raise ValueError(f"vLLM-Omni plans up to 2048x2048 pixels, not {self.width}x{self.height}")
-            if self.steps > 200 or self.cfg > 20:
-                raise ValueError(f"vLLM-Omni takes up to 200 steps and a cfg up to 20, not {self.steps} and {self.cfg}")
+            if self.steps > VLLM_STEPS or self.cfg > VLLM_CFG:
+                raise ValueError(
+                    f"vLLM-Omni takes up to {VLLM_STEPS} steps and a cfg up to {VLLM_CFG:g}, not {self.steps} and {self.cfg}"
+                )
 
     @property
     def requests(self) -> list[tuple[int, int]]:
-        """(seed, pictures) of each request: vLLM-Omni paints one picture whatever it is asked for."""
+        """(seed, pictures) of each request. vLLM-Omni paints one picture a request, whatever number it is asked for."""
         if self.engine == "sglang":
-            return [(self.seed % 2**63, self.count)]
-        return [((self.seed + number) % 2**63, 1) for number in range(self.count)]
+            return [(self.seed % SEEDS, self.count)]
+        return [((self.seed + number) % SEEDS, 1) for number in range(self.count)]
 
 
-def paint(endpoint: Endpoint, order: Order, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Image.Image]:
-    """The pictures, each from seed + its number.
+def paint(endpoint: Endpoint, order: Order, *, progress: Progress = no_progress) -> list[Image.Image]:
+    """The pictures of an order.
 
-    progress(pictures, all) is called several times a second; what it raises ends the wait (what an engine has begun, it may end).
-    Asks again, up to endpoint.retries times, only where nothing can have begun. Raises EndpointError, and ImportError that says
-    what to install.
+    progress(pictures so far, all) is called several times a second. What it raises closes the connection, but an engine may
+    finish what it has begun. A request is sent again, up to endpoint.retries times, only if no engine can have begun on it.
+    Raises EndpointError.
     """
-    pixels = order.width * order.height
-    # As PNG without compression and in base64, with room for what is said beside it.
-    client = client_of(endpoint, "application/json", order.count * (pixels * 3 * 3 // 2 + 2**20), retries=0)
+    picture_bytes = int(order.width * order.height * PIXEL_BYTES) + ANSWER_BYTES
+    client = Client(endpoint, accept="application/json", max_bytes=order.count * picture_bytes)
     painted: list[Image.Image] = []
 
-    async def fetch() -> AsyncIterator[Image.Image]:
+    def fetch() -> Iterator[Image.Image]:
         for seed, count in order.requests:
-            request = partial(_request, client, endpoint, order, seed, count)
-            for picture in _pictures(await _asked(request, endpoint.retries), order, count):
-                yield picture
+            yield from _pictures(_ask(client, order, seed=seed, count=count), order, count)
 
-    too_late = "gave no picture, and may still be painting,"
-    for picture in watched(fetch, client, endpoint, lambda: progress(len(painted), order.count), too_late):
+    for picture in client.run(
+        fetch,
+        waiting=lambda: progress(len(painted), order.count),
+        too_late="gave no picture, and may still be painting,",
+    ):
         painted.append(picture)
     progress(len(painted), order.count)
     return painted
 
 
-async def _request(client: "AsyncOpenAI", endpoint: Endpoint, order: Order, seed: int, count: int):
-    common = {
+def _ask(client: Client, order: Order, *, seed: int, count: int) -> Any:
+    """The engine's JSON answer to one request. Raises Failure, whose message says if the engine may be at work."""
+    path, body, content_type = _request(client.endpoint.model, order, seed=seed, count=count)
+    try:
+        response = client.post(path, body, content_type, seconds_to_retry=_seconds_to_retry)
+        return parse_json(b"".join(client.read(response)))
+    except Failure as failure:
+        if _may_be_at_work(failure):
+            raise Refused(f"may still be painting, so the request is not sent again: it {failure}") from failure
+        raise
+
+
+def _request(model: str, order: Order, *, seed: int, count: int) -> tuple[str, bytes, str]:
+    """Path, body and content type of a request: JSON, or a form if there are references."""
+    fields = {
         "prompt": order.prompt,
         "size": f"{order.width}x{order.height}",
         "n": count,
         "response_format": "b64_json",
         "output_format": "png",
-        "extra_body": {"seed": seed, "num_inference_steps": order.steps, "guidance_scale": order.cfg},
+        "seed": seed,
+        "num_inference_steps": order.steps,
+        "guidance_scale": order.cfg,
     }
-    if endpoint.model.strip():
-        common["model"] = endpoint.model
+    if model.strip():
+        fields["model"] = model
     if not order.references:
-        return await client.images.generate(**common)
-    files = [(f"{number}.png", to_png(picture.convert("RGB")), "image/png") for number, picture in enumerate(order.references, 1)]
-    return await client.images.edit(image=files[0] if len(files) == 1 else files, **common)
+        return "/images/generations", json.dumps(fields).encode(), "application/json"
+    name = "image" if len(order.references) == 1 else "image[]"
+    files = [
+        (name, (f"{number}.png", to_png(picture.convert("RGB")), "image/png"))
+        for number, picture in enumerate(order.references, 1)
+    ]
+    texts = [(field, str(value)) for field, value in fields.items()]
+    return "/images/edits", *encode_multipart_formdata([*texts, *files])
 
 
-async def _asked(request: Callable[[], Awaitable], retries: int):
-    """What a request gives, asked again only where it did not arrive or was not begun."""
-    import openai
-
-    tried = 0
-    while True:
-        try:
-            return await request()
-        except openai.APIError as error:
-            if not _is_not_begun(error) or tried == retries:
-                raise
-        await asyncio.sleep(WAIT * 2**tried)
-        tried += 1
+def _may_be_at_work(failure: Failure) -> bool:
+    """Whether an engine may be painting although the request has failed."""
+    if not isinstance(failure, BadStatus):
+        return isinstance(failure, NoAnswer)
+    if failure.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        # An engine says it in JSON. A gateway that has lost the connection says 503 too, but in words of its own.
+        return media_type(failure.headers) != "application/json"
+    return failure.status in GATEWAY_GAVE_UP
 
 
-def _is_not_begun(error: Exception) -> bool:
-    """Whether no engine can have begun on a request that failed so. Raises Refused where one may be at work."""
-    import openai
-
-    causes = causes_of(error)
-    if isinstance(error, openai.APIStatusError):
-        if error.status_code in MAYBE_AT_WORK:
-            raise Refused(f"answered {error.status_code}: it may still be painting, and is not asked again by itself") from error
-        # An engine says it in JSON. A gateway that lost the connection says 503 too, in words of its own.
-        own = error.response.headers.get("content-type", "").startswith("application/json")
-        if error.status_code == 503 and not own:
-            raise Refused(
-                "answered 503, not in the engine's own words: it may still be painting, and is not asked again"
-            ) from error
-        return error.status_code in BEFORE_ANY_WORK
-    if NOT_SENT & {type(cause).__name__ for cause in causes}:
-        return True
-    if isinstance(error, openai.APIConnectionError) and not any(isinstance(cause, Refused) for cause in causes):
-        raise Refused(f"may still be painting, and is not asked again by itself: {causes[-1]}") from error
-    return False
+def _seconds_to_retry(failure: Failure, tries: int) -> float | None:
+    """Seconds to wait before sending a request again, or None if it must not be sent again or if that would not help."""
+    too_busy = isinstance(failure, BadStatus) and failure.status in TOO_BUSY and not _may_be_at_work(failure)
+    return FIRST_WAIT * 2**tries if too_busy or isinstance(failure, NotSent) else None
 
 
-def _pictures(answer, order: Order, count: int) -> list[Image.Image]:
-    """The pictures of an answer, of the size asked for. Nothing is unpacked before its size is known."""
-    given = [item.b64_json for item in answer.data or ()]
-    if len(given) != count or not all(given):
-        raise Refused(f"sent {sum(map(bool, given))} pictures, not {count}")
+def _pictures(answer: Any, order: Order, count: int) -> list[Image.Image]:
+    """The pictures of an answer, of the size asked for. Nothing is unpacked before its size is known. Raises Refused."""
+    try:
+        texts = [text for item in answer["data"] if (text := item.get("b64_json"))]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise Refused("sent an answer that is not of the images protocol") from error
+    if len(texts) != count:
+        raise Refused(f"sent {len(texts)} pictures, not {count}")
     pictures = []
-    for text in given:
+    for text in texts:
         try:
             picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=FORMATS)
             if picture.size != (order.width, order.height):
                 raise Refused(f"sent a picture of {picture.size[0]}x{picture.size[1]}, not of {order.width}x{order.height}")
             pictures.append(picture.convert("RGB"))
-        except (OSError, binascii.Error, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Refused(f"sent what is no picture ({type(error).__name__})") from error
+        except (OSError, TypeError, binascii.Error, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise Refused(f"sent what is not a picture ({type(error).__name__})") from error
     return pictures

@@ -1,7 +1,7 @@
-"""Rewriting prompts with a language model: what it is told, and what becomes of its answer.
+"""Rewriting prompts with a language model: the model's instruction, and what its answer becomes.
 
-GLM-Image was trained on long, precise captions. Any chat model can turn a short prompt into one; what it answers is not trusted:
-every text to be drawn comes out as the user wrote it, whatever the model made of it.
+GLM-Image was trained on long, precise captions, and any chat model can turn a short prompt into one. Its answer is not trusted:
+every quoted text of the prompt comes out as the user wrote it, whatever the model made of it.
 """
 
 import difflib
@@ -12,29 +12,46 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from ..quoted import QUOTED, find_quoted_texts, quoted_text
 
 log = logging.getLogger(__name__)
 
-KINDS = ("general", "portrait", "text-heavy")
+STYLES = ("general", "portrait", "text-heavy")
 LANGUAGES = ("auto", "en", "zh")
-LONGEST = 4000  # characters of a rewritten prompt
-ALIKE = 0.6  # of difflib's ratio: a text that is that like a missing one was meant to be it
+MAX_CHARACTERS = 4000  # of a rewritten prompt: three times the 200 words of 6 letters that the instruction asks for at most
+SIMILARITY = 0.6  # from which a text counts as an altered copy of another: the cutoff that difflib itself takes
+
+
+class Answer(NamedTuple):
+    """What a language model wrote. cut_off: it reached max_tokens before it had finished."""
+
+    text: str
+    cut_off: bool = False
+
 
 _IDEOGRAPH = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 _LATIN_WORD = re.compile("[A-Za-z]+")
+
+# Taken out of an answer by `without_markup`. The lengths of a tag (40) and of an introduction (60) keep a "<" or a "sure" of a
+# caption from taking half of it along.
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)|\A.*?</think>", re.DOTALL)
-_TAG = re.compile(r"<\|?/?[A-Za-z_][^<>\n]{0,40}>")
+_TAG = re.compile(r"<\|?/?[A-Za-z_][^<>\n]{0,40}>")  # <|begin_of_box|>, </answer>
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-_LINE_MARK = re.compile(r"^\s*(?:#{1,6}\s+|[-*+\u2022]\s+|\d{1,2}[.)\u3001]\s+|>\s+)", re.MULTILINE)
-_LABEL = re.compile(
+_LINE_MARK = re.compile(  # headings, bullets, numbers of a list and quotes
+    r"^\s*(?:#{1,6}\s+|[-*+\u2022]\s+|\d{1,2}[.)\u3001]\s+|>\s+)", re.MULTILINE
+)
+_EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)|`+")
+_LABEL = re.compile(  # "Here is the prompt:", "Caption:" and their Chinese counterparts
     r"\A\s*(?:(?:here is|here's|sure)\b[^\n:]{0,60}:|(?:rewritten |final |image )?(?:prompt|caption|description)\s*:|"
     "(?:\u6539\u5199\u540e\u7684)?(?:\u63d0\u793a\u8bcd|\u63cf\u8ff0|\u753b\u9762\u63cf\u8ff0)\\s*[:\uff1a])\\s*",
     re.IGNORECASE,
 )
-_EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)|`+")
+
+# All that QUOTED takes for a quotation mark; a single one only at the edge of a word, where it is no apostrophe.
 _MARKS = re.compile("[\"\u201c\u201d\u201e\u300c\u300d\u300e\u300f\u00ab\u00bb\u2018]|(?<!\\w)['\u2019]|['\u2019](?!\\w)")
+_OPENING_MARK = re.compile('["\u201c\u201e\u300c\u300e\u00ab]')
 _SENTENCE_END = re.compile("[.!?](?=\\s|\\Z)|[\u3002\uff01\uff1f]")
 
 
@@ -44,75 +61,98 @@ def _texts() -> dict:
 
 
 def language_of(prompt: str) -> str:
-    """zh where a prompt, its quoted texts aside, has more ideographs than words of Latin letters; else en."""
+    """zh if a prompt without its quoted texts has more ideographs than Latin words, else en."""
     plain = QUOTED.sub(" ", prompt)
     return "zh" if len(_IDEOGRAPH.findall(plain)) > len(_LATIN_WORD.findall(plain)) else "en"
 
 
-def instruction(prompt: str, kind: str = "general", language: str = "auto", references: int = 0) -> str:
-    """What a chat model is told before it is given the prompt. Raises ValueError for an unknown kind or language."""
-    if kind not in KINDS or language not in LANGUAGES:
-        raise ValueError(f"kind is {kind!r} and language {language!r}; there are {', '.join(KINDS)} and {', '.join(LANGUAGES)}")
-    said = _texts()[language_of(prompt) if language == "auto" else language]
-    parts = [said["task"], said["kinds"][kind], *([said["references"]] if references else []), *said["rules"]]
+def instruction(prompt: str, style: str = "general", language: str = "auto", *, references: int = 0) -> str:
+    """The instruction for a model that will be given the prompt. references: how many pictures go along.
+
+    Raises ValueError for an unknown style or language.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style is {style!r}; use one of {', '.join(STYLES)}")
+    _check_language(language)
+    texts = _texts()[language_of(prompt) if language == "auto" else language]
+    parts = [texts["task"], texts["styles"][style], *([texts["references"]] if references else []), *texts["rules"]]
     return "\n".join(parts)
 
 
-def description_request(wanted: str = "", language: str = "auto", pictures: int = 1, clip: bool = False) -> str:
-    """What a model that sees is asked about pictures or a clip: what the user wants of it, or else a caption.
+def description_request(question: str = "", language: str = "auto", *, pictures: int = 1, clip: bool = False) -> str:
+    """The request to describe pictures or a clip: the user's own question, or else for a caption.
 
-    language auto is that of `wanted`, and English without any. Raises ValueError for an unknown one.
+    language auto is that of the question, and English without one. Raises ValueError for an unknown language.
     """
+    _check_language(language)
+    texts = _texts()[language_of(question) if language == "auto" else language]["describe"]
+    if not question.strip():
+        return texts["clip" if clip else "picture" if pictures == 1 else "pictures"]
+    return question if language == "auto" else f"{question}\n{texts['answer']}"
+
+
+def _check_language(language: str) -> None:
     if language not in LANGUAGES:
-        raise ValueError(f"language is {language!r}; there are {', '.join(LANGUAGES)}")
-    said = _texts()[language_of(wanted) if language == "auto" else language]["describe"]
-    if not wanted.strip():
-        return said["clip" if clip else "picture" if pictures == 1 else "pictures"]
-    return wanted if language == "auto" else f"{wanted}\n{said['answer']}"
+        raise ValueError(f"language is {language!r}; use one of {', '.join(LANGUAGES)}")
 
 
-def checked(answer: str, prompt: str, kind: str = "general") -> str:
-    """A model's answer as a prompt: one paragraph without markup, every quoted text of `prompt` in it verbatim.
+def rewritten_prompt(answer: Answer, prompt: str, style: str = "general") -> str:
+    """The prompt that a model's answer gives: one paragraph without markup that holds each quoted text of `prompt` verbatim.
 
-    A text in quotation marks that is like a missing one becomes it; what is still missing is said in a sentence at the end. Other
-    texts keep their marks only where the prompt has them without marks, or where the kind is text-heavy: what is in quotation
-    marks is drawn. An answer with nothing in it leaves the prompt as it is.
+    A quoted text that is similar to a missing one becomes it. Those that are still missing are put into a sentence at the end.
+    GLM-Image draws what stands in quotation marks, so other texts lose theirs, unless the prompt has the text without marks or
+    the style is text-heavy. Without a usable answer the prompt stays as it is.
     """
-    plain = without_markup(answer)
+    plain = cleaned(answer)
     if not plain:
         log.warning("the language model answered nothing; the prompt stays as it is")
         return prompt
-    wanted = _marked_texts(prompt)
-    missing = Counter(text for text, _ in wanted)
+    marked = _marked_texts(prompt)
+    wanted, missing = Counter(text for text, _ in marked), Counter(text for text, _ in marked)
+    with_marks = dict(marked)
     pieces: list[str] = []
     end = 0
     for match in QUOTED.finditer(plain):
-        pieces += [_MARKS.sub("", plain[end : match.start()]), _kept(match, prompt, wanted, missing, kind)]
+        text = quoted_text(match)
+        original = _original_of(text, list(+missing))
+        if original is not None:
+            missing[original] -= 1
+            piece = with_marks[original]
+        else:
+            piece = _MARKS.sub("", text)
+            if text in wanted or (text.strip() and (style == "text-heavy" or text in prompt)):
+                piece = f'"{piece}"'
+        pieces += [_MARKS.sub("", plain[end : match.start()]), piece]
         end = match.end()
     pieces.append(_MARKS.sub("", plain[end:]))
-    written = _shortened(pieces)
-    asked, marks = Counter(text for text, _ in wanted), dict(wanted)
-    left = asked - Counter(find_quoted_texts(written))
-    written += _put_back([marks[text] for text in left.elements()], language_of(written))
-    if asked - Counter(find_quoted_texts(written)):
-        log.warning("the texts to be drawn could not be kept in what the language model wrote; the prompt stays as it is")
+    written = _shortened("".join(pieces))
+    left = wanted - Counter(find_quoted_texts(written))
+    written += _sentence_with([with_marks[text] for text in left.elements()], language_of(written))
+    if wanted - Counter(find_quoted_texts(written)):
+        log.warning("the answer of the language model could not be combined with the quoted texts; the prompt stays as it is")
         return prompt
     return written
 
 
+def cleaned(answer: Answer) -> str:
+    """A model's answer without markup. An answer that was cut off ends with its last whole sentence, if it has one."""
+    text = without_markup(answer.text)
+    return (_whole_sentences(text) or text) if answer.cut_off else text
+
+
 def without_markup(answer: str) -> str:
-    """A model's answer without its thoughts, tags, fences, headings, lists, emphasis and labels, as one paragraph."""
+    """A model's answer as one paragraph without thoughts, tags, fences, headings, lists, emphasis and labels."""
     text = _THOUGHTS.sub(" ", answer)
     for pattern in (_TAG, _FENCE, _LINE_MARK):
         text = pattern.sub(" ", text)
     text = _LABEL.sub("", _EMPHASIS.sub("", text).strip())
     text = " ".join(text.split())
-    whole = QUOTED.fullmatch(text)
-    return quoted_text(whole).strip() if whole else text
+    quoted = QUOTED.fullmatch(text)
+    return quoted_text(quoted).strip() if quoted else text
 
 
 def _marked_texts(prompt: str) -> list[tuple[str, str]]:
-    """The texts to be drawn of a prompt, in order, each with marks around it too: straight ones where it holds none itself."""
+    """The quoted texts of a prompt in order, each without and with marks: straight ones, unless the text contains one."""
     return [
         (text, match[0] if '"' in text else f'"{text}"')
         for match in QUOTED.finditer(prompt)
@@ -120,39 +160,36 @@ def _marked_texts(prompt: str) -> list[tuple[str, str]]:
     ]
 
 
-def _kept(match: re.Match, prompt: str, wanted: Sequence[tuple[str, str]], missing: Counter, kind: str) -> str:
-    """What stands where a model put something in quotation marks. Takes from `missing` what is there."""
-    text = quoted_text(match)
-    marks = dict(wanted)
-    if missing[text] > 0:
-        missing[text] -= 1
-        return marks[text]
-    candidates = [other for other, count in missing.items() if count > 0]
-    meant = difflib.get_close_matches(text.casefold(), [other.casefold() for other in candidates], 1, ALIKE)
-    if meant:
-        original = next(other for other in candidates if other.casefold() == meant[0])
-        missing[original] -= 1
-        return marks[original]
-    if text in marks or (text.strip() and (kind == "text-heavy" or text in prompt)):
-        return f'"{_MARKS.sub("", text)}"'
-    return _MARKS.sub("", text)
+def _original_of(text: str, missing: Sequence[str]) -> str | None:
+    """The missing text that a model has copied, exactly or altered."""
+    if text in missing:
+        return text
+    similar = difflib.get_close_matches(text.casefold(), [other.casefold() for other in missing], n=1, cutoff=SIMILARITY)
+    return next((other for other in missing if other.casefold() in similar), None)
 
 
-def _shortened(pieces: Sequence[str]) -> str:
-    """At most LONGEST characters, to the end of a sentence where there is one, never within a quoted text."""
-    written = "".join(pieces)
-    if len(written) <= LONGEST:
-        return written
-    cut = written[:LONGEST]
-    for match in QUOTED.finditer(written):
-        if match.start() < LONGEST < match.end():
-            cut = written[: match.start()]
-    ends = [end for match in _SENTENCE_END.finditer(cut) if (end := match.end()) > len(cut) // 2]
-    return (cut[: ends[-1]] if ends else cut).rstrip()
+def _whole_sentences(text: str) -> str:
+    """The text up to the end of its last sentence, "" without one. No sentence ends within a quoted text."""
+    plain = QUOTED.sub(lambda match: "_" * len(match[0]), text)
+    plain = _OPENING_MARK.split(plain, maxsplit=1)[0]  # before a quoted text that was cut off
+    ends = [match.end() for match in _SENTENCE_END.finditer(plain)]
+    return text[: ends[-1]] if ends else ""
 
 
-def _put_back(marked: Sequence[str], language: str) -> str:
+def _shortened(text: str) -> str:
+    """At most MAX_CHARACTERS of a text, cut at the end of a sentence in its second half or anywhere but in a quoted text."""
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    cut = text[:MAX_CHARACTERS]
+    for match in QUOTED.finditer(text):
+        if match.start() < MAX_CHARACTERS < match.end():
+            cut = text[: match.start()]
+    whole = _whole_sentences(cut)
+    return (whole if len(whole) > len(cut) // 2 else cut).rstrip()
+
+
+def _sentence_with(marked: Sequence[str], language: str) -> str:
     if not marked:
         return ""
-    said = _texts()[language]
-    return " " + said["put back"].format(texts=said["between"].join(marked))
+    texts = _texts()[language]
+    return " " + texts["put back"].format(texts=texts["between"].join(marked))

@@ -20,6 +20,7 @@ from ..component import Component
 from ..progress import Progress, no_progress
 from ..weights.linear import quantizable, quantize
 from .memory import answer_bytes
+from .rewriting import Answer
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -212,8 +213,8 @@ def answer(
     seed: int = 0,
     max_tokens: int = 1024,
     progress: Progress = no_progress,
-) -> str:
-    """What the model says, as it says it, thoughts included.
+) -> Answer:
+    """What the model says, as it says it, thoughts included, and whether max_tokens cut it off.
 
     temperature 0 takes the likeliest token; above, top-k and top-p are the checkpoint's own. progress(tokens, max_tokens) is
     called before the first token and after each; what it raises stops the model. The process's global seed stays as it was; the
@@ -236,8 +237,16 @@ def answer(
         ids = vlm.model.generate(
             **inputs, **drawn, max_new_tokens=max_tokens, stopping_criteria=StoppingCriteriaList([Watched()])
         )
-    said = vlm.processor.decode(ids[0, question.tokens :].cpu(), skip_special_tokens=True)
-    return f"{THINK_TAG}{said}" if question.begins_in_thought else said
+    written = ids[0, question.tokens :].tolist()
+    said = vlm.processor.decode(written, skip_special_tokens=True)
+    text = f"{THINK_TAG}{said}" if question.begins_in_thought else said
+    return Answer(text, cut_off=len(written) >= max_tokens and written[-1] not in _end_tokens(vlm))
+
+
+def _end_tokens(vlm: Vlm) -> Sequence[int]:
+    """The tokens that end an answer: a checkpoint names one, several or none."""
+    ids = vlm.model.generation_config.eos_token_id
+    return [ids] if isinstance(ids, int) else ids or []
 
 
 @contextmanager
