@@ -107,7 +107,7 @@ class GLMImageGeneratePrior:
             return generate_prior(writer, prompt, width, height, seed, batch_size, sampling, references, progress)
 
         needed = prior_bytes(writer.model.config, writer.dtype.itemsize, job)
-        return (await host.aside(ar, needed, "language", plan),)
+        return (await host.run_in_background(ar, needed, "language", plan),)
 
 
 class GLMImageApplyPrior:

@@ -55,7 +55,7 @@ class Host(Protocol):
         The part goes by its name in `Component.parts`: half an AR model, the whole of another.
         """
 
-    async def aside(self, wire: Any, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
+    async def run_in_background(self, wire: Any, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
         """The same for a function: it runs beside other nodes, where the component is not on the default device."""
 
     def free_bytes(self, wire: Any) -> int | None:

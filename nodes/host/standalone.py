@@ -113,7 +113,7 @@ class StandaloneHost:
         ):
             yield replace(wire.on(device), weights_are_static=not wire.blocks)  # which may come one by one
 
-    async def aside(self, wire: Component, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
+    async def run_in_background(self, wire: Component, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
         with self.placed(wire, working_bytes, part) as component:
             return work(component)  # one node runs after another here
 

@@ -41,8 +41,8 @@ def test_our_sampler_equals_the_librarys_loop(library, model, conditioned, run, 
 
 
 @pytest.mark.parametrize("edit", [False, True], ids=["text", "edit"])
-@pytest.mark.parametrize("shortcuts", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}], ids=lambda s: next(iter(s)))
-def test_the_shortcuts_of_our_sampler_are_the_librarys(library, model, conditioned, run, edit, approximations):
+@pytest.mark.parametrize("approximations", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}], ids=lambda s: next(iter(s)))
+def test_the_approximations_of_our_sampler_are_the_librarys(library, model, conditioned, run, edit, approximations):
     positive, negative, prior = conditioned(edit)
     settings = {"model": model, "positive": positive, "negative": negative, "seed": 3, "steps": 10, "cfg": 1.5}
     (exact,) = run("GLMImageSampler", **settings)

@@ -26,7 +26,7 @@ POLL_SECONDS = 0.02
 ROOM = 2**29  # working memory is asked for in pieces of so many bytes, so that the next job, with a longer prompt, fits too
 
 _stopped: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stopped", default=None)
-"""Of a stage that runs aside: set when nobody waits for it any more."""
+"""Of a stage that runs in the background: set when nobody waits for its result any more."""
 
 
 class Worker:
@@ -103,7 +103,7 @@ def worker_for(patcher: ModelPatcher) -> Worker:
 
 
 def others_compute(patcher: ModelPatcher) -> bool:
-    """Whether anything runs aside with another device or model than the patcher's."""
+    """Whether a stage runs in the background on another device, or on the CPU with another model, than the patcher's."""
     workers = [*_of_devices.values(), *_of_models.values()]
     return any(worker.at_work.locked() for worker in workers if worker is not worker_for(patcher))
 

@@ -123,7 +123,7 @@ class ComfyHost:
             # Recording the steps of a model that stays there fails, and makes others fail, while something else uses a GPU.
             yield replace(component, weights_are_static=component.weights_are_static and not others_compute(_patcher(wire, part)))
 
-    async def aside(self, wire: ManagedComponent, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
+    async def run_in_background(self, wire: ManagedComponent, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
         patcher = _patcher(wire, part)
         if patcher.load_device == self.device():
             with self.placed(wire, working_bytes, part) as component:

@@ -186,18 +186,18 @@ def test_no_model_is_placed_on_a_device_that_computes(use, writer, there, condit
     """ComfyUI may move what is there to make room."""
     from glm_image_pack.nodes import prior
 
-    configure_compute, placed = threading.Event(), []
+    planning_now, placed = threading.Event(), []
     given = conditioned(False)
 
     def planned(*arguments):
-        configure_compute.set()
+        planning_now.set()
         try:
             return generate_prior(*arguments)
         finally:
-            configure_compute.clear()
+            planning_now.clear()
 
     def watched(needed, device, *arguments, **options):
-        placed.append((device, configure_compute.is_set()))
+        placed.append((device, planning_now.is_set()))
         return free_memory(needed, device, *arguments, **options)
 
     free_memory = model_management.free_memory
@@ -206,7 +206,7 @@ def test_no_model_is_placed_on_a_device_that_computes(use, writer, there, condit
 
     async def both():
         planning = asyncio.create_task(plan(writer, "a tree", 512))
-        await begun(planning, configure_compute.is_set)
+        await begun(planning, planning_now.is_set)
         placed.clear()
         use(run, writer, there, given, picture)  # holds up the loop, as in ComfyUI
         return await planning
