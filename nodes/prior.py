@@ -8,7 +8,8 @@ from ..glmimage_core.glm_image.references import check_references, sizes_of
 from ..glmimage_core.placement.prediction import Job
 from .host import host
 from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input, validation_message
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, validation_message
+from .widgets import seed_input, side_input
 
 
 class GLMImageGeneratePrior:

@@ -178,7 +178,7 @@ def test_a_schedule_that_a_stock_node_put_on_the_model_is_used(model, conditione
     positive, negative, _ = conditioned(False)
     settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 4, "cfg": 1.5}
     (plain,) = run("GLMImageSampler", model=model, **settings)
-    for shift, same in ((model.model.dit.shift.of_tokens(16 * 18), True), (6.0, False)):
+    for shift, same in ((model.model.component.shift.of_tokens(16 * 18), True), (6.0, False)):
         (shifted,) = run("ModelSamplingSD3", model=model, shift=shift)
         (out,) = run("GLMImageSampler", model=shifted, **settings)
         assert torch.isfinite(out["samples"]).all()
@@ -386,7 +386,7 @@ def test_patches_without_effect_are_said_once(model, conditioned, run, caplog):
     for _ in range(2):
         run("GLMImageSampler", model=patched, **settings)
     said = [record.message for record in caplog.records if "no effect" in record.message]
-    assert len(said) == 2 and any("replaced dit parts" in text for text in said) and any("NAG" in text for text in said)
+    assert len(said) == 2 and any("replaced dit blocks" in text for text in said) and any("NAG" in text for text in said)
     patched.set_model_attn1_patch(lambda q, k, v, options: (q, k, v))
     with pytest.raises(ValueError, match="TomePatchModel.*remove it"):
         run("GLMImageSampler", model=patched, **settings)

@@ -10,7 +10,7 @@ from .background import at_work
 from .patchers import Holder, Patcher, offload_device, streamable
 
 
-class GlmImageVaeModel(Holder):
+class VaeModel(Holder):
     """[B, 3, H, W] in -1..1 to latents in the VAE's space and back, as ComfyUI calls it."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -20,7 +20,7 @@ class GlmImageVaeModel(Holder):
         return self.model.decode(latents, return_dict=False)[0]
 
 
-class GlmImageVae(comfy.sd.VAE):
+class ComponentVae(comfy.sd.VAE):
     """The one AutoencoderKL that ComfyUI can build is narrower than GLM-Image's.
 
     So this starts as its pixel-space stand-in, which costs nothing and has every default of the installed version, and
@@ -32,7 +32,7 @@ class GlmImageVae(comfy.sd.VAE):
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, device=device, dtype=vae.model.dtype)
         compute_dtype = streamable(vae.model, self.device)
         self.component = vae.on(self.device, compute_dtype)
-        self.first_stage_model = GlmImageVaeModel(vae.model)
+        self.first_stage_model = VaeModel(vae.model)
         self.vae_dtype = self.component.dtype
         self.latent_channels = len(vae.space.mean)
         self.downscale_ratio = self.upscale_ratio = LATENT_PX
