@@ -45,14 +45,14 @@ def steps(monkeypatch):
 
     begun: dict[str, threading.Event] = {}
 
-    def watched(writer, prompt, *arguments):
+    def watched(writer, prompt, *, progress, **settings):
         def step(done, total, preview=None):
             event = begun.setdefault(prompt, threading.Event())
             event.share = done / total
             event.set()
-            arguments[-1](done, total, preview)
+            progress(done, total, preview)
 
-        return generate_prior(writer, prompt, *arguments[:-1], step)
+        return generate_prior(writer, prompt, progress=step, **settings)
 
     monkeypatch.setattr(prior, "generate_prior", watched)
     return begun
@@ -189,10 +189,10 @@ def test_no_model_is_placed_on_a_device_that_computes(use, writer, there, condit
     planning_now, placed = threading.Event(), []
     given = conditioned(False)
 
-    def planned(*arguments):
+    def planned(*arguments, **settings):
         planning_now.set()
         try:
-            return generate_prior(*arguments)
+            return generate_prior(*arguments, **settings)
         finally:
             planning_now.clear()
 
@@ -325,7 +325,7 @@ def test_a_plan_that_nobody_waits_for_stops(writer, steps):
 def test_a_failure_leaves_the_device_free(writer, monkeypatch):
     from glm_image_pack.nodes import prior
 
-    def fails(*arguments):
+    def fails(*arguments, **settings):
         raise ValueError("no plan")
 
     with monkeypatch.context() as broken:

@@ -192,7 +192,7 @@ def test_working_memory_is_asked_for_with_every_stage(stages, monkeypatch):
         return original(models, memory_required=memory_required, **settings)
 
     monkeypatch.setattr(model_management, "load_models_gpu", watch)
-    for name in ("vision", "prior", "sampler", "encode", "decode"):
+    for name in ("vision", "prior", "sampler", "encode", "decode", "glyphs"):
         asked.clear()
         stages[name][1]()
         assert max(asked) > 100_000, name
