@@ -142,8 +142,8 @@ class GLMImageCogView3Relay:
                 "model": ("MODEL", {"tooltip": "The stage relay, from Load CogView3-Base."}),
                 "vae": ("VAE", {"tooltip": "From Load CogView3-Base, for either stage."}),
                 "image": ("IMAGE", {"tooltip": "The decoded picture of the base. Its sides are multiples of 16 pixels."}),
-                "positive": ("CONDITIONING", {"tooltip": "The one that CogView3-Base Sampler had."}),
-                "negative": ("CONDITIONING", {"tooltip": "The one that CogView3-Base Sampler had."}),
+                "positive": ("CONDITIONING", {"tooltip": "The conditioning of CogView3-Base Sampler."}),
+                "negative": ("CONDITIONING", {"tooltip": "The conditioning of CogView3-Base Sampler."}),
                 "seed": seed_input("the noise"),
                 "steps": steps_input(
                     24, most=999, tooltip="Steps of a whole run from noise: 24, or 5 for the model distilled to 1 step."

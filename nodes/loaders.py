@@ -70,7 +70,7 @@ class GLMImageLoadAR(_GlmImageLoader, QuantizingLoader):
 class GLMImageLoadGlyphEncoder(_GlmImageLoader):
     COMPONENT = "text_encoder"
     TITLE = "Load GLM-Image Glyph Encoder"
-    DESCRIPTION = "Loads the small ByT5 model that encodes, letter by letter, the text to be drawn."
+    DESCRIPTION = "Loads ByT5, the small model that encodes the text to be drawn, letter by letter."
     SEARCH_ALIASES = ("glm image text encoder", "byt5", "glm clip")
     RETURN_TYPES = (GLYPH_ENCODER,)
     RETURN_NAMES = ("glyph_encoder",)

@@ -1,4 +1,4 @@
-"""A plan is made beside other nodes where the AR model has a device of its own."""
+"""Generate Prior runs in the background of other nodes if the AR model has a device of its own."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from execution import PromptExecutor
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
-from glm_image_pack.nodes.host.comfyui.background import POLL_SECONDS, ROOM, Worker
+from glm_image_pack.nodes.host.comfyui.background import POLL_SECONDS, WORKING_STEP, Worker
 from server import PromptServer
 
 import nodes as stock
@@ -251,14 +251,14 @@ def test_a_job_joins_one_for_the_same_model_that_needs_no_less_room():
             return object()
 
         first = await worker.component(one, 1, place)
-        assert await worker.component(one, ROOM, place) is first  # rounded up
-        waiting = [asyncio.create_task(worker.component(*what, place)) for what in ((one, ROOM + 1), (other, 1))]
+        assert await worker.component(one, WORKING_STEP, place) is first  # rounded up
+        waiting = [asyncio.create_task(worker.component(*what, place)) for what in ((one, WORKING_STEP + 1), (other, 1))]
         await asyncio.sleep(3 * POLL_SECONDS)
         assert not any(task.done() for task in waiting)
         waiting[1].cancel()
         for _ in range(2):
             worker.give_up()
-        assert await waiting[0] is not first and placed == [ROOM, 2 * ROOM]
+        assert await waiting[0] is not first and placed == [WORKING_STEP, 2 * WORKING_STEP]
         worker.give_up()
 
     asyncio.run(jobs())

@@ -39,7 +39,7 @@ from .samplers import IntervalGuider, run_sampler
 log = logging.getLogger(__name__)
 
 STEP_CACHE_KEY = "glm_image_step_cache"  # in transformer_options, for one run of our sampler
-USUAL_SIDE = 1024  # pixels; the schedule of a MODEL that went through no GLM-Image Model Sampling
+USUAL_SIDE = 1024  # pixels; the schedule of a MODEL without GLM-Image Model Sampling
 
 
 class PreviewedLatents(NormalisedLatents):
@@ -56,7 +56,7 @@ class PreviewedLatents(NormalisedLatents):
 
     @property
     def latent_rgb_factors(self) -> list[list[float]] | None:
-        """Fitted when the first preview is asked for."""
+        """Fitted for the first preview."""
         return self._colours and self._colours.factors.tolist()
 
     @property
@@ -65,7 +65,10 @@ class PreviewedLatents(NormalisedLatents):
 
 
 def _preview_colours(checkpoint: Path | None, roots: Sequence[Path], space: LatentSpace) -> LatentColours | None:
-    """Fitted to the VAE beside the DiT, or of a DiT from a single file to any of its space; None, and no previews, without."""
+    """Colours fitted to the VAE in the DiT's folder, or for a DiT from a single file to any VAE with its latent space.
+
+    None, and no previews, without such a VAE.
+    """
     if checkpoint is None:
         return None
     try:
@@ -74,17 +77,17 @@ def _preview_colours(checkpoint: Path | None, roots: Sequence[Path], space: Late
             return fit_latent_colours(single_file.load_vae_of(space, "float32", roots, vae_roots))
         return fit_latent_colours(load_vae(checkpoint, "float32"))
     except (FileNotFoundError, ValueError) as error:
-        log.warning("no previews, since their colours are fitted to the VAE: %s", error)
+        log.warning("there are no previews, because their colours are fitted to the VAE: %s", error)
         return None
 
 
 class ShiftedSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-    """GLM-Image's sigmas: shifted by mu, and mapped to and from the timesteps that the DiT is conditioned on."""
+    """GLM-Image's schedule: sigmas shifted by mu, and their map to and from the DiT's timesteps."""
 
     def set_parameters(self, shift: float = 1.0, timesteps: int = TRAIN_STEPS, multiplier: int = TRAIN_STEPS) -> None:
         self.shift = shift
         self.multiplier = multiplier
-        # No buffer: the patcher that streams on demand keeps buffers by name, and would give this size those of another one.
+        # Not a buffer: the patcher that streams on demand keeps buffers by name and would give this size those of another size.
         self.sigmas = self.sigma(torch.arange(timesteps))
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:

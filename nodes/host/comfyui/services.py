@@ -49,7 +49,9 @@ class ComfyHost:
     ):
         self._wire_for = models
         self._sampler_for = samplers
-        folder_paths.add_model_folder_path("LLM", str(Path(folder_paths.models_dir) / "LLM"))  # ComfyUI has none for these
+        folder_paths.add_model_folder_path(
+            "LLM", str(Path(folder_paths.models_dir) / "LLM")
+        )  # ComfyUI has no folder of its own for language models
 
     def checkpoint_roots(self) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
@@ -92,7 +94,7 @@ class ComfyHost:
     def placed(self, wire: ManagedComponent | ComponentVae, working_bytes: int = 0, part: str = "model") -> Iterator[Component]:
         with at_work(_patcher(wire, part)):
             component = self._place(wire, working_bytes, part)
-            # Recording the steps of a model that stays there fails, and makes others fail, while something else uses a GPU.
+            # A CUDA graph cannot be recorded while other work uses a GPU: the recording fails, and that work too.
             yield replace(component, weights_are_static=component.weights_are_static and not others_compute(_patcher(wire, part)))
 
     async def run_in_background(
@@ -104,7 +106,7 @@ class ComfyHost:
                 return work(component)
         worker = worker_for(patcher)
         placed = await worker.component(patcher, working_bytes, lambda room: self._place(wire, room, part))
-        if not placed.weights_are_static:  # what ComfyUI brings layer by layer, it brings for one thread at a time
+        if not placed.weights_are_static:  # ComfyUI can stream layers for one thread at a time only
             try:
                 with current(patcher.load_device):
                     return work(placed)
@@ -113,7 +115,7 @@ class ComfyHost:
 
         def run() -> Result:
             with current(patcher.load_device):
-                return work(replace(placed, weights_are_static=False))  # nothing is recorded, as in placed
+                return work(replace(placed, weights_are_static=False))  # no CUDA graph, as in `placed`
 
         return await beside_nodes(worker, run)
 
@@ -132,7 +134,7 @@ class ComfyHost:
         device = wire.patcher.load_device
         if model_management.is_device_cpu(device):
             return None
-        # A patcher that streams on demand knows what other models would give up.
+        # A patcher that streams on demand also counts what other models would give up.
         free_memory = getattr(wire.patcher, "get_free_memory", model_management.get_free_memory)
         return free_memory(device) - model_management.extra_reserved_memory()
 
