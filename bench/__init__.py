@@ -19,10 +19,10 @@ from types import ModuleType
 
 import torch
 
+from ..cli.device import device_option
 from ..glmimage_core.checkpoints.build import check_libraries
 from ..glmimage_core.checkpoints.report import DTYPES
 from ..glmimage_core.tiny.spec import SIZES
-from ..nodes.host.standalone import best_device, usable_device
 from . import ar, dit, e2e, memory, vae
 from .measure import cases, numbers
 from .models import FULL, Models
@@ -69,7 +69,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(name: str, options: argparse.Namespace) -> int:
-    options.device = usable_device(options.device) if options.device else best_device()
+    options.device = device_option(options.device)
     options.dtype = DTYPES[options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")]
     if options.rounds < 1:
         raise ValueError(f"--rounds is {options.rounds}; at least one is needed")

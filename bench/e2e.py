@@ -18,14 +18,14 @@ from ..cli.graph.runner import Runner
 from ..cli.graph.stock import Folders, SaveImage
 from ..cli.graph.workflow import Nodes, Workflow, read_workflow
 from ..glmimage_core.component import Component
-from ..glmimage_core.glm_image import reference_cache
+from ..glmimage_core.glm_image import denoise, reference_cache
 from ..glmimage_core.glm_image.ar_model import fit, vision_tokens
 from ..glmimage_core.placement.residency import Residency
 from ..nodes import prior as prior_node
 from ..nodes import prompt as prompt_node
 from ..nodes import references as references_node
 from ..nodes import vae as vae_node
-from ..nodes.host import host, standalone
+from ..nodes.host import host
 from .ar import FLOOR_TOKENS, bare_products, emitted_grids
 from .dit import step_flops
 from .inputs import PROMPT
@@ -42,7 +42,7 @@ STAGES = {
     "prior": [(prior_node, "generate_prior")],
     "glyphs": [(prompt_node, "encode_glyph_texts")],
     "encode reference": [(references_node, "vision_tokens"), (references_node, "latents_of")],
-    "denoise": [(standalone, "sample")],
+    "denoise": [(denoise, "sample")],
     "decode": [(vae_node, "decode")],
 }
 CACHES = {"caches": [(reference_cache, "reference_keys_values")]}  # a part of denoise

@@ -30,7 +30,8 @@ from ..glmimage_core.units import human_bytes
 from ..glmimage_core.weights.formats import CHOICES
 from ..glmimage_core.weights.linear import parameter_bytes
 from ..nodes.host import host
-from ..nodes.host.standalone import best_device, usable_device
+from ..nodes.host.standalone import best_device
+from .device import device_option
 from .graph import ALL_NODES
 from .graph.runner import NodeError, Runner
 from .graph.stock import Folders
@@ -106,7 +107,7 @@ def _render(options) -> int:
     host.models = options.models
     host.on_progress = _show_progress
     if options.device:
-        host.residency = Residency(usable_device(options.device))
+        host.residency = Residency(device_option(options.device))
     workflow = read_workflow(options.workflow, ALL_NODES, options.enable)
     for assignment in options.set:
         workflow.set(assignment, ALL_NODES)

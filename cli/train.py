@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..nodes.host.standalone import best_device, usable_device
+from .device import device_option
 
 
 def add_train(commands) -> None:
@@ -36,7 +36,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ValueError(f"--minutes is {options.minutes}; it must be above 0")
     if options.compile:
         check_compiler()
-    device = usable_device(options.device) if options.device else best_device()
+    device = device_option(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     for name in options.parts or PARTS:

@@ -31,6 +31,11 @@ class LatentSpace:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether one factor scales all channels, as in the CogView3s' VAEs. GLM-Image's has statistics of each channel."""
+        return len({*zip(self.mean, self.std, strict=True)}) == 1
+
     def normalise(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, channels, h, w] from the VAE's space to the DiT's."""
         return (latents - self._channels(self.mean, latents)) / self._channels(self.std, latents)
@@ -109,8 +114,8 @@ def check_channels(space: LatentSpace, latents: torch.Tensor) -> None:
     channels = len(space.mean)
     if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(
-            f"latents are [batch, {channels}, height / 8, width / 8] here, not {list(latents.shape)}: "
-            "these come from another model family; take latents from GLM-Image VAE Encode or from its samplers"
+            f"the latents are {list(latents.shape)}, not [batch, {channels}, height / 8, width / 8]: they belong to another "
+            "model family; take them from the sampler of this family, or encode a picture with its VAE"
         )
 
 

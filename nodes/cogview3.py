@@ -1,51 +1,33 @@
 """CogView3-Plus, GLM-Image's smaller predecessor: no plan, and every word of the prompt reaches the DiT."""
 
-from ..glmimage_core.cogview3 import base as cogview3_base
-from ..glmimage_core.cogview3 import memory
+from ..glmimage_core.cogview3 import base, plus
 from ..glmimage_core.cogview3 import text as cogview3_text
-from ..glmimage_core.cogview3.plus import (
-    MAX_BATCH,
-    MAX_SIDE,
-    MIN_SIDE,
-    PIPELINE_CLASS,
-    SIDE_STEP,
-    check_folder,
-    check_run,
-    check_size,
-    check_text,
-    find_folder,
-    list_folders,
-    load_dit,
-    load_vae,
-)
+from ..glmimage_core.cogview3.memory import t5_bytes
 from ..glmimage_core.cogview3.text import MicroConditions, load_text_encoder
+from .checkpoint_loader import CheckpointLoader
 from .host import host
 from .host.requests import MICRO_CONDITIONS_KEY, CogView3Request
-from .loaders import DEVICE, DTYPE
-from .sampling import DENOISE, STEPS, cfg_input, noise_mask
-from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, seed_input, validation_message
+from .sampling import noise_mask
+from .sockets import CATEGORY, COGVIEW3_TEXT, cogview3_dit, one_conditioning, validation_message
+from .widgets import DENOISE, STEPS, batch_input, cfg_input, seed_input, side_input
 
-FOLDER = f"Folder below models/diffusers whose model_index.json names {PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
-OWN = "0: as the picture is."
-TOKENS = {"CogView3-Plus": cogview3_text.TOKENS, "CogView3-Base": cogview3_base.TOKENS}
+TOKENS = {"CogView3-Plus": cogview3_text.TOKENS, "CogView3-Base": base.TOKENS}
 
 
-def _side(name: str) -> tuple:
-    options = {"default": 1024, "min": MIN_SIDE, "max": MAX_SIDE, "step": SIDE_STEP}
-    tooltip = f"{name} of the picture in pixels, a multiple of {SIDE_STEP}; 2 megapixels at most in all."
-    return ("INT", options | {"tooltip": tooltip})
+def _side_input(name: str) -> tuple:
+    limits = "Width times height is 2 megapixels at most."
+    return side_input(name, least=plus.MIN_SIDE, most=plus.MAX_SIDE, step=plus.SIDE_STEP, limits=limits)
 
 
-def _told(tooltip: str) -> tuple:
+def _claimed_input(tooltip: str) -> tuple:
+    """One value of the size conditioning, in pixels."""
     return ("INT", {"default": 0, "min": 0, "max": 8192, "tooltip": tooltip})
 
 
-class GLMImageLoadCogView3:
+class GLMImageLoadCogView3(CheckpointLoader):
     TITLE = "Load CogView3-Plus"
-    DESCRIPTION = "Loads CogView3-Plus: a 3B diffusion transformer, the T5 that reads its prompts, and its VAE."
-    CATEGORY = CATEGORY
+    DESCRIPTION = "Loads CogView3-Plus: a 3B diffusion transformer, the T5 that encodes its prompts, and its VAE."
     SEARCH_ALIASES = ("cogview3", "cogview loader", "cogview3 plus 3b")
-    FUNCTION = "load"
     RETURN_TYPES = ("MODEL", COGVIEW3_TEXT, "VAE")
     RETURN_NAMES = ("model", "text_encoder", "vae")
     OUTPUT_TOOLTIPS = (
@@ -55,24 +37,32 @@ class GLMImageLoadCogView3:
     )
 
     @classmethod
-    def INPUT_TYPES(cls):
-        names = list(list_folders(host.checkpoint_roots()))
-        return {"required": {"checkpoint": (names, {"tooltip": FOLDER}), "dtype": DTYPE}, "optional": {"device": DEVICE}}
+    def names(cls):
+        return list(plus.list_folders(host.checkpoint_roots()))
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint):
-        """Look at configs and file headers before a graph runs. A name that comes over a link is None and not known yet."""
-        return checkpoint is None or validation_message(lambda: check_folder(find_folder(checkpoint, host.checkpoint_roots())))
+    def where(cls):
+        return f"Folder below models/diffusers whose model_index.json names {plus.PIPELINE_CLASS}, as of THUDM/CogView3-Plus-3B."
+
+    @classmethod
+    def find(cls, checkpoint):
+        return plus.find_folder(checkpoint, host.checkpoint_roots())
+
+    @classmethod
+    def inspect(cls, path):
+        plus.check_folder(path)
 
     def load(self, checkpoint, dtype, device="default"):
-        folder = find_folder(checkpoint, host.checkpoint_roots())
-        loaded = (part(folder, dtype) for part in (load_dit, load_text_encoder, load_vae))
-        return tuple(host.wire(part, device) for part in loaded)
+        folder = self.find(checkpoint)
+        return tuple(host.wire(load(folder, dtype), device) for load in (plus.load_dit, load_text_encoder, plus.load_vae))
 
 
 class GLMImageCogView3Encode:
     TITLE = "CogView3 Encode Prompt"
-    DESCRIPTION = "Encodes a prompt for CogView3, of which 224 tokens are read, or 225: long, precise captions work best."
+    DESCRIPTION = (
+        "Encodes a prompt for CogView3. CogView3-Plus reads its first 224 tokens, CogView3-Base 225. Long, precise captions "
+        "work best."
+    )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("cogview3 text encode", "cogview clip text encode", "t5 text encoder")
     FUNCTION = "encode"
@@ -80,8 +70,8 @@ class GLMImageCogView3Encode:
     RETURN_NAMES = ("positive", "negative", "truncated")
     OUTPUT_TOOLTIPS = (
         "The prompt's embeddings, for CogView3-Plus Sampler or KSampler.",
-        "The negative prompt's embeddings: zeros where it is empty.",
-        "The end of the prompt, where it is longer than what is read.",
+        "The negative prompt's embeddings; zeros for an empty one.",
+        "The end of a prompt that is too long, which the model does not read. Empty otherwise.",
     )
 
     @classmethod
@@ -99,17 +89,20 @@ class GLMImageCogView3Encode:
                 ),
             },
             "optional": {
-                "original_width": _told(f"Width that the picture is said to have had; less looks blurred. {OWN}"),
-                "original_height": _told(f"Height that the picture is said to have had. {OWN}"),
-                "crop_left": _told("Pixels said to have been cut off on the left. 0 is centred."),
-                "crop_top": _told("Pixels said to have been cut off at the top. 0 is centred."),
-                "target_width": _told(f"Width that the picture is said to be of now. {OWN}"),
-                "target_height": _told(f"Height that the picture is said to be of now. {OWN}"),
+                "original_width": _claimed_input(
+                    "SDXL-style size conditioning: the claimed original width. Small values look blurred. 0 uses the "
+                    "output width."
+                ),
+                "original_height": _claimed_input("The claimed original height. 0 uses the output height."),
+                "crop_left": _claimed_input("Pixels claimed to be cropped on the left. Above 0 the subject moves off centre."),
+                "crop_top": _claimed_input("Pixels claimed to be cropped at the top. Above 0 the subject moves off centre."),
+                "target_width": _claimed_input("The claimed width after cropping. 0 uses the output width."),
+                "target_height": _claimed_input("The claimed height after cropping. 0 uses the output height."),
                 "family": (
                     list(TOKENS),
                     {
                         "default": "CogView3-Plus",
-                        "tooltip": "Who is to read it: CogView3-Base and its relay read a token more.",
+                        "tooltip": "The model that reads the conditioning. CogView3-Base and its relay read one token more.",
                     },
                 ),
             },
@@ -129,19 +122,23 @@ class GLMImageCogView3Encode:
         family="CogView3-Plus",
     ):
         t5, tokens = host.component(text_encoder), TOKENS[family]
-        needed = memory.t5_bytes(t5.model.config, t5.dtype.itemsize, tokens)
+        needed = t5_bytes(t5.model.config, t5.dtype.itemsize, tokens)
         with host.placed(text_encoder, needed, "t5") as encoder:
             positive, negative = (cogview3_text.encode(encoder, text, tokens) for text in (prompt, negative_prompt))
         if positive.truncated:
             host.warn(f"the prompt is longer than {tokens} tokens; left out: {positive.truncated}")
-        micro = MicroConditions((original_height, original_width), (crop_top, crop_left), (target_height, target_width))
+        micro = MicroConditions(
+            original=(original_height, original_width),
+            cropped=(crop_top, crop_left),
+            target=(target_height, target_width),
+        )
         options = {MICRO_CONDITIONS_KEY: micro}
         return ([[positive.embeddings, options]], [[negative.embeddings, options]], positive.truncated)
 
 
 class GLMImageCogView3Sampler:
     TITLE = "CogView3-Plus Sampler"
-    DESCRIPTION = "Paints the latents of a picture with CogView3-Plus, with the reference implementation's schedule and guidance."
+    DESCRIPTION = "Paints the latents of a picture with CogView3-Plus, with the schedule and guidance of diffusers."
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("cogview3 ksampler", "cogview denoise")
     FUNCTION = "sample"
@@ -156,12 +153,9 @@ class GLMImageCogView3Sampler:
                 "model": ("MODEL", {"tooltip": "From Load CogView3-Plus."}),
                 "positive": ("CONDITIONING", {"tooltip": "From CogView3 Encode Prompt."}),
                 "negative": ("CONDITIONING", {"tooltip": "From CogView3 Encode Prompt. Not used when cfg is 1."}),
-                "width": _side("Width"),
-                "height": _side("Height"),
-                "batch_size": (
-                    "INT",
-                    {"default": 1, "min": 1, "max": MAX_BATCH, "tooltip": "How many pictures to paint together."},
-                ),
+                "width": _side_input("Width"),
+                "height": _side_input("Height"),
+                "batch_size": batch_input(plus.MAX_BATCH),
                 "seed": seed_input("the noise"),
                 "steps": STEPS,
                 "cfg": cfg_input(5.0),
@@ -170,23 +164,48 @@ class GLMImageCogView3Sampler:
             "optional": {
                 "latent_image": (
                     "LATENT",
-                    {"tooltip": "Where a denoise below 1 starts from, of the picture's size. A noise mask on it is honoured."},
+                    {
+                        "tooltip": "Start of a run with denoise below 1, of the picture's size. Its noise mask is honoured: "
+                        "what is masked out comes back unchanged."
+                    },
                 ),
             },
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, width, height):
-        # What comes over a link is not known yet and is None; it is checked when the node runs.
-        return validation_message(lambda: check_size(width or MIN_SIDE, height or MIN_SIDE))
+        # A value over a link is None here; it is checked when the node runs.
+        return validation_message(lambda: plus.check_size(width or plus.MIN_SIDE, height or plus.MIN_SIDE))
 
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg, denoise, latent_image=None):
         dit = cogview3_dit(model)
-        check_size(width, height)
+        plus.check_size(width, height)
         start = latent_image or {}
         latents, mask = start.get("samples"), noise_mask(start)
-        check_run(dit, width, height, batch_size, steps, cfg, denoise, latents, mask)
+        plus.check_run(
+            dit,
+            width=width,
+            height=height,
+            batch=batch_size,
+            steps=steps,
+            cfg=cfg,
+            denoise=denoise,
+            latents=latents,
+            mask=mask,
+        )
         sides = (one_conditioning(side, name, self.TITLE) for name, side in (("positive", positive), ("negative", negative)))
-        check_text(dit, *(embeddings for embeddings, _ in sides))
-        request = CogView3Request(positive, negative, width, height, seed, batch_size, steps, cfg, denoise, latents, mask)
-        return ({"samples": host.paint_cogview3(model, request)},)
+        plus.check_text(dit, *(embeddings for embeddings, _ in sides))
+        request = CogView3Request(
+            positive=positive,
+            negative=negative,
+            seed=seed,
+            batch=batch_size,
+            steps=steps,
+            cfg=cfg,
+            width=width,
+            height=height,
+            denoise=denoise,
+            latents=latents,
+            mask=mask,
+        )
+        return ({"samples": host.sample(model, request)},)

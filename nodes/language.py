@@ -15,7 +15,8 @@ from ..glmimage_core.language.rewriting import (
 from ..glmimage_core.language.vlm import Clip, Question, answer, prepare
 from .host import host
 from .keys import key_for
-from .sockets import CATEGORY, SEED_MAX, VLM, validation_message
+from .sockets import CATEGORY, VLM, validation_message
+from .widgets import SEED_MAX
 
 PROMPT = (
     "STRING",

@@ -2,118 +2,53 @@
 
 from pathlib import Path
 
-from ..glmimage_core.checkpoints.report import DTYPES, ComponentReport, check_quantization
+from ..glmimage_core.glm_image.dit import configure_compute
 from ..glmimage_core.glm_image.files import components
+from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, find_checkpoint, list_checkpoints
 from ..glmimage_core.glm_image.files.load import load_ar, load_dit, load_glyph_encoder, load_vae, stored_component
 from ..glmimage_core.glm_image.files.single_file import SUFFIX, find_file, list_files
 from ..glmimage_core.language import vlm
-from ..glmimage_core.weights.formats import CHOICES
+from ..glmimage_core.placement.compute import check_attention_backend, check_compiler
+from .checkpoint_loader import CheckpointLoader, QuantizingLoader
 from .host import host
-from .host.devices import DEVICES
-from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, validation_message
+from .sockets import AR, GLYPH_ENCODER, VLM, validation_message
+from .widgets import ATTENTION, COMPILE
 
-DTYPE = (
-    ["auto", *DTYPES],
-    {
-        "default": "auto",
-        "tooltip": "Precision of the weights. auto keeps the one they are stored in, bfloat16 in the released checkpoint.",
-    },
-)
-QUANTIZATION = (
-    list(CHOICES),
-    {
-        "default": "none",
-        "tooltip": "Attention and feed-forward weights in fewer bits, made while loading: int8 and fp8 take 60 % of the "
-        "memory of bfloat16, nf4 40 %. int8 is the most exact, nf4 the least. none keeps the weights as they are stored. Needs "
-        "comfy-kitchen.",
-    },
-)
-ATTENTION = (
-    ["auto", "sdpa", "cudnn", "flash", "sage"],
-    {
-        "default": "auto",
-        "tooltip": "Who computes attention. auto is PyTorch's; flash needs the package flash-attn, sage needs sageattention, "
-        "which is faster and rounds more.",
-    },
-)
-COMPILE = (
-    "BOOLEAN",
-    {
-        "default": False,
-        "tooltip": "Compile the blocks of the DiT with torch.compile: the first step of a new size takes a minute or so longer, "
-        "the others less. Needs Triton on a GPU.",
-    },
-)
-DEVICE = (
-    list(DEVICES),
-    {
-        "default": "default",
-        "tooltip": "Where it computes. On a card that is not the default one, the AR model plans beside what other nodes do. "
-        "Where there is no such card, the default one is taken.",
-    },
-)
 FOLDER = (
     "Checkpoint folder below models/diffusers whose model_index.json names GlmImagePipeline, such as the one downloaded from "
     "zai-org/GLM-Image"
 )
 
 
-class _Loader:
-    """What the loaders share: the checkpoint input, and a check of its name before anything runs."""
+class _GlmImageLoader(CheckpointLoader):
+    """A loader of one component of GLM-Image, from a checkpoint folder or from a single file."""
 
-    CATEGORY = CATEGORY
-    FUNCTION = "load"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        names, tooltip = list(components.list_checkpoints(host.checkpoint_roots())), FOLDER
-        if kind := cls.COMPONENT.comfy_folder:
-            names += list_files(cls.COMPONENT, host.model_roots(kind))
-            tooltip += f", or one safetensors file of this model below models/{kind}"
-        tooltip += f". {components.NANO} is a very small model that draws coloured shapes and words, to try a graph with."
-        return {
-            "required": {"checkpoint": ([*names, *components.BUILT_IN], {"tooltip": tooltip}), "dtype": DTYPE},
-            "optional": {"device": DEVICE},
-        }
+    COMPONENT: components.ComponentKind
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint):
-        """Look at the component's config and file headers before a graph runs, so that no work is lost to a broken file."""
-        return validation_message(lambda: cls._check(checkpoint))
+    def names(cls):
+        folder = cls.COMPONENT.comfy_folder
+        files = list_files(cls.COMPONENT, host.model_roots(folder)) if folder else []
+        return [*list_checkpoints(host.checkpoint_roots()), *files, *BUILT_IN]
 
     @classmethod
-    def _check(cls, checkpoint, quantization="none", device="default") -> None:
-        if checkpoint is not None:  # else it comes over a link and is checked when it is loaded
-            report = cls._report(cls._path(checkpoint))
-            check_quantization(report, quantization or "none", host.device(device or "default"))
+    def where(cls):
+        folder = cls.COMPONENT.comfy_folder
+        file = f", or one safetensors file of this model below models/{folder}" if folder else ""
+        return f"{FOLDER}{file}. {NANO} is a very small model that draws coloured shapes and words, to try a graph with."
 
     @classmethod
-    def _report(cls, path: Path) -> ComponentReport:
+    def find(cls, checkpoint):
+        if checkpoint.endswith(SUFFIX) and (folder := cls.COMPONENT.comfy_folder):
+            return find_file(checkpoint, cls.COMPONENT, host.model_roots(folder))
+        return find_checkpoint(checkpoint, host.checkpoint_roots())
+
+    @classmethod
+    def inspect(cls, path: Path):
         return stored_component(path, cls.COMPONENT, host.checkpoint_roots()).report
 
-    @classmethod
-    def _path(cls, checkpoint: str) -> Path:
-        """The single file or the checkpoint folder of that name."""
-        if checkpoint.endswith(SUFFIX) and (kind := cls.COMPONENT.comfy_folder):
-            return find_file(checkpoint, cls.COMPONENT, host.model_roots(kind))
-        return components.find_checkpoint(checkpoint, host.checkpoint_roots())
 
-
-class _QuantizingLoader(_Loader):
-    """A loader of one of the big models."""
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        inputs = super().INPUT_TYPES()
-        return inputs | {"required": inputs["required"] | {"quantization": QUANTIZATION}}
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint, quantization="none", device="default"):
-        """Also whether installation and device can compute with such weights."""
-        return validation_message(lambda: cls._check(checkpoint, quantization, device))
-
-
-class GLMImageLoadAR(_QuantizingLoader):
+class GLMImageLoadAR(_GlmImageLoader, QuantizingLoader):
     COMPONENT = components.AR
     TITLE = "Load GLM-Image AR Model"
     DESCRIPTION = "Loads the 9B autoregressive model that plans a picture as prior tokens and reads reference images."
@@ -124,23 +59,23 @@ class GLMImageLoadAR(_QuantizingLoader):
 
     def load(self, checkpoint, dtype, quantization, device="default"):
         options = {"quantization": quantization, "roots": host.checkpoint_roots(), "device": host.device(device)}
-        return (host.wire(load_ar(self._path(checkpoint), dtype, **options), device),)
+        return (host.wire(load_ar(self.find(checkpoint), dtype, **options), device),)
 
 
-class GLMImageLoadGlyphEncoder(_Loader):
+class GLMImageLoadGlyphEncoder(_GlmImageLoader):
     COMPONENT = components.GLYPH_ENCODER
     TITLE = "Load GLM-Image Glyph Encoder"
-    DESCRIPTION = "Loads the small ByT5 model that encodes, letter by letter, the text to be drawn."
+    DESCRIPTION = "Loads ByT5, the small model that encodes the text to be drawn, letter by letter."
     SEARCH_ALIASES = ("glm image text encoder", "byt5", "glm clip")
     RETURN_TYPES = (GLYPH_ENCODER,)
     RETURN_NAMES = ("glyph_encoder",)
     OUTPUT_TOOLTIPS = ("The glyph encoder with its tokenizer, for Encode Prompt.",)
 
     def load(self, checkpoint, dtype, device="default"):
-        return (host.wire(load_glyph_encoder(self._path(checkpoint), dtype), device),)
+        return (host.wire(load_glyph_encoder(self.find(checkpoint), dtype), device),)
 
 
-class GLMImageLoadDiT(_QuantizingLoader):
+class GLMImageLoadDiT(_GlmImageLoader, QuantizingLoader):
     COMPONENT = components.DIT
     TITLE = "Load GLM-Image DiT"
     DESCRIPTION = "Loads the 7B diffusion transformer that paints the picture the prior tokens plan."
@@ -156,11 +91,10 @@ class GLMImageLoadDiT(_QuantizingLoader):
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint, quantization="none", attention="auto", compile=False, device="default"):
-        """Also whether attention and compiler are there."""
-        from ..glmimage_core.placement.compute import check_attention_backend, check_compiler
+        """Also check that the attention backend and a compiler are installed."""
 
         def check() -> None:
-            cls._check(checkpoint, quantization, device)
+            cls.check(checkpoint, quantization, device)
             check_attention_backend(attention or "auto", host.device(device or "default"))
             if compile:
                 check_compiler()
@@ -169,13 +103,11 @@ class GLMImageLoadDiT(_QuantizingLoader):
 
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False, device="default"):
         options = {"quantization": quantization, "roots": host.checkpoint_roots(), "device": host.device(device)}
-        dit = load_dit(self._path(checkpoint), dtype, **options)
-        from ..glmimage_core.glm_image.dit import configure_compute
-
+        dit = load_dit(self.find(checkpoint), dtype, **options)
         return (host.wire(configure_compute(dit, attention, compile, host.device(device)), device),)
 
 
-class GLMImageLoadVAE(_Loader):
+class GLMImageLoadVAE(_GlmImageLoader):
     COMPONENT = components.VAE
     TITLE = "Load GLM-Image VAE"
     DESCRIPTION = "Loads the VAE that turns latents into pixels and reference images into latents."
@@ -185,10 +117,10 @@ class GLMImageLoadVAE(_Loader):
     OUTPUT_TOOLTIPS = ("The VAE, for GLM-Image VAE Decode, VAE Encode and Encode Reference.",)
 
     def load(self, checkpoint, dtype, device="default"):
-        return (host.wire(load_vae(self._path(checkpoint), dtype, roots=host.checkpoint_roots()), device),)
+        return (host.wire(load_vae(self.find(checkpoint), dtype, roots=host.checkpoint_roots()), device),)
 
 
-class GLMImageLoadVLM(_QuantizingLoader):
+class GLMImageLoadVLM(QuantizingLoader):
     TITLE = "Load GLM-Image VLM"
     DESCRIPTION = (
         "Loads a vision-language model that rewrites prompts and describes pictures: Glmga, GLM-4.1V, GLM-4.6V or another that "
@@ -200,19 +132,20 @@ class GLMImageLoadVLM(_QuantizingLoader):
     OUTPUT_TOOLTIPS = ("The vision-language model with its processor, for Enhance Prompt and Describe.",)
 
     @classmethod
-    def INPUT_TYPES(cls):
-        tooltip = "Folder below models/LLM with config.json, safetensors and tokenizer, as downloaded from its page."
-        names = list(vlm.list_vlms(host.model_roots("LLM")))
-        required = {"checkpoint": (names, {"tooltip": tooltip}), "dtype": DTYPE, "quantization": QUANTIZATION}
-        return {"required": required, "optional": {"device": DEVICE}}
+    def names(cls):
+        return list(vlm.list_vlms(host.model_roots("LLM")))
 
     @classmethod
-    def _report(cls, path):
-        return vlm.check_vlm(path)
+    def where(cls):
+        return "Folder below models/LLM with config.json, safetensors and tokenizer, as downloaded from the model's page."
 
     @classmethod
-    def _path(cls, checkpoint):
+    def find(cls, checkpoint):
         return vlm.find_vlm(checkpoint, host.model_roots("LLM"))
 
+    @classmethod
+    def inspect(cls, path):
+        return vlm.check_vlm(path)
+
     def load(self, checkpoint, dtype, quantization, device="default"):
-        return (host.wire(vlm.load_vlm(self._path(checkpoint), dtype, quantization), device),)
+        return (host.wire(vlm.load_vlm(self.find(checkpoint), dtype, quantization), device),)

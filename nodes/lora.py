@@ -10,15 +10,15 @@ log = logging.getLogger(__name__)
 
 
 def _strength_input(what: str) -> tuple:
-    tooltip = f"How strongly the LoRA changes {what}. 0 leaves it as it is, below 0 turns the change around."
+    tooltip = f"How strongly the LoRA changes {what}. 0 changes nothing; a negative strength reverses the change."
     return ("FLOAT", {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01, "tooltip": tooltip})
 
 
 class GLMImageLoadLoRA:
     TITLE = "Load GLM-Image LoRA"
     DESCRIPTION = (
-        "Lays a LoRA over the DiT, the AR model or both: keys of diffusers, PEFT, kohya and ComfyUI are understood, and the "
-        "ones that match nothing are counted. The loaded models stay as they are; chain these nodes for several LoRAs."
+        "Applies a LoRA to the DiT, the AR model or both. It reads the key names of diffusers, PEFT, kohya and ComfyUI, and "
+        "counts keys that match nothing. The loaded models do not change. Chain these nodes for several LoRAs."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm lora", "glm peft adapter")
@@ -26,8 +26,8 @@ class GLMImageLoadLoRA:
     RETURN_TYPES = ("MODEL", AR)
     RETURN_NAMES = ("model", "ar")
     OUTPUT_TOOLTIPS = (
-        "The DiT with the LoRA. Nothing when no model is connected.",
-        "The AR model with the LoRA. Nothing when no AR model is connected.",
+        "The DiT with the LoRA. Empty if no model is connected.",
+        "The AR model with the LoRA. Empty if no AR model is connected.",
     )
 
     @classmethod
@@ -50,12 +50,12 @@ class GLMImageLoadLoRA:
     def load(self, lora_name, strength_model, strength_ar, model=None, ar=None):
         file = host.lora_file(lora_name)
         if model is None and ar is None:
-            raise ValueError("neither model nor ar is connected; connect what the LoRA is for")
+            raise ValueError("neither model nor ar is connected; connect the one that the LoRA is for, or both")
         halves = ([] if model is None else [glm_dit(model)]) + ([] if ar is None else [glm_ar(ar)])
         if library := next((half.quantized_by for half in halves if half.quantized_by), ""):
             raise ValueError(
-                f"{lora_name} cannot be laid over weights that {library} quantized; take the original checkpoint and, for less "
-                "memory, a quantization of its loader"
+                f"{lora_name} cannot be applied to weights that {library} quantized; load the original checkpoint and, for less "
+                "memory, choose a quantization in its loader"
             )
         lora = read_lora(file)
         try:
@@ -72,7 +72,7 @@ class GLMImageLoadLoRA:
 
 
 def _report(name: str, lora: dict, matches: dict[str, Match | None]) -> None:
-    """Say what a LoRA changes. Raises ValueError when that is nothing."""
+    """Tell the user which weights a LoRA changes. Raises ValueError if it changes none."""
     found = {half: match for half, match in matches.items() if match is not None}
     if not any(match.weights for match in found.values()):
         example = f", such as {next(iter(lora))}" if lora else ""

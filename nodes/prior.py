@@ -1,4 +1,4 @@
-"""Prior tokens: the AR stage, and handing its plan to the sampler."""
+"""Prior tokens: the AR stage, and how its plan reaches the sampler."""
 
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
@@ -8,21 +8,23 @@ from ..glmimage_core.glm_image.references import check_references, sizes_of
 from ..glmimage_core.placement.prediction import Job
 from .host import host
 from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, seed_input, side_input, validation_message
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, validation_message
+from .widgets import batch_input, seed_input, side_input
 
 
 class GLMImageGeneratePrior:
     TITLE = "GLM-Image Generate Prior"
     DESCRIPTION = (
-        "The AR stage: writes the prior tokens that plan the composition, one token for each 32 x 32 pixels, after a small "
-        "preview when there are no references. Depends on this node's own seed only, so a new sampler seed keeps the plan."
+        "The AR stage: generates the prior tokens that plan the composition, one token for each 32 x 32 pixels. Without "
+        "references it first generates a small preview of them. The plan depends on this node's own seed; a new seed in the "
+        "sampler keeps the plan."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm text to image", "glm ar stage", "glm tokens")
     FUNCTION = "generate"
     RETURN_TYPES = (PRIOR,)
     RETURN_NAMES = ("prior",)
-    OUTPUT_TOOLTIPS = ("Prior tokens [batch, height / 32, width / 32] with what made them, for Apply Prior.",)
+    OUTPUT_TOOLTIPS = ("Prior tokens [batch, height / 32, width / 32] and their settings, for Apply Prior.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -40,15 +42,7 @@ class GLMImageGeneratePrior:
                 ),
                 "width": side_input("Width"),
                 "height": side_input("Height"),
-                "batch_size": (
-                    "INT",
-                    {
-                        "default": 1,
-                        "min": 1,
-                        "max": 64,
-                        "tooltip": "How many different compositions to plan; they are decoded together.",
-                    },
-                ),
+                "batch_size": batch_input(64, "How many different compositions to plan. They are decoded together."),
                 "seed": seed_input("the composition"),
                 "temperature": (
                     "FLOAT",
@@ -57,7 +51,7 @@ class GLMImageGeneratePrior:
                         "min": 0.0,
                         "max": 2.0,
                         "step": 0.05,
-                        "tooltip": "Higher is more varied. 0 always takes the likeliest token, which degenerates.",
+                        "tooltip": "Higher is more varied. 0 always takes the likeliest token, which gives poor pictures.",
                     },
                 ),
                 "top_p": (
@@ -76,7 +70,7 @@ class GLMImageGeneratePrior:
                         "default": 50,
                         "min": 0,
                         "max": 16384,
-                        "tooltip": "Draw from this many likeliest tokens. 0 is off; 50 is what the reference does.",
+                        "tooltip": "Draw from this many likeliest tokens. 0 is off. transformers' default is 50.",
                     },
                 ),
             },
@@ -87,7 +81,7 @@ class GLMImageGeneratePrior:
 
     @classmethod
     def VALIDATE_INPUTS(cls, width, height, prompt):
-        # What comes over a link is not known yet and is None; it is checked when the node runs.
+        # A value over a link is None here; it is checked when the node runs.
         if prompt is not None and not prompt.strip():
             return "the prompt is empty; describe the picture"
         return validation_message(
@@ -96,16 +90,15 @@ class GLMImageGeneratePrior:
 
     async def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
         check_size(width, height)
-        writer = glm_ar(ar)
-        check_prompt(writer, prompt)
-        check_references(references, codebook=writer.codebook)
+        model = glm_ar(ar)
+        check_prompt(model, prompt)
+        check_references(references, codebook=model.codebook)
         sampling = Sampling(temperature, top_p, top_k)
         job = Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
 
-        def plan(writer: ArModel) -> Prior:
-            progress = host.progress("Generate Prior", "tokens")
+        def plan(placed: ArModel) -> Prior:
             return generate_prior(
-                writer,
+                placed,
                 prompt,
                 width,
                 height,
@@ -113,18 +106,18 @@ class GLMImageGeneratePrior:
                 batch=batch_size,
                 sampling=sampling,
                 references=references,
-                progress=progress,
+                progress=host.progress("Generate Prior", "tokens"),
             )
 
-        needed = prior_bytes(writer.model.config, writer.dtype.itemsize, job)
-        return (await host.aside(ar, needed, "language", plan),)
+        needed = prior_bytes(model.model.config, model.dtype.itemsize, job)
+        return (await host.run_in_background(ar, needed, "language", plan),)
 
 
 class GLMImageApplyPrior:
     TITLE = "GLM-Image Apply Prior"
     DESCRIPTION = (
-        "Puts the prior tokens, and for an edit the references, into the conditioning. The negative side is painted without "
-        "either, which is what guidance steers away from."
+        "Puts the prior tokens, and for an edit the references, into the conditioning. The negative side gets neither: guidance "
+        "steers away from a picture without them."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm conditioning", "glm apply tokens")
@@ -133,7 +126,7 @@ class GLMImageApplyPrior:
     RETURN_NAMES = ("positive", "negative")
     OUTPUT_TOOLTIPS = (
         "The positive conditioning with prior and references, for GLM-Image Sampler.",
-        "The negative conditioning with the prior's size, for GLM-Image Sampler.",
+        "The negative conditioning with the prior's size only, for GLM-Image Sampler.",
     )
 
     @classmethod
@@ -145,7 +138,7 @@ class GLMImageApplyPrior:
                 "prior": (PRIOR, {"tooltip": "From Generate Prior. Its size is the picture's size."}),
             },
             "optional": {
-                "references": (REFERENCES, {"tooltip": "The references Generate Prior saw, in the same order."}),
+                "references": (REFERENCES, {"tooltip": "The references that Generate Prior had, in the same order."}),
             },
         }
 
@@ -153,7 +146,7 @@ class GLMImageApplyPrior:
         check_references(references, codebook=prior.codebook)
         if tuple(reference.id for reference in references) != prior.references:
             host.warn(
-                "the references differ from those the prior was generated with, so the edit may not follow them; connect the "
+                "these are not the references that the prior was generated with, so the edit may not follow them; connect the "
                 "same references to Generate Prior and to Apply Prior"
             )
         on_positive = {PRIOR_KEY: prior, REFERENCES_KEY: references, DROP_KEY: False}

@@ -1,6 +1,7 @@
-"""Prompt to conditioning: what the DiT reads of a prompt is only the text to be drawn."""
+"""Prompt to conditioning: of a prompt, the DiT reads only the text to be drawn."""
 
 from ..glmimage_core.glm_image.glyphs import encode_glyph_texts
+from ..glmimage_core.glm_image.memory import glyph_bytes
 from ..glmimage_core.quoted import find_quoted_texts
 from .host import host
 from .sockets import CATEGORY, GLYPH_ENCODER
@@ -9,8 +10,8 @@ from .sockets import CATEGORY, GLYPH_ENCODER
 class GLMImageEncodePrompt:
     TITLE = "GLM-Image Encode Prompt"
     DESCRIPTION = (
-        "Finds the text to be drawn (what stands in quotation marks) and encodes it for the DiT. Everything else in the "
-        "prompt reaches the picture through Generate Prior, so give both the same prompt."
+        "Finds the text to be drawn, which is the text in quotation marks, and encodes it for the DiT. The rest of the prompt "
+        "reaches the picture through Generate Prior, so give both nodes the same prompt."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm text encode", "glyph text", "draw text", "glm clip text encode")
@@ -18,9 +19,9 @@ class GLMImageEncodePrompt:
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "STRING")
     RETURN_NAMES = ("positive", "negative", "glyph_text")
     OUTPUT_TOOLTIPS = (
-        "Embeddings of the text to be drawn. Goes through Apply Prior to the sampler.",
-        "Embeddings of the text not to be drawn. Goes through Apply Prior to the sampler.",
-        "What was taken as text to be drawn, one text a line. Empty when the picture has none.",
+        "Embeddings of the text to be drawn, for Apply Prior.",
+        "Embeddings of the text not to be drawn, for Apply Prior.",
+        "The text to be drawn, one text a line. Empty if there is none.",
     )
 
     @classmethod
@@ -33,8 +34,8 @@ class GLMImageEncodePrompt:
                     {
                         "multiline": True,
                         "dynamicPrompts": True,
-                        "tooltip": "The prompt of the picture. Text in quotation marks is drawn letter by letter; "
-                        "apostrophes are left alone.",
+                        "tooltip": "The prompt of the picture. Text in quotation marks is drawn letter by letter. An "
+                        "apostrophe is no quotation mark.",
                     },
                 ),
                 "negative_prompt": (
@@ -42,8 +43,8 @@ class GLMImageEncodePrompt:
                     {
                         "default": "",
                         "multiline": True,
-                        "tooltip": "Text in quotation marks here is steered away from as drawn text. Words outside "
-                        "quotation marks do nothing: no part of GLM-Image reads them.",
+                        "tooltip": "Text in quotation marks that the picture should not show. Words outside quotation "
+                        "marks do nothing, because no part of GLM-Image reads them.",
                     },
                 ),
                 "glyph_text": (
@@ -51,8 +52,8 @@ class GLMImageEncodePrompt:
                     {
                         "default": "",
                         "multiline": True,
-                        "tooltip": "The text to be drawn, one text a line, instead of the quoted text of the prompt. "
-                        "Empty takes it from the prompt.",
+                        "tooltip": "The text to be drawn, one text a line. It replaces the quoted text of the prompt. Empty "
+                        "uses the prompt's.",
                     },
                 ),
             }
@@ -64,7 +65,9 @@ class GLMImageEncodePrompt:
         avoided = find_quoted_texts(negative_prompt)
         if negative_prompt.strip() and not avoided:
             host.warn(f"the negative prompt has no text in quotation marks, so it changes nothing: {negative_prompt!r}")
-        with host.placed(glyph_encoder) as encoder:
+        model = host.component(glyph_encoder)
+        needed = max(glyph_bytes(model.model.config, model.dtype.itemsize, side) for side in (texts, avoided))
+        with host.placed(glyph_encoder, needed) as encoder:
             positive = encode_glyph_texts(encoder, texts)
             negative = encode_glyph_texts(encoder, avoided)
         return ([[positive, {}]], [[negative, {}]], "\n".join(texts))

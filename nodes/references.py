@@ -1,4 +1,4 @@
-"""Reference images: encoded once by the AR model and the VAE, used by both stages."""
+"""Reference images: encoded once by the AR model and once by the VAE, and used by both stages."""
 
 from ..glmimage_core.glm_image.ar_model import fit, vision_tokens
 from ..glmimage_core.glm_image.memory import vision_bytes
@@ -13,8 +13,8 @@ from .vae import placed_vae
 class GLMImageEncodeReference:
     TITLE = "GLM-Image Encode Reference"
     DESCRIPTION = (
-        "Encodes reference images for an edit. Each is resized once, to the nearest size both models can share, and may "
-        "have any size and aspect. Chain these nodes, or feed a batch, for several references; their order matters."
+        "Encodes reference images for an edit. Each may have any size and aspect, and is resized to the nearest size that both "
+        "models can read. Chain these nodes, or connect a batch, for several references; their order matters."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm image edit", "glm image to image", "glm reference image")
@@ -38,24 +38,31 @@ class GLMImageEncodeReference:
 
     def encode(self, ar, vae, image, references=()):
         reader, space = glm_ar(ar), glm_vae(vae).space
-        check_references(references, reader.codebook, space)
+        check_references(references, codebook=reader.codebook, space=space)
         pictures = [fit(reader, picture) for picture in to_pictures(image)]
         progress = host.progress("Encode Reference")
         steps = 2 * len(pictures)
 
-        largest = max(pictures, key=lambda picture: picture.width * picture.height).size
-        with host.placed(ar, vision_bytes(reader.model.config, reader.dtype.itemsize, *largest), "vision") as reader:
+        width, height = max(pictures, key=lambda picture: picture.width * picture.height).size
+        with host.placed(ar, vision_bytes(reader.model.config, reader.dtype.itemsize, width, height), "vision") as reader:
             tokens = []
             for picture in pictures:
                 tokens.append(vision_tokens(reader, picture))
                 progress(len(tokens), steps)
-        with placed_vae(vae, "auto", vae_encode_bytes, *largest) as (placed, tiled):
+        with placed_vae(vae, "auto", vae_encode_bytes, width=width, height=height) as (placed, tiled):
             latents = []
             for picture in pictures:
                 latents.append(latents_of(placed, picture, tiled))
                 progress(len(tokens) + len(latents), steps)
         encoded = (
-            Reference(*picture.size, token, latent, reader.codebook, space)
+            Reference(
+                width=picture.width,
+                height=picture.height,
+                vision_tokens=token,
+                latents=latent,
+                codebook=reader.codebook,
+                space=space,
+            )
             for picture, token, latent in zip(pictures, tokens, latents, strict=True)
         )
         return ((*references, *encoded),)

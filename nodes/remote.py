@@ -7,8 +7,8 @@ from ..glmimage_core.glm_image import remote
 from ..glmimage_core.images import from_picture, to_pictures
 from .host import host
 from .keys import key_for
-from .sampling import STEPS
-from .sockets import CATEGORY, seed_input, side_input, validation_message
+from .sockets import CATEGORY, validation_message
+from .widgets import STEPS, seed_input, side_input
 
 
 class GLMImageRemote:

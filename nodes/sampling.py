@@ -1,4 +1,4 @@
-"""The DiT stage: from noise to the latents of the picture the prior plans."""
+"""The DiT stage: from noise to the latents of the picture that the prior plans."""
 
 import torch
 from torch.nn.functional import interpolate
@@ -8,39 +8,16 @@ from ..glmimage_core.glm_image.geometry import check_size
 from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.glm_image.schedule import partial_schedule
 from .host import host
-from .host.requests import REFERENCES_KEY, SampleRequest, applied_prior
-from .sockets import CATEGORY, glm_dit, one_conditioning, seed_input, side_input, validation_message
-
-STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Denoising steps. 30 to 50 are usual."})
-
-
-def cfg_input(default: float) -> tuple:
-    """A widget for the guidance of a sampler."""
-    return (
-        "FLOAT",
-        {
-            "default": default,
-            "min": 0.0,
-            "max": 20.0,
-            "step": 0.1,
-            "tooltip": "Guidance: how far to steer from the negative to the positive. 1 is off and twice as fast.",
-        },
-    )
-
-
-def fraction_input(default: float, tooltip: str) -> tuple:
-    """A widget for a part of a whole, 0..1."""
-    return ("FLOAT", {"default": default, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tooltip})
-
-
-DENOISE = fraction_input(1.0, "1 starts from noise. Less starts from latent_image, partly noised, and keeps more of it.")
+from .host.requests import REFERENCES_KEY, GlmImageRequest, applied_prior
+from .sockets import CATEGORY, glm_dit, one_conditioning, validation_message
+from .widgets import DENOISE, STEPS, cfg_input, fraction_input, seed_input, side_input
 
 
 class GLMImageSampler:
     TITLE = "GLM-Image Sampler"
     DESCRIPTION = (
-        "Paints the latents of the picture that the prior plans, with the reference implementation's schedule and guidance. "
-        "References are run through the DiT once and stay cached as long as they do not change."
+        "Paints the latents of the picture that the prior plans, with the schedule and guidance of diffusers. References run "
+        "through the DiT once and stay cached until they change."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm ksampler", "glm denoise")
@@ -54,7 +31,10 @@ class GLMImageSampler:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "From Load GLM-Image DiT."}),
-                "positive": ("CONDITIONING", {"tooltip": "From Apply Prior: carries the prior, and the size with it."}),
+                "positive": (
+                    "CONDITIONING",
+                    {"tooltip": "From Apply Prior. It carries the prior, which sets the size of the picture."},
+                ),
                 "negative": ("CONDITIONING", {"tooltip": "From Apply Prior. Not used when cfg is 1."}),
                 "seed": seed_input("the noise"),
                 "steps": STEPS,
@@ -65,20 +45,26 @@ class GLMImageSampler:
                 "latent_image": (
                     "LATENT",
                     {
-                        "tooltip": "Where a denoise below 1 starts from, of the prior's size. A noise mask on it is "
-                        "honoured: what is masked out comes back unchanged."
+                        "tooltip": "Start of a run with denoise below 1, of the prior's size. Its noise mask is honoured: what "
+                        "is masked out comes back unchanged."
                     },
                 ),
                 "sampler_name": (
-                    list(host.samplers),
+                    list(host.sampler_names),
                     {
                         "default": "euler",
-                        "tooltip": "How to step along the schedule. euler is the reference's; the others are ComfyUI's own.",
+                        "tooltip": "How to step along the schedule. euler is what diffusers uses; the others are ComfyUI's own.",
                     },
                 ),
-                "cfg_start": fraction_input(0.0, "Where in the run guidance begins; before it, steps cost half. 0 is exact."),
+                "cfg_start": fraction_input(
+                    0.0,
+                    "Fraction of the run at which guidance begins. The steps before it take half the time. 0 is exact. With "
+                    "denoise below 1 the run is the part of the schedule that is painted.",
+                ),
                 "cfg_end": fraction_input(
-                    1.0, "Where in the run guidance ends; after it, steps cost half and the picture changes a little. 1 is exact."
+                    1.0,
+                    "Fraction of the run at which guidance ends. The steps after it take half the time and change the picture a "
+                    "little. 1 is exact.",
                 ),
                 "step_cache": (
                     "FLOAT",
@@ -87,8 +73,9 @@ class GLMImageSampler:
                         "min": 0.0,
                         "max": 1.0,
                         "step": 0.01,
-                        "tooltip": "0 is off and exact. Above, a pass whose first block changed by less than this since the last "
-                        "whole one skips the other blocks: faster, and less like the exact picture. Begin with 0.1 and compare.",
+                        "tooltip": "0 is off and exact. Above 0, a pass skips all blocks after the first if the first block's "
+                        "output has changed by less than this fraction since the last whole pass. Faster, and further from the "
+                        "exact picture. Begin with 0.1 and compare.",
                     },
                 ),
             },
@@ -97,7 +84,7 @@ class GLMImageSampler:
     @classmethod
     def VALIDATE_INPUTS(cls, cfg_start=0.0, cfg_end=1.0):
         if cfg_start is None or cfg_end is None:
-            return True  # comes over a link and is checked when the node runs
+            return True  # a value over a link; it is checked when the node runs
         return validation_message(lambda: Approximations(cfg_start, cfg_end))
 
     def sample(
@@ -126,31 +113,29 @@ class GLMImageSampler:
         latents, mask = start.get("samples"), noise_mask(start)
         batch = max(prior.batch, 0 if latents is None else len(latents))
         check_sample(dit, prior, glyphs=(glyphs, unwanted), batch=batch, denoise=denoise, latents=latents, mask=mask)
-        request = SampleRequest(
-            *(
-                prior,
-                positive,
-                negative,
-                references,
-                seed,
-                batch,
-                steps,
-                cfg,
-                denoise,
-                latents,
-                mask,
-                sampler_name,
-                approximations,
-            )
+        request = GlmImageRequest(
+            positive=positive,
+            negative=negative,
+            seed=seed,
+            batch=batch,
+            steps=steps,
+            cfg=cfg,
+            prior=prior,
+            references=references,
+            denoise=denoise,
+            latents=latents,
+            mask=mask,
+            sampler_name=sampler_name,
+            approximations=approximations,
         )
-        return ({"samples": host.paint(model, request)},)
+        return ({"samples": host.sample(model, request)},)
 
 
 class GLMImageModelSampling:
     TITLE = "GLM-Image Model Sampling"
     DESCRIPTION = (
-        "Spaces the steps of KSampler and ComfyUI's schedulers as GLM-Image does for a picture of this size. GLM-Image Sampler "
-        "does so by itself. The scheduler simple has GLM-Image's own spacing."
+        "Spaces the steps of KSampler and of ComfyUI's schedulers as GLM-Image does for a picture of this size. The scheduler "
+        "simple has GLM-Image's own spacing. GLM-Image Sampler does not need this node."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm shift", "glm model sampling")
@@ -183,7 +168,7 @@ class GLMImageScheduler:
     FUNCTION = "schedule"
     RETURN_TYPES = ("SIGMAS",)
     RETURN_NAMES = ("sigmas",)
-    OUTPUT_TOOLTIPS = ("Shifted sigmas [steps + 1] from 1 (or from where denoise begins) to 0.",)
+    OUTPUT_TOOLTIPS = ("Shifted sigmas [steps + 1], from 1 down to 0; with denoise below 1 from a later sigma.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -191,11 +176,11 @@ class GLMImageScheduler:
             "required": {
                 "model": (
                     "MODEL",
-                    {"tooltip": "From Load GLM-Image DiT. Its checkpoint says how the shift grows with the size."},
+                    {"tooltip": "From Load GLM-Image DiT. Its checkpoint's scheduler sets how the shift grows with the size."},
                 ),
                 "steps": STEPS,
                 "denoise": fraction_input(
-                    1.0, "1 is the whole schedule. Less is its end, with as many steps. 0 is no step at all."
+                    1.0, "1 is the whole schedule. A lower value is the end of it, in the same number of steps. 0 is no step."
                 ),
                 "width": side_input("Width"),
                 "height": side_input("Height"),
@@ -211,7 +196,10 @@ class GLMImageScheduler:
 
 
 def noise_mask(latent: dict) -> torch.Tensor | None:
-    """ComfyUI's noise mask, [B, H, W] or [B, 1, H, W] of any size, at the size of its latents: [B, 1, h, w]."""
+    """The noise mask of a ComfyUI LATENT, resized to its latents: [B, 1, h, w], or None without a mask.
+
+    ComfyUI's masks are [B, H, W] or [B, 1, H, W] of any size.
+    """
     if "noise_mask" not in latent:
         return None
     mask = latent["noise_mask"]

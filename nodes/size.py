@@ -1,11 +1,11 @@
-"""Sizes the model was trained for, by aspect."""
+"""Picture sizes that the model was trained for, by aspect."""
 
 from ..glmimage_core.glm_image.geometry import size_of
 from .host import host
 from .sockets import CATEGORY
 
-TRAINED_MEGAPIXELS = 1.0  # of 1024 x 1024; the released model was trained from here to 4
-ROUNDING = 0.95  # how far multiples of 32 may stay below that
+TRAINED_MEGAPIXELS = 1.0  # in units of 1024 x 1024 pixels; the released model was trained for 1 to 4
+ROUNDING = 0.95  # sides rounded to multiples of 32 may fall short of the area by this factor
 LIKE_IMAGE = "like image"
 ASPECTS = {
     f"{width}:{height}": width / height
@@ -40,7 +40,7 @@ class GLMImageSize:
                         "default": 1.0,
                         "min": 0.06,
                         "max": 4.0,
-                        "step": 0.05,  # of which the front end takes two decimals
+                        "step": 0.05,  # the front end rounds to its two decimals
                         "tooltip": "Area in units of 1024 x 1024 pixels. GLM-Image was trained for 1 to 4, nano for 0.06.",
                     },
                 ),
@@ -59,5 +59,5 @@ class GLMImageSize:
             ratio = ASPECTS[aspect]
         width, height = size_of(ratio, megapixels)
         if width * height < ROUNDING * TRAINED_MEGAPIXELS * 1024 * 1024:
-            host.warn(f"{width}x{height} is less than 1024x1024 pixels, below what GLM-Image was trained for")
+            host.warn(f"{width}x{height} has fewer pixels than 1024x1024, the smallest area that GLM-Image was trained for")
         return (width, height)

@@ -1,4 +1,4 @@
-"""Between pixels and latents."""
+"""Pixels to latents and back, with the VAE of any family."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from typing import Any
 from ..glmimage_core.diffusion import LATENT_PX
 from ..glmimage_core.vae import TILE_PX, Vae, check_latents, decode, encode, tiles_by_size, vae_decode_bytes, vae_encode_bytes
 from .host import host
-from .sockets import CATEGORY, glm_vae
+from .sockets import CATEGORY, any_vae
 
 
 class GLMImageVAEEncode:
     TITLE = "GLM-Image VAE Encode"
-    DESCRIPTION = "Encodes images into latents, for a sampler run with denoise below 1. For an edit use Encode Reference."
+    DESCRIPTION = "Encodes images into latents, for a sampler with denoise below 1. For an edit use Encode Reference."
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm encode latent", "glm image to latent")
     FUNCTION = "encode"
@@ -24,13 +24,13 @@ class GLMImageVAEEncode:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "vae": ("VAE", {"tooltip": "From Load GLM-Image VAE."}),
-                "image": ("IMAGE", {"tooltip": "Images of the size that the prior plans. Alpha is ignored."}),
+                "vae": ("VAE", {"tooltip": "From Load GLM-Image VAE or the loader of a CogView3."}),
+                "image": ("IMAGE", {"tooltip": "Images of the size that will be painted. Alpha is ignored."}),
             }
         }
 
     def encode(self, vae, image):
-        with placed_vae(vae, "auto", vae_encode_bytes, image.shape[2], image.shape[1]) as (placed, tiled):
+        with placed_vae(vae, "auto", vae_encode_bytes, width=image.shape[2], height=image.shape[1]) as (placed, tiled):
             return ({"samples": encode(placed, image, tiled)},)
 
 
@@ -48,14 +48,14 @@ class GLMImageVAEDecode:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "vae": ("VAE", {"tooltip": "From Load GLM-Image VAE."}),
-                "samples": ("LATENT", {"tooltip": "From GLM-Image Sampler or GLM-Image VAE Encode."}),
+                "vae": ("VAE", {"tooltip": "From Load GLM-Image VAE or the loader of a CogView3."}),
+                "samples": ("LATENT", {"tooltip": "From a sampler of the VAE's family, or from GLM-Image VAE Encode."}),
                 "tiling": (
                     ["auto", "on", "off"],
                     {
                         "default": "auto",
-                        "tooltip": f"Decode in blended tiles of {TILE_PX} pixels, which takes less memory. auto does so "
-                        "above 2048 x 2048 pixels or when the whole picture does not fit.",
+                        "tooltip": f"Decode in blended tiles of {TILE_PX} pixels, which takes less memory. auto tiles "
+                        "pictures above 2048 x 2048 pixels and those that do not fit whole.",
                     },
                 ),
             }
@@ -63,16 +63,19 @@ class GLMImageVAEDecode:
 
     def decode(self, vae, samples, tiling="auto"):
         latents = samples["samples"]
-        check_latents(glm_vae(vae), latents)
+        check_latents(any_vae(vae), latents)
         height, width = (side * LATENT_PX for side in latents.shape[2:])
-        with placed_vae(vae, tiling, vae_decode_bytes, width, height) as (placed, tiled):
+        with placed_vae(vae, tiling, vae_decode_bytes, width=width, height=height) as (placed, tiled):
             return (decode(placed, latents, tiled),)
 
 
 @contextmanager
-def placed_vae(vae: Any, tiling: str, stage_bytes: Callable[..., int], width: int, height: int) -> Iterator[tuple[Vae, bool]]:
-    """Have a VAE on the device with room for a stage of width x height pixels. Gives the VAE and whether to tile there."""
-    component = glm_vae(vae)
+def placed_vae(vae: Any, tiling: str, stage_bytes: Callable[..., int], *, width: int, height: int) -> Iterator[tuple[Vae, bool]]:
+    """Keep a VAE on the device with memory for a picture of width x height pixels. Yields the VAE and whether to tile.
+
+    stage_bytes: `vae_encode_bytes` or `vae_decode_bytes`.
+    """
+    component = any_vae(vae)
     tiled = tiles_by_size(tiling, width, height)
     size = (TILE_PX, TILE_PX) if tiled else (width, height)
     needed = stage_bytes(component.model.config, component.dtype.itemsize, *size)

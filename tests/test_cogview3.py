@@ -181,7 +181,7 @@ def test_the_largest_sizes_and_those_over_links_are_taken():
         ({"seeds": [0] * 5}, "5 pictures at once"),
         ({"steps": 0}, "out of range"),
         ({"denoise": 0.5}, "no latent to start from"),
-        ({"latents": torch.zeros(1, 4, 64, 64)}, r"not \[1, 4, 64, 64\]"),
+        ({"latents": torch.zeros(1, 4, 64, 64)}, r"are \[1, 4, 64, 64\], not \[batch, 16"),
         ({"latents": torch.zeros(1, 16, 32, 64)}, r"the latent is \[1, 16, 32, 64\]"),
     ],
 )

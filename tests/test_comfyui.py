@@ -264,7 +264,7 @@ def test_previews_show_the_tokens_and_the_picture_forming(server):
 
 def test_a_warning_is_written_on_the_node(server):
     server.run(with_values(shipped("restyle"), "GLMImageSize", megapixels=0.5))
-    assert any("below what GLM-Image was trained for" in text for text in server.texts)
+    assert any("the smallest area that GLM-Image was trained for" in text for text in server.texts)
 
 
 def test_search_words_are_served_where_comfyui_knows_them(server):

@@ -139,7 +139,7 @@ def test_a_lora_over_such_weights_is_refused(quiet_host, gguf_dit):
     (quiet_host.models / "loras").mkdir()
     save_file({"x": torch.zeros(1)}, quiet_host.models / "loras" / "a.safetensors")
     (model,) = NODES["GLMImageLoadDiT"]().load("GLM-Image", "auto", "none")
-    with pytest.raises(ValueError, match="cannot be laid over weights that gguf quantized"):
+    with pytest.raises(ValueError, match="cannot be applied to weights that gguf quantized"):
         NODES["GLMImageLoadLoRA"]().load("a.safetensors", 1.0, 1.0, model)
 
 

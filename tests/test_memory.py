@@ -67,6 +67,28 @@ def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_referenc
     assert dit_bytes(dit.model.config, 4, job, on_cpu=True) == pytest.approx(allocator_peak(run), rel=0.1)
 
 
+@pytest.mark.parametrize("texts", [(), ("A" * 2000,), ("A" * 1023,), ("A" * 255,) * 3])
+def test_the_glyph_encoder_takes_no_more_memory_than_predicted(encoder, texts):
+    from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
+
+    measured = allocator_peak(lambda: encode_glyph_texts(encoder, list(texts)))
+    assert 0.3 < measured / glyph_bytes(encoder.model.config, 4, texts) < 1.05
+
+
+def test_encode_prompt_asks_for_the_memory_of_its_texts(encoder, quiet_host, monkeypatch):
+    asked = []
+    hold = Residency.hold
+
+    def watch(self, model, working_bytes=0, blocks=()):
+        asked.append(working_bytes)
+        return hold(self, model, working_bytes, blocks)
+
+    monkeypatch.setattr(Residency, "hold", watch)
+    texts = {"prompt": "a sign", "negative_prompt": f'"{"B" * 500}"', "glyph_text": "A"}
+    NODES["GLMImageEncodePrompt"]().encode(encoder, **texts)
+    assert asked == [glyph_bytes(encoder.model.config, 4, ["B" * 500])]
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_ar_stages_memory_is_predicted_within_10_percent(ar, batch):
     from glm_image_pack.glmimage_core.glm_image.prior import generate_prior

@@ -12,6 +12,9 @@ from glm_image_pack.glmimage_core.placement.residency import Residency
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
 from glm_image_pack.nodes.host.devices import DEVICES, device_of
+from glm_image_pack.nodes.host.requests import SampleRequest
+from glm_image_pack.nodes.host.standalone import families, usable_device
+from glm_image_pack.nodes.sockets import MODEL_LOADERS, VAE_LOADERS
 from make_locale_en import node_definitions
 from test_denoise import plan
 
@@ -107,7 +110,7 @@ def test_references_that_the_plan_did_not_see_are_noticed(encoder, ar, encode_re
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
     (prior,) = asyncio.run(NODES["GLMImageGeneratePrior"]().generate(ar, "a house", 256, 256, 1, 0))
     NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, (encode_reference(pattern(128, 128, 3)),))
-    assert "differ" in caplog.text
+    assert "not the references" in caplog.text
 
 
 def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
@@ -130,6 +133,33 @@ def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
         sampler.sample(dit, applied, unwanted, 0, 1, 1.5, 1.0, {"samples": torch.zeros(1, 16, 32, 64)})
     with pytest.raises(ValueError, match="Load GLM-Image VAE"):
         NODES["GLMImageVAEDecode"]().decode(object(), {"samples": torch.zeros(1, 16, 32, 32)})
+
+
+def test_a_vae_of_another_family_is_refused_by_the_name_of_the_loader_to_connect(ar, vae):
+    image = torch.rand(1, 256, 256, 3)
+    _, text_encoder, plus_vae = NODES["GLMImageLoadCogView3"]().load("CogView3-Plus-3B", "auto")
+    relay, base_vae = NODES["GLMImageLoadCogView3Base"]().load("cogview3-relay-3b", "auto")
+    sides = NODES["GLMImageCogView3Encode"]().encode(text_encoder, "a cat", family="CogView3-Base")[:2]
+    for wrong in (plus_vae, base_vae, object()):
+        with pytest.raises(ValueError, match="vae is not GLM-Image's; connect Load GLM-Image VAE"):
+            NODES["GLMImageEncodeReference"]().encode(ar, wrong, image)
+    for wrong in (plus_vae, vae, object()):
+        with pytest.raises(ValueError, match="vae is not CogView3-Base's; connect Load CogView3-Base"):
+            NODES["GLMImageCogView3Relay"]().sample(relay, wrong, image, *sides, 0, 2, 1, 7.5)
+    for own in (vae, plus_vae, base_vae):
+        (latent,) = NODES["GLMImageVAEEncode"]().encode(own, image)
+        assert NODES["GLMImageVAEDecode"]().decode(own, latent)[0].shape == image.shape
+    with pytest.raises(ValueError, match=r"not \[batch, 16, height / 8, width / 8\]: they belong to another model family"):
+        NODES["GLMImageVAEDecode"]().decode(plus_vae, {"samples": torch.zeros(1, 4, 32, 32)})
+
+
+def test_every_loader_that_an_error_names_is_a_node():
+    named = {loader for _, loader in MODEL_LOADERS.values()} | set(VAE_LOADERS.values())
+    assert named <= set(NODE_DISPLAY_NAME_MAPPINGS.values())
+
+
+def test_every_request_has_an_answer():
+    assert set(families.SAMPLERS) == set(SampleRequest.__subclasses__())
 
 
 @pytest.mark.parametrize("approximations", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}])
@@ -246,6 +276,11 @@ def test_every_node_input_and_output_has_its_words_in_each_language(language):
 def test_a_device_goes_by_its_number_among_those_of_its_kind(monkeypatch, choice, default, device):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choice in DEVICES and device_of(choice, torch.device(default)) == (device and torch.device(device))
+
+
+def test_a_device_that_pytorch_does_not_have_is_named_without_the_command_lines_words():
+    with pytest.raises(ValueError, match="^nonsense cannot be used: "):
+        usable_device("nonsense")
 
 
 def test_a_model_is_placed_on_the_device_that_its_loader_was_told_of(quiet_host):

@@ -43,4 +43,4 @@ def test_a_size_below_the_trained_one_is_said(caplog):
     GLMImageSize().size("4:3", 1.0)
     assert not caplog.records
     GLMImageSize().size("1:1", 0.5)
-    assert "736x736 is less than 1024x1024 pixels" in caplog.text
+    assert "736x736 has fewer pixels than 1024x1024" in caplog.text

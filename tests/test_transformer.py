@@ -109,7 +109,7 @@ def test_sdpa_by_name_is_what_auto_takes_and_nobody_elses_attention_changes(dit,
 
 def test_the_loader_offers_every_backend_that_diffusers_knows_by_these_names():
     from diffusers.models.attention_dispatch import AttentionBackendName
-    from glm_image_pack.nodes.loaders import ATTENTION
+    from glm_image_pack.nodes.widgets import ATTENTION
 
     assert ATTENTION[0] == ["auto", *ATTENTION_BACKENDS]
     assert {AttentionBackendName(name).value for name in ATTENTION_BACKENDS.values()} == set(ATTENTION_BACKENDS.values())

@@ -55,9 +55,9 @@ def test_auto_tiles_what_does_not_fit_and_asks_for_no_more_room_than_it_uses(vae
     asked = []
     monkeypatch.setattr(host, "free_bytes", lambda vae: free)
     monkeypatch.setattr(host, "placed", lambda model, working: asked.append(working) or nullcontext())
-    with placed_vae(vae, "auto", vae_decode_bytes, 1024, 1024) as decided:
+    with placed_vae(vae, "auto", vae_decode_bytes, width=1024, height=1024) as decided:
         assert decided == (None, tiled)
-    with placed_vae(vae, "auto", vae_decode_bytes, 4096, 4096) as decided:
+    with placed_vae(vae, "auto", vae_decode_bytes, width=4096, height=4096) as decided:
         assert decided
     assert asked[0] > asked[1] == vae_decode_bytes(vae.model.config, 4, 512, 512)
 

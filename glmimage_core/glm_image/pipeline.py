@@ -32,7 +32,7 @@ from .dit import Dit
 from .files.components import BUILT_IN, NANO
 from .files.load import load_ar, load_dit, load_glyph_encoder, load_vae
 from .glyphs import GlyphEncoder, encode_glyph_texts
-from .memory import dit_bytes, prior_bytes, vision_bytes
+from .memory import dit_bytes, glyph_bytes, prior_bytes, vision_bytes
 from .prior import Prior, Sampling, generate_prior
 from .references import Reference, check_references, latents_of, sizes_of
 
@@ -156,8 +156,10 @@ class GlmImage:
         """
         check_references(references, space=self.dit.space)
         texts = find_quoted_texts(plan.prompt) if glyph_texts is None else list(glyph_texts)
-        with self._placed(self.glyph_encoder, "model", 0) as encoder:
-            positive, negative = (encode_glyph_texts(encoder, list(side)) for side in (texts, avoided_texts))
+        sides = [texts, list(avoided_texts)]
+        working = max(glyph_bytes(self.glyph_encoder.model.config, self.glyph_encoder.dtype.itemsize, side) for side in sides)
+        with self._placed(self.glyph_encoder, "model", working) as encoder:
+            positive, negative = (encode_glyph_texts(encoder, side) for side in sides)
         job = Job(
             *(plan.width, plan.height, plan.batch, sizes_of(references)),
             glyph_tokens=positive.shape[1],

@@ -9,69 +9,78 @@ import torch
 
 from ...glmimage_core.component import Component
 from ...glmimage_core.progress import Progress
-from .requests import CogView3BaseRequest, CogView3Request, SampleRequest
+from .requests import SampleRequest
 
 Result = TypeVar("Result")
 
 
 class Host(Protocol):
-    """What a node needs from its surroundings.
+    """What a node needs from its surroundings. A new family of models adds a request type, and no method.
 
-    A wire is what travels between nodes for a component: the component itself, or what ComfyUI needs to manage it.
+    A wire is the value that travels between nodes for a component: the component itself, or the object through which
+    ComfyUI manages it.
     """
 
-    samplers: Sequence[str]
+    sampler_names: Sequence[str]  # the choices of GLM-Image Sampler
 
     def checkpoint_roots(self) -> list[Path]:
-        """The folders below which checkpoints lie."""
+        """The folders below which checkpoint folders lie."""
 
     def model_roots(self, kind: str) -> list[Path]:
-        """The folders for single files of a kind: diffusion_models, text_encoders or vae."""
+        """The folders of one of ComfyUI's kinds of model.
 
-    def loras(self) -> list[str]:
-        """The names of the LoRA files there are."""
-
-    def lora_file(self, name: str) -> Path:
-        """The LoRA of that name. Raises FileNotFoundError where there is none."""
-
-    def device(self, choice: str = "default") -> torch.device:
-        """Where models compute, by one of DEVICES: the default one where there is no such GPU."""
-
-    def progress(self, label: str, unit: str = "") -> Progress:
-        """A fresh progress bar for one stage; it raises when the user has asked to stop. With a unit, speed is shown too."""
-
-    def warn(self, text: str) -> None:
-        """Tell the user of the running node something that is not an error."""
-
-    def wire(self, component: Component, device: str = "default") -> Any:
-        """What travels on the wire for a component fresh from disk that is to compute on one of DEVICES."""
-
-    def component(self, wire: Any) -> Any:
-        """The component on a wire; something else comes back as it is."""
-
-    def placed(self, wire: Any, working_bytes: int = 0, part: str = "model") -> AbstractContextManager[Component]:
-        """Have a part of a component on the device, with room to work, for the length of a with block.
-
-        The part goes by its name in `Component.parts`: half an AR model, the whole of another.
+        diffusion_models, text_encoders and vae hold single files of GLM-Image's components; LLM holds folders of
+        vision-language models.
         """
 
-    async def aside(self, wire: Any, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
-        """The same for a function: it runs beside other nodes, where the component is not on the default device."""
+    def loras(self) -> list[str]:
+        """The names of the LoRA files."""
+
+    def lora_file(self, name: str) -> Path:
+        """The LoRA file of that name. Raises FileNotFoundError if there is no such file."""
+
+    def device(self, choice: str = "default") -> torch.device:
+        """The device for one of DEVICES; the default device if this machine has no such GPU."""
+
+    def progress(self, label: str, unit: str = "") -> Progress:
+        """A fresh progress callback for one stage. Calling it raises when the user has asked to stop.
+
+        label: the stage's name, which the command line shows; in ComfyUI the node itself stands for it. unit: what is
+        counted, if ComfyUI is to write speed and time left on the node; the command line measures both for every stage.
+        """
+
+    def warn(self, text: str) -> None:
+        """Show the user of the running node a text that is not an error."""
+
+    def wire(self, component: Component, device: str = "default") -> Any:
+        """The wire for a component fresh from disk that is to compute on one of DEVICES."""
+
+    def component(self, wire: Any) -> Any:
+        """The component on a wire; any other value comes back as it is."""
+
+    def placed(self, wire: Any, working_bytes: int = 0, part: str = "model") -> AbstractContextManager[Component]:
+        """Keep a part of a component on its device, with working_bytes free, for the length of a with block.
+
+        part: a name in `Component.parts`, such as one half of an AR model.
+        """
+
+    async def run_in_background(self, wire: Any, working_bytes: int, part: str, work: Callable[[Component], Result]) -> Result:
+        """Call work with the component placed as by `placed`, in the background if its device is not the default one.
+
+        Other nodes run meanwhile.
+        """
 
     def free_bytes(self, wire: Any) -> int | None:
-        """Memory of its device that a placed component can work with, or None where the device is the CPU."""
+        """Memory of its device that a placed component can use for its work, or None for a component on the CPU."""
 
     def for_size(self, model: Any, width: int, height: int) -> Any:
-        """A MODEL whose noise schedule is that of a picture of width x height pixels, for samplers other than ours."""
+        """A MODEL of GLM-Image with the noise schedule for width x height pixels, for samplers other than ours."""
 
     def with_lora(self, wire: Any, lora: dict[str, torch.Tensor], strength: float) -> Any:
-        """The component with a LoRA over its weights, as `lora.match` gives it. The one on the wire stays as it is."""
+        """A wire whose component has a LoRA, as `lora.match` gives it, applied to its weights. The given wire is unchanged."""
 
-    def paint(self, model: Any, request: SampleRequest) -> torch.Tensor:
-        """Latents [B, 16, height / 8, width / 8] in the VAE's space, on the CPU."""
+    def sample(self, model: Any, request: SampleRequest) -> torch.Tensor:
+        """Answer a request with the sampler of its family.
 
-    def paint_cogview3(self, model: Any, request: CogView3Request) -> torch.Tensor:
-        """The same by CogView3-Plus."""
-
-    def paint_cogview3_base(self, model: Any, request: CogView3BaseRequest) -> torch.Tensor:
-        """The same by CogView3-Base, [B, 4, height / 8, width / 8]."""
+        Returns latents [B, channels, height / 8, width / 8] float32 in the VAE's space, on the CPU.
+        """

@@ -1,38 +1,44 @@
-"""What travels from a sampler node to a host: requests, and the entries of a conditioning that the pack's nodes read."""
+"""What a sampler node asks of its host, and the entries of a conditioning that only the pack's nodes read."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
 from ...glmimage_core.cogview3.text import MicroConditions
+from ...glmimage_core.diffusion import LATENT_PX
 from ...glmimage_core.glm_image.denoise import Approximations
 from ...glmimage_core.glm_image.prior import Prior
 from ...glmimage_core.glm_image.references import Reference
 
-# Entries that Apply Prior puts into a conditioning
+# Entries that Apply Prior writes into a conditioning
 PRIOR_KEY = "glm_image_prior"
 REFERENCES_KEY = "glm_image_references"
-DROP_KEY = "glm_image_drop_prior"  # true where the prior only gives the size
-# And CogView3 Encode Prompt
+DROP_KEY = "glm_image_drop_prior"  # true on the negative side, which takes only its size from the prior
+# Entry that CogView3 Encode Prompt writes
 MICRO_CONDITIONS_KEY = "cogview3_micro_conditions"
 
 
-class SampleRequest(NamedTuple):
-    """What GLM-Image Sampler is asked to paint.
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """What every family's sampler takes. A host finds the function that answers a request by the request's type.
 
-    positive, negative: conditionings of one entry, the positive one with the prior and the references in it. latents and
-    mask as `denoise.sample` takes them.
+    positive, negative: conditionings of one entry, [[embeddings, options]]. Image i of the batch uses seed + i.
     """
 
-    prior: Prior
     positive: list
     negative: list
-    references: Sequence[Reference]
     seed: int
     batch: int
     steps: int
     cfg: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlmImageRequest(SampleRequest):
+    """A run of GLM-Image Sampler. latents and mask are as `denoise.sample` takes them."""
+
+    prior: Prior
+    references: tuple[Reference, ...]
     denoise: float
     latents: torch.Tensor | None
     mask: torch.Tensor | None
@@ -40,51 +46,61 @@ class SampleRequest(NamedTuple):
     approximations: Approximations
 
 
-class CogView3Request(NamedTuple):
-    """What CogView3-Plus Sampler is asked to paint: conditionings of one entry, and what `cogview3.sample` takes."""
+@dataclass(frozen=True, kw_only=True)
+class CogView3Request(SampleRequest):
+    """A run of CogView3-Plus Sampler. latents and mask are as `plus.sample` takes them; width and height are pixels."""
 
-    positive: list
-    negative: list
     width: int
     height: int
-    seed: int
-    batch: int
-    steps: int
-    cfg: float
     denoise: float
     latents: torch.Tensor | None
     mask: torch.Tensor | None
 
 
-class CogView3BaseRequest(NamedTuple):
-    """What CogView3-Base Sampler is asked to paint, or CogView3 Relay: in relay_steps, from latents of the enlarged picture."""
+@dataclass(frozen=True, kw_only=True)
+class CogView3BaseRequest(SampleRequest):
+    """A run of CogView3-Base Sampler; width and height are pixels."""
 
-    positive: list
-    negative: list
     width: int
     height: int
-    seed: int
-    batch: int
-    steps: int
-    cfg: float
-    relay_steps: int | None = None
-    latents: torch.Tensor | None = None
-    mask: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CogView3RelayRequest(SampleRequest):
+    """A run of CogView3 Relay: the last relay_steps of `steps`.
+
+    low: [B, 4, height / 8, width / 8], latents of the enlarged pictures in the VAE's space.
+    """
+
+    low: torch.Tensor
+    relay_steps: int
+
+    @property
+    def height(self) -> int:
+        return self.low.shape[2] * LATENT_PX
+
+    @property
+    def width(self) -> int:
+        return self.low.shape[3] * LATENT_PX
 
 
 def micro_conditions(options: dict, width: int, height: int) -> MicroConditions:
-    """What a conditioning says of its picture of so many pixels; sides of 0 are the picture's own."""
+    """The size conditioning in a conditioning's options, for a picture of width x height pixels, which replace sides of 0."""
     original, cropped, target = options.get(MICRO_CONDITIONS_KEY, ((0, 0), (0, 0), (0, 0)))
     return MicroConditions((original[0] or height, original[1] or width), cropped, (target[0] or height, target[1] or width))
 
 
 def applied_prior(options: dict, side: str) -> Prior:
-    """The prior in a conditioning that is painted by one. Raises ValueError where none was applied to this side."""
+    """The prior that Apply Prior wrote into the options of the positive conditioning.
+
+    side: the name of the sampler's input, for the message. Raises ValueError for options without a prior and for those of
+    the negative output.
+    """
     if options.get(DROP_KEY):
         raise ValueError(f"{side} is the negative output of Apply Prior, which has no plan; swap positive and negative")
     if PRIOR_KEY not in options:
         raise ValueError(
-            f"the {side} conditioning carries no prior tokens, without which GLM-Image paints nothing; "
+            f"the {side} conditioning carries no prior tokens, and GLM-Image cannot paint without them; "
             "connect GLM-Image Apply Prior between prompt and sampler"
         )
     return options[PRIOR_KEY]

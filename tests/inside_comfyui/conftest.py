@@ -30,7 +30,10 @@ import nodes as stock  # noqa: E402
 
 pack = runpy.run_path(str(ROOT / "__main__.py"))["load_pack"]("glm_image_pack")
 
+from glm_image_pack.glmimage_core.cogview3.convert import convert  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
+from glm_image_pack.glmimage_core.tiny.cogview3_base import VAE_FILE, write_cogview3_base  # noqa: E402
+from glm_image_pack.glmimage_core.tiny.cogview3_plus import write_cogview3  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint  # noqa: E402
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES  # noqa: E402
 
@@ -46,6 +49,19 @@ def folder(tmp_path_factory) -> Path:
     folder_paths.add_model_folder_path("loras", str(models / "loras"))
     (models / "loras").mkdir()
     return models / "diffusers" / "GLM-Image"
+
+
+@pytest.fixture(scope="session")
+def cogview3(folder, tmp_path_factory, run) -> dict:
+    """What the loaders of tiny CogView3s give, by the checkpoint's name: CogView3-Plus-3B and both stages of CogView3-Base."""
+    diffusers, published = folder.parent, tmp_path_factory.mktemp("published") / "sat"
+    write_cogview3(diffusers / "CogView3-Plus-3B")
+    write_cogview3_base(published, dtype=torch.float32)
+    loaded = {"CogView3-Plus-3B": run("GLMImageLoadCogView3", checkpoint="CogView3-Plus-3B", dtype="auto")}
+    for name in ("cogview3-base-3b", "cogview3-relay-3b"):
+        convert(published / name, diffusers / name, "relay" if "relay" in name else "base", published / VAE_FILE)
+        loaded[name] = run("GLMImageLoadCogView3Base", checkpoint=name, dtype="auto")
+    return loaded
 
 
 @pytest.fixture(autouse=True)

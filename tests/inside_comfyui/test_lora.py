@@ -111,7 +111,7 @@ def test_what_is_injected_into_the_layers_makes_no_cache_that_others_find(model,
 
     with_model, _ = paint
     plain = with_model(model)
-    model.model.dit.cached_references.clear()
+    model.model.component.cached_references.clear()
     layer = model.model.diffusion_model.transformer_blocks[0].attn1.to_v
     forward = layer.forward
     injected = model.clone()
@@ -121,7 +121,7 @@ def test_what_is_injected_into_the_layers_makes_no_cache_that_others_find(model,
     )
     injected.set_injections("test", [inject])
     assert (with_model(injected) - plain).abs().max() > 1e-2
-    assert not model.model.dit.cached_references
+    assert not model.model.component.cached_references
     assert torch.equal(with_model(model), plain)
 
 
@@ -221,13 +221,13 @@ def test_a_lora_on_a_streamed_model_is_the_same(model, loras, paint, run, monkey
 def test_references_are_run_again_with_other_weights(model, loras, paint, run):
     with_model, _ = paint
     with_model(model)
-    assert len(model.model.dit.cached_references) == 1
+    assert len(model.model.component.cached_references) == 1
     name = loras("dit.safetensors", "diffusers")
     changed, _ = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, model=model)
     with_model(changed)
-    assert len(model.model.dit.cached_references) == 2
+    assert len(model.model.component.cached_references) == 2
     with_model(changed)
-    assert len(model.model.dit.cached_references) == 2
+    assert len(model.model.component.cached_references) == 2
 
 
 def test_keys_for_layers_that_cannot_be_patched_are_said(ar, folder, run, caplog):

@@ -13,8 +13,8 @@ from glm_image_pack.glmimage_core.glm_image.files.components import COMPONENTS
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.memory import prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job
-from glm_image_pack.nodes.host.comfyui import glm_image, patchers, vae
-from glm_image_pack.nodes.host.comfyui.services import ComfyHost
+from glm_image_pack.nodes.host import host
+from glm_image_pack.nodes.host.comfyui import patchers, vae
 
 RELEASED_AR = {
     "text_config": {
@@ -192,7 +192,7 @@ def test_working_memory_is_asked_for_with_every_stage(stages, monkeypatch):
         return original(models, memory_required=memory_required, **settings)
 
     monkeypatch.setattr(model_management, "load_models_gpu", watch)
-    for name in ("vision", "prior", "sampler", "encode", "decode"):
+    for name in ("vision", "prior", "sampler", "encode", "decode", "glyphs"):
         asked.clear()
         stages[name][1]()
         assert max(asked) > 100_000, name
@@ -281,14 +281,13 @@ def test_fifty_runs_of_text_and_edit_leave_memory_flat(ar, vae, model, prompt, p
 
 
 def test_streaming_the_language_half_is_said(ar, monkeypatch, caplog):
-    host = ComfyHost()
     monkeypatch.setattr("glm_image_pack.nodes.host.comfyui.services.streamed_bytes", lambda patcher, working: 5_000_000_000)
     with caplog.at_level(logging.WARNING), host.placed(ar, part="vision"):  # in one pass, which costs little
         pass
     assert not caplog.text
     with caplog.at_level(logging.WARNING), host.placed(ar, part="language"):
         pass
-    assert "5.0 GB of the AR model do not fit" in caplog.text and "quantization" in caplog.text
+    assert "5.00 GB of the AR model do not fit" in caplog.text and "quantization" in caplog.text
 
 
 def test_streamed_bytes_are_those_that_are_not_there(ar, monkeypatch):
@@ -332,7 +331,7 @@ def on_demand(monkeypatch):
             patcher.partially_load(patcher.load_device)
 
     monkeypatch.setattr(model_management, "load_models_gpu", load_on_demand)
-    for module in (patchers, glm_image, vae):
+    for module in (patchers, vae):
         monkeypatch.setattr(module, "Patcher", OnDemand)
 
 

@@ -1,5 +1,6 @@
 """The DiT as a MODEL: the same pictures as the library's own loop, through ComfyUI's samplers, schedulers and patches."""
 
+import comfy.controlnet
 import comfy.samplers
 import pytest
 import torch
@@ -41,8 +42,8 @@ def test_our_sampler_equals_the_librarys_loop(library, model, conditioned, run, 
 
 
 @pytest.mark.parametrize("edit", [False, True], ids=["text", "edit"])
-@pytest.mark.parametrize("shortcuts", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}], ids=lambda s: next(iter(s)))
-def test_the_shortcuts_of_our_sampler_are_the_librarys(library, model, conditioned, run, edit, approximations):
+@pytest.mark.parametrize("approximations", [{"cfg_start": 0.2, "cfg_end": 0.7}, {"step_cache": 0.8}], ids=lambda s: next(iter(s)))
+def test_the_approximations_of_our_sampler_are_the_librarys(library, model, conditioned, run, edit, approximations):
     positive, negative, prior = conditioned(edit)
     settings = {"model": model, "positive": positive, "negative": negative, "seed": 3, "steps": 10, "cfg": 1.5}
     (exact,) = run("GLMImageSampler", **settings)
@@ -52,6 +53,32 @@ def test_the_shortcuts_of_our_sampler_are_the_librarys(library, model, condition
     assert not near(out["samples"], exact["samples"])
     (again,) = run("GLMImageSampler", **settings)
     assert torch.equal(again["samples"], exact["samples"])  # nothing stays on the MODEL
+
+
+@pytest.mark.parametrize("denoise", [1.0, 0.5])
+def test_the_interval_of_guidance_is_a_part_of_the_run(model, conditioned, latent, run, monkeypatch, denoise):
+    """Ten steps, guided from 0.2 to 0.6 of the run, wherever in the schedule it begins."""
+    positive, negative, _ = conditioned(False)
+    seen, guide = [], comfy.samplers.CFGGuider.predict_noise
+
+    def watch(guider, *inputs, **options):
+        seen.append(guider.cfg)
+        return guide(guider, *inputs, **options)
+
+    monkeypatch.setattr(comfy.samplers.CFGGuider, "predict_noise", watch)
+    settings = {"seed": 3, "steps": 10, "cfg": 1.5, "denoise": denoise, "latent_image": {"samples": latent}}
+    run("GLMImageSampler", model=model, positive=positive, negative=negative, cfg_start=0.2, cfg_end=0.6, **settings)
+    assert seen == [1.0] * 2 + [1.5] * 4 + [1.0] * 4
+
+
+def test_a_run_that_begins_in_the_schedule_limits_guidance_as_the_library_does(library, model, conditioned, latent, run):
+    positive, negative, prior = conditioned(False)
+    settings = {"seed": 3, "steps": 10, "cfg": 1.5, "denoise": 0.5, "latent_image": {"samples": latent}}
+    interval = {"cfg_start": 0.2, "cfg_end": 0.6}
+    (out,) = run("GLMImageSampler", model=model, positive=positive, negative=negative, **interval, **settings)
+    approximations = Approximations(**interval)
+    expected = painted(library, positive, negative, prior, 10, denoise=0.5, latents=latent, approximations=approximations)
+    assert near(out["samples"], expected)
 
 
 def test_our_sampler_equals_the_librarys_loop_from_a_masked_latent(library, model, conditioned, latent, run):
@@ -178,7 +205,7 @@ def test_a_schedule_that_a_stock_node_put_on_the_model_is_used(model, conditione
     positive, negative, _ = conditioned(False)
     settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 4, "cfg": 1.5}
     (plain,) = run("GLMImageSampler", model=model, **settings)
-    for shift, same in ((model.model.dit.shift.of_tokens(16 * 18), True), (6.0, False)):
+    for shift, same in ((model.model.component.shift.of_tokens(16 * 18), True), (6.0, False)):
         (shifted,) = run("ModelSamplingSD3", model=model, shift=shift)
         (out,) = run("GLMImageSampler", model=shifted, **settings)
         assert torch.isfinite(out["samples"]).all()
@@ -377,6 +404,13 @@ def test_positive_and_negative_swapped_are_refused(model, conditioned, run):
         run("GLMImageSampler", model=model, positive=negative, negative=positive, seed=3, steps=2, cfg=1.5)
 
 
+class GivesNothing(comfy.controlnet.ControlBase):
+    """A ControlNet as ComfyUI knows one."""
+
+    def get_control(self, *inputs):
+        return {"output": []}
+
+
 def test_patches_without_effect_are_said_once(model, conditioned, run, caplog):
     positive, negative, _ = conditioned(False)
     settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
@@ -386,7 +420,11 @@ def test_patches_without_effect_are_said_once(model, conditioned, run, caplog):
     for _ in range(2):
         run("GLMImageSampler", model=patched, **settings)
     said = [record.message for record in caplog.records if "no effect" in record.message]
-    assert len(said) == 2 and any("replaced dit parts" in text for text in said) and any("NAG" in text for text in said)
+    assert len(said) == 2 and any("replaced dit blocks" in text for text in said) and any("NAG" in text for text in said)
+    positive[0][1]["control"] = GivesNothing()
+    run("GLMImageSampler", model=model, **settings)
+    assert caplog.messages.count("GLM-Image: a ControlNet has no effect") == 1
+    del positive[0][1]["control"]
     patched.set_model_attn1_patch(lambda q, k, v, options: (q, k, v))
     with pytest.raises(ValueError, match="TomePatchModel.*remove it"):
         run("GLMImageSampler", model=patched, **settings)

@@ -68,7 +68,7 @@ def test_it_knows_how_much_memory_it_takes(vae):
 
 def test_a_vae_of_another_family_is_refused(ar, model, latents, picture, run):
     for wrong in (model, ar, object()):
-        with pytest.raises(ValueError, match="vae is not GLM-Image's"):
+        with pytest.raises(ValueError, match="connect Load GLM-Image VAE, Load CogView3-Plus or Load CogView3-Base"):
             run("GLMImageVAEDecode", vae=wrong, samples={"samples": latents}, tiling="auto")
         with pytest.raises(ValueError, match="vae is not GLM-Image's"):
             run("GLMImageEncodeReference", ar=ar, vae=wrong, image=picture)

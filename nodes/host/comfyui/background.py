@@ -1,6 +1,6 @@
-"""Stages that run beside other nodes, on a device that those do not use.
+"""Stages that run in the background of other nodes, on a device that those do not use.
 
-ComfyUI's memory manager is not made for threads: models are placed between nodes, by the thread that runs them, and never on a
+ComfyUI's memory manager is not thread-safe. So only the thread that runs the nodes places models, between nodes, and never on a
 device that computes.
 """
 
@@ -23,37 +23,41 @@ from ....glmimage_core.placement.residency import current
 from ..protocol import Result
 
 POLL_SECONDS = 0.02
-ROOM = 2**29  # working memory is asked for in pieces of so many bytes, so that the next job, with a longer prompt, fits too
+WORKING_STEP = 2**29  # bytes; working memory is rounded up to it, so that a next job with a longer prompt fits too
 
 _stopped: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stopped", default=None)
-"""Of a stage that runs aside: set when nobody waits for it any more."""
+"""Of a stage that runs in the background: set when nobody waits for its result any more."""
 
 
 class Worker:
-    """Computes on one device, beside the nodes, with one model at a time: jobs for it follow each other in a thread.
+    """A thread that computes on one device with one model at a time, one job after another.
 
-    Who holds `at_work` may place a model on the device.
+    Whoever holds the lock `at_work` may place a model on the device.
     """
 
     def __init__(self):
         self.at_work = threading.Lock()
-        self.node: int | None = None  # the thread whose node holds it
+        self.node: int | None = None  # the thread whose node holds the lock
         self._waiting: queue.SimpleQueue[tuple[Future, Callable[[], None]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._counting = threading.Lock()
-        self._jobs = 0  # begun or waiting
+        self._jobs = 0  # running or waiting
         self._placed: tuple[ModelPatcher, int, Component] | None = None
 
     async def component(self, patcher: ModelPatcher, working_bytes: int, place: Callable[[int], Component]) -> Component:
-        """The model, placed by an earlier job for it or when the device is free, for a job to be begun or given up next."""
-        working_bytes = -(-working_bytes // ROOM) * ROOM
+        """The component for a job that the caller then begins or gives up.
+
+        If a job with the same model and no less working memory runs or waits, the component is in place. Otherwise `place` is
+        called with the working memory in bytes once the device is free.
+        """
+        working_bytes = -(-working_bytes // WORKING_STEP) * WORKING_STEP
         while True:
             with self._counting:
                 joins = self._jobs > 0 and self._placed[0] is patcher and working_bytes <= self._placed[1]
                 if joins or self.at_work.acquire(blocking=False):
                     self._jobs += 1
                     break
-            await asyncio.sleep(POLL_SECONDS)  # to wait in one go would keep other nodes from running
+            await asyncio.sleep(POLL_SECONDS)  # waiting for the lock would block the loop that runs the nodes
         if not joins:
             try:
                 self._placed = patcher, working_bytes, place(working_bytes)
@@ -63,17 +67,17 @@ class Worker:
         return self._placed[2]
 
     def begin(self, work: Callable[[], Result]) -> "Future[Result]":
-        """Have a job done with the component that was asked for."""
+        """Queue a job that uses the component from `component`."""
         job: Future[Result] = Future()
         job.add_done_callback(lambda _: self.give_up())
         self._waiting.put((job, work))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="glm-image", daemon=True)  # does not keep ComfyUI from ending
+            self._thread = threading.Thread(target=self._run, name="glm-image", daemon=True)  # ComfyUI can exit
             self._thread.start()
         return job
 
     def give_up(self) -> None:
-        """A job is over, or will not be begun."""
+        """Count a job as done, or as never begun."""
         with self._counting:
             self._jobs -= 1
             if not self._jobs:
@@ -88,7 +92,7 @@ class Worker:
                     job.set_result(work())
                 except BaseException as error:  # raised where the job is awaited
                     job.set_exception(error)
-            del job, work  # what they hold
+            del job, work  # while this thread waits it must keep no model alive
 
 
 _of_devices: dict[torch.device, Worker] = defaultdict(Worker)
@@ -96,21 +100,21 @@ _of_models: WeakKeyDictionary[torch.nn.Module, Worker] = WeakKeyDictionary()
 
 
 def worker_for(patcher: ModelPatcher) -> Worker:
-    """Of the patcher's device; on the CPU, where nothing has to make room, of its model."""
+    """The worker of the patcher's device. On the CPU each model has its own, because no model there makes room for another."""
     if model_management.is_device_cpu(patcher.load_device):
         return _of_models.setdefault(patcher.model, Worker())
     return _of_devices[patcher.load_device]
 
 
 def others_compute(patcher: ModelPatcher) -> bool:
-    """Whether anything runs aside with another device or model than the patcher's."""
+    """Whether a stage runs in the background on another device, or on the CPU with another model, than the patcher's."""
     workers = [*_of_devices.values(), *_of_models.values()]
     return any(worker.at_work.locked() for worker in workers if worker is not worker_for(patcher))
 
 
 @contextmanager
 def at_work(patcher: ModelPatcher) -> Iterator[None]:
-    """Have the device to oneself, and be on it. One stage of a node may hold it within another."""
+    """Hold the patcher's device for one stage of a node, and make it the current one. Stages of one node may nest."""
     worker, thread = worker_for(patcher), threading.get_ident()
     with current(patcher.load_device):
         if worker.node == thread:
@@ -125,13 +129,13 @@ def at_work(patcher: ModelPatcher) -> Iterator[None]:
 
 
 def sampled_alone(executor, *arguments, **options):
-    """ComfyUI's wrapper of a whole sampling, in which it places the model."""
+    """A wrapper around a whole sampling of ComfyUI, in which it also places the model."""
     with at_work(executor.class_obj.model_patcher):
         return executor(*arguments, **options)
 
 
 async def beside_nodes(worker: Worker, work: Callable[[], Result]) -> Result:
-    """Await a job. A stop that the user asks for ends it and whatever runs at the same time; the end of the run ends it too."""
+    """Await a job. The user's stop ends it and the node that runs beside it. Cancelling the wait ends the job too."""
     stopped, context = threading.Event(), contextvars.copy_context()
 
     def run() -> Result:
@@ -139,7 +143,7 @@ async def beside_nodes(worker: Worker, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except model_management.InterruptProcessingException:
-            if not stopped.is_set():  # the asking was used up here, and the node beside this one is to hear of it
+            if not stopped.is_set():  # this job consumed the stop; the node beside it must get it too
                 model_management.interrupt_current_processing(True)
             raise
 
@@ -152,7 +156,7 @@ async def beside_nodes(worker: Worker, work: Callable[[], Result]) -> Result:
 
 
 def stop_if_asked() -> Callable[[], None]:
-    """A function that raises where the user asked to stop, or where nobody waits any more for what runs here."""
+    """A function that raises if the user asked to stop, or if nobody waits any more for the stage that runs here."""
     stopped = _stopped.get()
 
     def check() -> None:

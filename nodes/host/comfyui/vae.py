@@ -1,4 +1,4 @@
-"""The VAE as what travels on a VAE wire: ComfyUI's own class around the checkpoint's model."""
+"""The VAE of every family as what travels on a VAE wire: ComfyUI's own class around the checkpoint's model."""
 
 import comfy.model_management as model_management
 import comfy.sd
@@ -10,8 +10,8 @@ from .background import at_work
 from .patchers import Holder, Patcher, offload_device, streamable
 
 
-class GlmImageVaeModel(Holder):
-    """[B, 3, H, W] in -1..1 to latents in the VAE's space and back, as ComfyUI calls it."""
+class VaeModel(Holder):
+    """[B, 3, H, W] in -1..1 to latents in the VAE's space and back, with the methods that ComfyUI calls."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model.encode(pixels).latent_dist.mode()
@@ -20,25 +20,25 @@ class GlmImageVaeModel(Holder):
         return self.model.decode(latents, return_dict=False)[0]
 
 
-class GlmImageVae(comfy.sd.VAE):
-    """The one AutoencoderKL that ComfyUI can build is narrower than GLM-Image's.
+class ComponentVae(comfy.sd.VAE):
+    """A ComfyUI VAE around a Vae component.
 
-    So this starts as its pixel-space stand-in, which costs nothing and has every default of the installed version, and
-    then gets the real model.
+    The AutoencoderKL that ComfyUI can build is narrower than GLM-Image's. So this is built as ComfyUI's pixel-space stand-in,
+    which costs nothing and has every default of the installed version, and then gets the component's model.
     """
 
     def __init__(self, vae: Vae, device: torch.device | None = None):
-        """device: where it computes; by default where ComfyUI has VAEs."""
+        """device: the device that computes; ComfyUI's device for VAEs by default."""
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, device=device, dtype=vae.model.dtype)
         compute_dtype = streamable(vae.model, self.device)
         self.component = vae.on(self.device, compute_dtype)
-        self.first_stage_model = GlmImageVaeModel(vae.model)
+        self.first_stage_model = VaeModel(vae.model)
         self.vae_dtype = self.component.dtype
         self.latent_channels = len(vae.space.mean)
         self.downscale_ratio = self.upscale_ratio = LATENT_PX
         self.disable_offload = False
         self.size = None
-        config = vae.model.config  # and not self, which would keep itself alive
+        config = vae.model.config  # the lambdas must not refer to self, or it would keep itself alive
         self.memory_used_encode = lambda shape, dtype: vae_encode_bytes(config, dtype.itemsize, shape[3], shape[2])
         self.memory_used_decode = lambda shape, dtype: vae_decode_bytes(
             config, dtype.itemsize, shape[3] * LATENT_PX, shape[2] * LATENT_PX

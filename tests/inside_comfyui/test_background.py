@@ -1,4 +1,4 @@
-"""A plan is made beside other nodes where the AR model has a device of its own."""
+"""Generate Prior runs in the background of other nodes if the AR model has a device of its own."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from execution import PromptExecutor
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
-from glm_image_pack.nodes.host.comfyui.background import POLL_SECONDS, ROOM, Worker
+from glm_image_pack.nodes.host.comfyui.background import POLL_SECONDS, WORKING_STEP, Worker
 from server import PromptServer
 
 import nodes as stock
@@ -45,14 +45,14 @@ def steps(monkeypatch):
 
     begun: dict[str, threading.Event] = {}
 
-    def watched(writer, prompt, *arguments):
+    def watched(writer, prompt, *, progress, **settings):
         def step(done, total, preview=None):
             event = begun.setdefault(prompt, threading.Event())
             event.share = done / total
             event.set()
-            arguments[-1](done, total, preview)
+            progress(done, total, preview)
 
-        return generate_prior(writer, prompt, *arguments[:-1], step)
+        return generate_prior(writer, prompt, progress=step, **settings)
 
     monkeypatch.setattr(prior, "generate_prior", watched)
     return begun
@@ -186,18 +186,18 @@ def test_no_model_is_placed_on_a_device_that_computes(use, writer, there, condit
     """ComfyUI may move what is there to make room."""
     from glm_image_pack.nodes import prior
 
-    configure_compute, placed = threading.Event(), []
+    planning_now, placed = threading.Event(), []
     given = conditioned(False)
 
-    def planned(*arguments):
-        configure_compute.set()
+    def planned(*arguments, **settings):
+        planning_now.set()
         try:
-            return generate_prior(*arguments)
+            return generate_prior(*arguments, **settings)
         finally:
-            configure_compute.clear()
+            planning_now.clear()
 
     def watched(needed, device, *arguments, **options):
-        placed.append((device, configure_compute.is_set()))
+        placed.append((device, planning_now.is_set()))
         return free_memory(needed, device, *arguments, **options)
 
     free_memory = model_management.free_memory
@@ -206,7 +206,7 @@ def test_no_model_is_placed_on_a_device_that_computes(use, writer, there, condit
 
     async def both():
         planning = asyncio.create_task(plan(writer, "a tree", 512))
-        await begun(planning, configure_compute.is_set)
+        await begun(planning, planning_now.is_set)
         placed.clear()
         use(run, writer, there, given, picture)  # holds up the loop, as in ComfyUI
         return await planning
@@ -251,14 +251,14 @@ def test_a_job_joins_one_for_the_same_model_that_needs_no_less_room():
             return object()
 
         first = await worker.component(one, 1, place)
-        assert await worker.component(one, ROOM, place) is first  # rounded up
-        waiting = [asyncio.create_task(worker.component(*what, place)) for what in ((one, ROOM + 1), (other, 1))]
+        assert await worker.component(one, WORKING_STEP, place) is first  # rounded up
+        waiting = [asyncio.create_task(worker.component(*what, place)) for what in ((one, WORKING_STEP + 1), (other, 1))]
         await asyncio.sleep(3 * POLL_SECONDS)
         assert not any(task.done() for task in waiting)
         waiting[1].cancel()
         for _ in range(2):
             worker.give_up()
-        assert await waiting[0] is not first and placed == [ROOM, 2 * ROOM]
+        assert await waiting[0] is not first and placed == [WORKING_STEP, 2 * WORKING_STEP]
         worker.give_up()
 
     asyncio.run(jobs())
@@ -325,7 +325,7 @@ def test_a_plan_that_nobody_waits_for_stops(writer, steps):
 def test_a_failure_leaves_the_device_free(writer, monkeypatch):
     from glm_image_pack.nodes import prior
 
-    def fails(*arguments):
+    def fails(*arguments, **settings):
         raise ValueError("no plan")
 
     with monkeypatch.context() as broken:

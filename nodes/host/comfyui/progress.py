@@ -1,0 +1,58 @@
+"""The progress bar, and texts on the node that runs."""
+
+import time
+from collections.abc import Callable
+
+import comfy.utils
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+
+from ....glmimage_core.progress import Progress
+from .background import stop_if_asked
+
+PREVIEW_SECONDS = 0.25  # between two pictures or two texts of one stage
+PREVIEW_SIDE = 1024  # pixels; larger pictures are scaled down
+
+
+def progress_bar(unit: str = "") -> Progress:
+    """A callback that shows a stage on the running node, and raises when the user has asked to stop.
+
+    unit: what is counted. With it, the node also shows speed and time left.
+    """
+    check = stop_if_asked()
+    check()
+    bar = comfy.utils.ProgressBar(1)
+    started = shown = time.monotonic()
+
+    def step(done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
+        nonlocal shown
+        check()
+        now = time.monotonic()
+        picture = None
+        if now - shown >= PREVIEW_SECONDS or done == total:
+            shown = now
+            if preview is not None and args.preview_method != LatentPreviewMethod.NoPreviews:
+                drawn = preview()
+                picture = ("JPEG", drawn, PREVIEW_SIDE if max(drawn.size) > PREVIEW_SIDE else None)
+            if unit:
+                write_on_node(_speed(done, total, now - started, unit))
+        bar.update_absolute(done, total, picture)
+
+    return step
+
+
+def _speed(done: int, total: int, seconds: float, unit: str) -> str:
+    rate = done / max(seconds, 1e-6)
+    left = f", {(total - done) / rate:.0f} s left" if rate else ""
+    return f"{done} of {total} {unit}, {rate:.1f} a second{left}"
+
+
+def write_on_node(text: str) -> None:
+    """Show a text on the node that runs, if a node runs and a browser is there to show it."""
+    context = get_executing_context()
+    if context is None:
+        return
+    from server import PromptServer
+
+    PromptServer.instance.send_progress_text(text, context.node_id)
