@@ -4,7 +4,6 @@ from ..glmimage_core.cogview3 import base as cogview3_base
 from ..glmimage_core.cogview3 import memory
 from ..glmimage_core.cogview3 import text as cogview3_text
 from ..glmimage_core.cogview3.plus import (
-    MAX_BATCH,
     MAX_SIDE,
     MIN_SIDE,
     PIPELINE_CLASS,
@@ -16,8 +15,8 @@ from ..glmimage_core.cogview3.plus import (
     find_folder,
     list_folders,
     load_dit,
-    load_vae,
 )
+from ..glmimage_core.cogview3.shared import MAX_BATCH, load_vae
 from ..glmimage_core.cogview3.text import MicroConditions, load_text_encoder
 from .host import host
 from .host.requests import MICRO_CONDITIONS_KEY, CogView3Request
@@ -182,10 +181,10 @@ class GLMImageCogView3Sampler:
 
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg, denoise, latent_image=None):
         dit = cogview3_dit(model)
-        check_size(width, height)
         start = latent_image or {}
         latents, mask = start.get("samples"), noise_mask(start)
-        check_run(dit, width, height, batch_size, steps, cfg, denoise, latents, mask)
+        run = {"width": width, "height": height, "batch": batch_size, "steps": steps, "cfg": cfg, "denoise": denoise}
+        check_run(dit, **run, latents=latents, mask=mask)
         sides = (one_conditioning(side, name, self.TITLE) for name, side in (("positive", positive), ("negative", negative)))
         check_text(dit, *(embeddings for embeddings, _ in sides))
         request = CogView3Request(positive, negative, width, height, seed, batch_size, steps, cfg, denoise, latents, mask)

@@ -3,6 +3,7 @@
 from ..glmimage_core.cogview3 import base as cogview3_base
 from ..glmimage_core.cogview3 import text as cogview3
 from ..glmimage_core.cogview3.base import STAGES, check_folder, check_run, check_text, enlarged
+from ..glmimage_core.cogview3.shared import MAX_BATCH
 from ..glmimage_core.vae import encode, vae_encode_bytes
 from .host import host
 from .host.requests import CogView3BaseRequest
@@ -96,7 +97,7 @@ class GLMImageCogView3BaseSampler:
                 "height": _side("Height"),
                 "batch_size": (
                     "INT",
-                    {"default": 1, "min": 1, "max": cogview3_base.MAX_BATCH, "tooltip": "How many pictures to paint together."},
+                    {"default": 1, "min": 1, "max": MAX_BATCH, "tooltip": "How many pictures to paint together."},
                 ),
                 "seed": seed_input("the noise"),
                 "steps": _steps(50, "Denoising steps: 50, or 4 or 8 for a model distilled so."),
@@ -105,7 +106,7 @@ class GLMImageCogView3BaseSampler:
         }
 
     def sample(self, model, positive, negative, width, height, batch_size, seed, steps, cfg):
-        check_run(cogview3_unet(model), "base", width, height, batch_size, steps, cfg)
+        check_run(cogview3_unet(model), "base", width=width, height=height, batch=batch_size, steps=steps, cfg=cfg)
         _check_sides(self, model, positive, negative)
         request = CogView3BaseRequest(positive, negative, width, height, seed, batch_size, steps, cfg)
         return ({"samples": host.paint_cogview3_base(model, request)},)
@@ -139,7 +140,8 @@ class GLMImageCogView3Relay:
 
     def sample(self, model, vae, image, positive, negative, seed, steps, relay_steps, cfg):
         height, width = (2 * side for side in image.shape[1:3])
-        check_run(cogview3_unet(model), "relay", width, height, len(image), steps, cfg, relay_steps)
+        settings = {"batch": len(image), "steps": steps, "relay_steps": relay_steps, "cfg": cfg}
+        check_run(cogview3_unet(model), "relay", width=width, height=height, **settings)
         _check_sides(self, model, positive, negative)
         with placed_vae(vae, "auto", vae_encode_bytes, width, height) as (coder, tiled):
             low = encode(coder, enlarged(image), tiled)

@@ -166,31 +166,33 @@ class StandaloneHost:
                 dit,
                 positive,
                 negative,
-                request.width,
-                request.height,
-                image_seeds(request.seed, request.batch),
-                request.steps,
-                request.cfg,
-                request.denoise,
-                request.latents,
-                request.mask,
-                micro_conditions(options, request.width, request.height),
-                self.progress("Sampler"),
+                width=request.width,
+                height=request.height,
+                seeds=image_seeds(request.seed, request.batch),
+                steps=request.steps,
+                cfg=request.cfg,
+                denoise=request.denoise,
+                latents=request.latents,
+                mask=request.mask,
+                micro=micro_conditions(options, request.width, request.height),
+                progress=self.progress("Sampler"),
             )
 
     def paint_cogview3_base(self, model: CogView3Unet, request: CogView3BaseRequest) -> torch.Tensor:
         (positive, options), (negative, _) = request.positive[0], request.negative[0]
         guided = request.cfg != 1 and not model.is_distilled
         job = Job(request.width, request.height, request.batch, glyph_tokens=positive.shape[1], guided=guided)
-        seeds = image_seeds(request.seed, request.batch)
-        micro = micro_conditions(options, request.width, request.height)
-        settings = {"steps": request.steps, "cfg": request.cfg, "micro": micro, "progress": self.progress("Sampler")}
+        settings = {
+            "seeds": image_seeds(request.seed, request.batch),
+            "steps": request.steps,
+            "cfg": request.cfg,
+            "micro": micro_conditions(options, request.width, request.height),
+            "progress": self.progress("Sampler"),
+        }
         with self.placed(model, unet_bytes(model.model.config, model.dtype.itemsize, job)) as unet:
             if request.latents is None:
-                return cogview3_base.sample(unet, positive, negative, request.width, request.height, seeds, **settings)
-            return cogview3_base.relay(
-                unet, positive, negative, request.latents, seeds, relay_steps=request.relay_steps, **settings
-            )
+                return cogview3_base.sample(unet, positive, negative, width=request.width, height=request.height, **settings)
+            return cogview3_base.relay(unet, positive, negative, request.latents, relay_steps=request.relay_steps, **settings)
 
     def _placing(self, component: Component | None = None) -> Residency:
         if self.residency is None:

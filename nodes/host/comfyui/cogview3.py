@@ -84,7 +84,8 @@ class CogView3Model(CogView3ModelBase):
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
         dit = self._on_device(x.device)
         scaled = self.model_sampling.calculate_input(t, x)
-        v = velocity(dit, scaled, self.model_sampling.timestep(t).float(), c_crossattn.to(x.device, dit.dtype), sizes)
+        text = c_crossattn.to(x.device, dit.dtype)
+        v = velocity(dit, scaled, self.model_sampling.timestep(t).float(), text=text, **sizes)
         return self.model_sampling.calculate_denoised(t, v, x)
 
 
@@ -117,7 +118,7 @@ class CogView3BaseModel(CogView3ModelBase):
         unet = self._on_device(x.device)
         scaled = self.model_sampling.calculate_input(t, x)
         timesteps = self.model_sampling.timestep(t).float()
-        noise = predicted_noise(unet, scaled, timesteps, c_crossattn.to(x.device, unet.dtype), **conds)
+        noise = predicted_noise(unet, scaled, timesteps, text=c_crossattn.to(x.device, unet.dtype), **conds)
         return self.model_sampling.calculate_denoised(t, noise, x)
 
 
