@@ -59,8 +59,9 @@ def _unless_empty(prompt: str | None) -> str | bool:
 
 
 def _answer(wire, question, temperature, seed, max_tokens, label) -> str:
-    with host.placed(wire, question.bytes(host.component(wire), max_tokens), "vlm") as vlm:
-        return answer(vlm, question, temperature, seed, max_tokens, host.progress(label, "tokens"))
+    with host.placed(wire, question.working_bytes(host.component(wire), max_tokens), "vlm") as vlm:
+        settings = {"temperature": temperature, "seed": seed, "max_tokens": max_tokens}
+        return answer(vlm, question, **settings, progress=host.progress(label, "tokens"))
 
 
 class _Enhancer:
@@ -150,7 +151,7 @@ class GLMImageDescribe:
         if frame_rate:
             pictures, clip = [], Clip(pictures, frame_rate)
         request = description_request(instruction, language, len(images), frame_rate > 0)
-        question = prepare(host.component(vlm), "", request, pictures, clip)
+        question = prepare(host.component(vlm), "", request, pictures, clip=clip)
         description = without_markup(_answer(vlm, question, temperature, seed, max_tokens, "Describe"))
         if not description:
             raise ValueError(f"the model said nothing within {max_tokens} tokens, or only thought; raise max_tokens")

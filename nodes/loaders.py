@@ -224,4 +224,4 @@ class GLMImageLoadVLM(_QuantizingLoader):
         return vlm.find_vlm(checkpoint, host.model_roots("LLM"))
 
     def load(self, checkpoint, dtype, quantization, device="default"):
-        return (host.wire(vlm.load_vlm(self._path(checkpoint), dtype, quantization), device),)
+        return (host.wire(vlm.load_vlm(self._path(checkpoint), dtype, quantization, device=host.device(device)), device),)
