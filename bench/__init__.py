@@ -21,7 +21,7 @@ import torch
 
 from ..glmimage_core.checkpoints.build import check_libraries
 from ..glmimage_core.checkpoints.report import DTYPES
-from ..glmimage_core.tiny.spec import SIZES
+from ..glmimage_core.tiny.spec import SPECS
 from ..nodes.host.standalone import best_device, usable_device
 from . import ar, dit, e2e, memory, vae
 from .measure import cases, numbers
@@ -54,7 +54,7 @@ def with_default_bench(arguments: list[str]) -> list[str]:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--size", choices=(*SIZES, FULL), default="tiny", help=f"of the random models; {FULL} is the released one"
+        "--size", choices=(*SPECS, FULL), default="tiny", help=f"of the random models; {FULL} is the released one"
     )
     parser.add_argument("--width", type=numbers, default=[512], metavar="PX[,PX...]", help="of the pictures, in pixels")
     parser.add_argument(

@@ -14,7 +14,7 @@ from ..glmimage_core.glm_image.files.components import build
 from ..glmimage_core.glm_image.files.inspect import latent_space, scheduler_shift
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder
 from ..glmimage_core.tiny.glm_image import write_layout
-from ..glmimage_core.tiny.spec import RELEASED, SIZES
+from ..glmimage_core.tiny.spec import RELEASED, SPECS
 from ..glmimage_core.tiny.weights import randomize
 from ..glmimage_core.vae import Vae
 
@@ -34,7 +34,7 @@ class Models:
             raise ValueError(f"--size {FULL} needs an accelerator, of 24 GB or more; the CPU would be busy for hours")
         self.models, self.folder = folder, folder / LAYOUT
         self.device, self.dtype, self.seed = device, dtype, seed
-        write_layout(self.folder, RELEASED if size == FULL else SIZES[size], seed)
+        write_layout(self.folder, RELEASED if size == FULL else SPECS[size], seed)
 
     def ar(self) -> ArModel:
         from transformers import GenerationConfig
