@@ -1,4 +1,4 @@
-"""The folder that becomes nano: its sizes, and all of it but the weights."""
+"""The checkpoint folder of nano without its weights: configs, tokenizers and processor."""
 
 import json
 import random
@@ -48,18 +48,18 @@ NANO = ModelSpec(
 
 
 def write_nano_layout(folder: Path) -> None:
-    """All of nano but its weights, with a tokenizer trained on captions."""
+    """Write all of nano but its weights, with a tokenizer trained on captions."""
     pairs = merges()
     first = _TEXT_START + 256 + len(pairs)
-    write_layout(
-        folder, replace(NANO, tokenizer_merges=pairs, vocabulary=first + 4, special_ids=(first, first + 1, first + 2, first + 3))
-    )
+    special_ids = (first, first + 1, first + 2, first + 3)
+    write_layout(folder, replace(NANO, tokenizer_merges=pairs, vocabulary=first + 4, special_ids=special_ids))
 
 
 def merges() -> tuple[tuple[str, str], ...]:
-    """Pairs joined by byte-level BPE trained on captions, on Chinese ones phrase by phrase, since these have no spaces.
+    """The merges of byte-level BPE trained on captions.
 
-    What stands in quotes is left out: words to be drawn are spelled letter by letter.
+    Chinese captions have no spaces, so BPE is trained on their phrases. Quoted text is left out, so that every word to be drawn
+    is spelled letter by letter.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 

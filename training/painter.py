@@ -1,4 +1,4 @@
-"""A checkpoint's whole way from a prompt to a picture, by the library's own functions."""
+"""A checkpoint as a function from prompt to picture, by the library's own functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..glmimage_core.vae import Vae, decode
 
 @dataclass(frozen=True, eq=False)
 class Painter:
-    """Paints what a prompt says, after reference pictures or without; the same seed plans and paints."""
+    """Paints a prompt, with or without reference pictures. One seed is used for the prior tokens and for the noise."""
 
     ar: ArModel
     glyph_encoder: GlyphEncoder
@@ -33,7 +33,7 @@ class Painter:
 
     @classmethod
     def of(cls, checkpoint: Path, dtype: str = "auto", quantization: str = "none", **settings) -> "Painter":
-        """Load a checkpoint folder, AR model and DiT quantized if so wished. Raises as the loaders do."""
+        """Load a checkpoint folder. quantization: of AR model and DiT. Raises as the loaders do."""
         return cls(
             load_ar(checkpoint, dtype, quantization),
             load_glyph_encoder(checkpoint, dtype),
