@@ -58,14 +58,14 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
         component = make()
         for case in options.cases:
             for count in options.references:
-                rows += _rows(name, component, case, count, models.folder)
+                rows += _rows(name, component, case, references=count, folder=models.folder)
         del component  # to make room on the device for the next one
         gc.collect()
     cap = f" with a cap of {options.cap} GB" if options.cap else ""
     yield Table(f"Peak memory in MB, one stage's model on the device{cap}; a stage without a peak ran out of memory", rows)
 
 
-def _rows(name: str, component: Component, case: Case, references: int, folder: Path) -> Iterator[dict[str, Value]]:
+def _rows(name: str, component: Component, case: Case, *, references: int, folder: Path) -> Iterator[dict[str, Value]]:
     """A row for each stage that one component runs."""
     device, itemsize = component.device, component.dtype.itemsize
     fitted = _fitted(case, folder)

@@ -56,7 +56,7 @@ class Models:
     def _random_model(self, name: str) -> torch.nn.Module:
         config_file = self.folder / name / "config.json"
         config = folders.read_json(config_file)
-        model = build(name, config, config_file, self.device, self.dtype).eval()
+        model = build(name, config, config_file, device=self.device, dtype=self.dtype).eval()
         randomize(model, f"{self.seed}/{name}")
         return model
 

@@ -126,7 +126,7 @@ def test_the_image_processor_and_vision_half_see_what_was_drawn(nano):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["first into second", "second into first"])
 def test_references_are_told_apart_by_their_order(nano, kind):
-    edits = [random_edit(random.Random(f"order/{number}"), 8, 8, "en", kind) for number in range(3)]
+    edits = [random_edit(random.Random(f"order/{number}"), 8, 8, "en", kind=kind) for number in range(3)]
     pictures = [nano(edit.prompt, [draw(scene) for scene in edit.references], 256, 256, seed=0) for edit in edits]
     for edit, picture in zip(edits, pictures, strict=True):
         (source,) = (scene for scene in edit.references if scene is not edit.into)

@@ -299,7 +299,7 @@ def test_the_finder_is_frozen_while_the_dit_learns_to_read_it(made):
 
 
 def test_edits_are_taught_with_their_references_in_order(nano_ar):
-    edit = captions.random_edit(random.Random(0), 8, 8, "en", "first into second")
+    edit = captions.random_edit(random.Random(0), 8, 8, "en", kind="first into second")
     sequence = ar_training.edit_lesson(nano_ar, edit)
     first, second = (world.tokens_of(scene).flatten() for scene in edit.references)
     assert torch.equal(sequence.ids[1:65], first) and torch.equal(sequence.ids[67:131], second)

@@ -129,7 +129,7 @@ def random_edits(ar: ArModel, rng: random.Random) -> list[Sequence]:
     references = 2 if rng.random() < 0.3 else 1
     kinds = [kind for kind in EDITS if (kind in COMBINATIONS) == (references == 2)]
     edits = (
-        random_edit(rng, rows, columns, rng.choice(LANGUAGES), rng.choice(kinds), anywhere=rng.random() < 0.3)
+        random_edit(rng, rows, columns, rng.choice(LANGUAGES), kind=rng.choice(kinds), anywhere=rng.random() < 0.3)
         for _ in range(EDITS_BY_REFERENCES[references])
     )
     return [edit_lesson(ar, edit) for edit in edits]

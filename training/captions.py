@@ -100,7 +100,8 @@ def describe(rng: random.Random, scene: Scene, language: str) -> Request:
     claims = []
     for (kind, colour, size), shapes in groups.items():
         place = scene.place_of(shapes[0]) if len(shapes) == 1 and _names_place(rng, scene, shapes[0]) else None
-        claims.append(Claim(len(shapes), kind, colour, size if rng.random() < 0.6 else None, place))
+        stated_size = size if rng.random() < 0.6 else None
+        claims.append(Claim(len(shapes), kind, colour, size=stated_size, place=place))
     word = None
     if scene.word is not None:
         colour = scene.word.colour if rng.random() < 0.6 else None
@@ -112,7 +113,7 @@ def describe(rng: random.Random, scene: Scene, language: str) -> Request:
     listed = _listed(rng, phrases["lists"], things)
     template = rng.choice(phrases["picture"]["plain" if ground is None else "grounded"])
     prompt = template.format(things=listed, ground=phrases["colours"].get(ground, ""))
-    return Request(_sentence(rng, prompt, language), scene, ground, tuple(claims), word)
+    return Request(_sentence(rng, prompt, language), scene, ground=ground, claims=tuple(claims), word=word)
 
 
 def _names_place(rng: random.Random, scene: Scene, shape: Shape) -> bool:
@@ -160,7 +161,7 @@ EDITS = ("recolour", "move", "add", "remove", "word", "ground", *COMBINATIONS)
 
 
 def random_edit(
-    rng: random.Random, rows: int, columns: int, language: str, kind: str | None = None, anywhere: bool = False
+    rng: random.Random, rows: int, columns: int, language: str, *, kind: str | None = None, anywhere: bool = False
 ) -> Edit:
     """A random edit, of a random kind by default. Scenes are drawn until one allows it. anywhere: as `random_scene` has it."""
     kind = kind or rng.choice(EDITS)
@@ -203,7 +204,7 @@ def _recolour(rng, scene, phrases):
     colour = other_colour(rng, scene.ground, shape.colour)
     target = replace(scene, shapes=tuple(replace(s, colour=colour) if s is shape else s for s in scene.shapes))
     prompt = _template(rng, phrases, "recolour").format(object=name, colour=phrases["colours"][colour])
-    return Edit("recolour", prompt, (scene,), scene, target)
+    return Edit("recolour", prompt, (scene,), into=scene, scene=target)
 
 
 def _move(rng, scene, phrases):
@@ -215,27 +216,28 @@ def _move(rng, scene, phrases):
     if target is None:
         return None
     prompt = _template(rng, phrases, "move").format(object=name, way=rng.choice(phrases["ways"][place]))
-    return Edit("move", prompt, (scene,), scene, target, free=target.shapes[-1], place=place)
+    return Edit("move", prompt, (scene,), into=scene, scene=target, free=target.shapes[-1], place=place)
 
 
 def _add(rng, scene, phrases):
-    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)), 0, 0)
+    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)))
     if any((shape.kind, shape.colour) == (other.kind, other.colour) for other in scene.shapes):
         return None
     place = rng.choice((None, *PLACES))
     target = with_thing(rng, scene, shape, place)
     if target is None:
         return None
-    shape_phrase = _say_claim(rng, phrases, Claim(1, shape.kind, shape.colour, shape.size, place))
+    shape_phrase = _say_claim(rng, phrases, Claim(1, shape.kind, shape.colour, size=shape.size, place=place))
     prompt = _template(rng, phrases, "add").format(shape=shape_phrase)
-    return Edit("add", prompt, (scene,), scene, target, free=target.shapes[-1], place=place)
+    return Edit("add", prompt, (scene,), into=scene, scene=target, free=target.shapes[-1], place=place)
 
 
 def _remove(rng, scene, phrases):
     if len(scene.things) < 2 or (named := _named(rng, phrases, scene)) is None:
         return None
     shape, name = named
-    return Edit("remove", _template(rng, phrases, "remove").format(object=name), (scene,), scene, _without(scene, shape))
+    prompt = _template(rng, phrases, "remove").format(object=name)
+    return Edit("remove", prompt, (scene,), into=scene, scene=_without(scene, shape))
 
 
 def _word(rng, scene, phrases):
@@ -248,13 +250,14 @@ def _word(rng, scene, phrases):
     target = replace(scene, word=Word(text, scene.word.colour, scene.word.row, column))
     if not target.is_free(target.word, target.shapes):
         return None
-    return Edit("word", _template(rng, phrases, "word").format(text=text), (scene,), scene, target)
+    prompt = _template(rng, phrases, "word").format(text=text)
+    return Edit("word", prompt, (scene,), into=scene, scene=target)
 
 
 def _ground(rng, scene, phrases):
     ground = other_colour(rng, scene.ground, *(thing.colour for thing in scene.things))
     prompt = _template(rng, phrases, "ground").format(ground=phrases["colours"][ground])
-    return Edit("ground", prompt, (scene,), scene, replace(scene, ground=ground))
+    return Edit("ground", prompt, (scene,), into=scene, scene=replace(scene, ground=ground))
 
 
 def _combine(kind):
@@ -269,7 +272,8 @@ def _combine(kind):
             return None
         references = (source, into) if kind == "first into second" else (into, source)
         target = replace(into, shapes=(*into.shapes, shape))
-        return Edit(kind, _template(rng, phrases, kind).format(object=name), references, into, target)
+        prompt = _template(rng, phrases, kind).format(object=name)
+        return Edit(kind, prompt, references, into=into, scene=target)
 
     return make
 

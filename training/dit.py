@@ -117,8 +117,7 @@ def random_lesson(rng: random.Random) -> Lesson:
     letters = rng.choice((0, 1, 2, 3, 4, 5, 6, min(LONGEST_WORD, columns)))
     if rng.random() < 0.65:
         return _pictures(rng, rows, columns, letters)
-    kind = rng.choice(EDITS)
-    return _edits(rng, rows, columns, kind, letters or 3)
+    return _edits(rng, rows, columns, letters or 3)
 
 
 def _pictures(rng: random.Random, rows: int, columns: int, letters: int) -> Lesson:
@@ -130,10 +129,11 @@ def _pictures(rng: random.Random, rows: int, columns: int, letters: int) -> Less
     return Lesson(scenes, [scene.word.text if scene.word else "" for scene in scenes], [()] * SCENES)
 
 
-def _edits(rng: random.Random, rows: int, columns: int, kind: str, letters: int) -> Lesson:
+def _edits(rng: random.Random, rows: int, columns: int, letters: int) -> Lesson:
+    kind = rng.choice(EDITS)
     edits = []
     while len(edits) < SCENES:
-        edit = random_edit(rng, rows, columns, "en", kind, anywhere=True)
+        edit = random_edit(rng, rows, columns, "en", kind=kind, anywhere=True)
         if kind != "word" or len(edit.scene.word.text) == letters:
             edits.append(edit)
     texts = [edit.scene.word.text if kind == "word" else "" for edit in edits]

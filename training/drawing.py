@@ -83,10 +83,10 @@ def draw(scene: Scene) -> torch.Tensor:
     """A scene as a picture, [rows * 32, columns * 32, 3] float32 in 0..1."""
     picture = rgb(scene.ground).expand(scene.rows * CELL_PX, scene.columns * CELL_PX, 3).clone()
     for shape in scene.shapes:
-        _paint(picture, shape.row, shape.column, shape_mask(shape.kind, shape.size), shape.colour)
+        _paint(picture, (shape.row, shape.column), shape_mask(shape.kind, shape.size), shape.colour)
     if scene.word is not None:
         for index, letter in enumerate(scene.word.text):
-            _paint(picture, scene.word.row, scene.word.column + index, letter_mask(letter), scene.word.colour)
+            _paint(picture, (scene.word.row, scene.word.column + index), letter_mask(letter), scene.word.colour)
     return picture
 
 
@@ -95,9 +95,10 @@ def rgb(colour: str) -> torch.Tensor:
     return torch.tensor(COLOURS[colour], dtype=torch.float32) / 255
 
 
-def _paint(picture: torch.Tensor, row: int, column: int, mask: torch.Tensor, colour: str) -> None:
+def _paint(picture: torch.Tensor, cell: tuple[int, int], mask: torch.Tensor, colour: str) -> None:
+    """Blend a colour into the picture in place. cell: row and column of the mask's top left corner."""
     height, width = mask.shape
-    top, left = row * CELL_PX, column * CELL_PX
+    top, left = (index * CELL_PX for index in cell)
     area = picture[top : top + height, left : left + width]
     area.lerp_(rgb(colour).expand_as(area), mask[..., None])
 

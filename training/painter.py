@@ -42,10 +42,11 @@ class Painter:
             **settings,
         )
 
-    def __call__(self, prompt: str, pictures: Sequence[torch.Tensor], width: int, height: int, seed: int) -> torch.Tensor:
+    def __call__(self, prompt: str, pictures: Sequence[torch.Tensor], width: int, height: int, *, seed: int) -> torch.Tensor:
         """pictures: the references, [H, W, 3] in 0..1; sides in pixels. Returns [height, width, 3] float32 in 0..1."""
         references = [self.reference(picture) for picture in pictures]
-        prior = generate_prior(self.ar, prompt, width, height, seed, sampling=self.sampling, references=references)
+        settings = {"seed": seed, "sampling": self.sampling, "references": references}
+        prior = generate_prior(self.ar, prompt, width, height, **settings)
         positive = encode_glyph_texts(self.glyph_encoder, find_quoted_texts(prompt))
         negative = encode_glyph_texts(self.glyph_encoder, [])
         latents = sample(
@@ -53,9 +54,9 @@ class Painter:
             prior,
             positive,
             negative,
-            [seed],
-            self.steps,
-            self.cfg,
+            seeds=[seed],
+            steps=self.steps,
+            cfg=self.cfg,
             references=references,
             approximations=self.approximations,
         )

@@ -26,7 +26,7 @@ def read(picture: torch.Tensor) -> Scene:
     names = list(COLOURS)
     contrast = (picture - rgb(names[ground])).norm(dim=-1).numpy()
     word = _word(rest, colours, contrast)
-    return Scene(height // CELL_PX, width // CELL_PX, names[ground], tuple(shapes), word)
+    return Scene(height // CELL_PX, width // CELL_PX, names[ground], shapes=tuple(shapes), word=word)
 
 
 def colour_map(picture: torch.Tensor) -> np.ndarray:
@@ -54,7 +54,7 @@ def _shapes(picture: torch.Tensor, colours: np.ndarray, ground: int) -> tuple[li
         )
         colour = int(np.bincount(colours[rows, columns][mask]).argmax())
         ink = mask & _nearer(picture[rows, columns], colour, ground)
-        found.append(Shape(kind_of(ink, size), list(COLOURS)[colour], size, row, column))
+        found.append(Shape(kind_of(ink, size), list(COLOURS)[colour], size, row=row, column=column))
         rest[rows, columns][mask] = False
     return found, rest
 

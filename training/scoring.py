@@ -7,7 +7,7 @@ judge       reads the picture back and compares it with the prompt
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,8 +39,8 @@ class Verdict:
     kept: float | None = None
 
 
-Paint = Callable[[str, Sequence[torch.Tensor], int, int, int], torch.Tensor]
-"""(prompt, reference pictures [H, W, 3] each, width, height in pixels, seed) -> picture [height, width, 3], all in 0..1."""
+Paint = Callable[..., torch.Tensor]
+"""(prompt, references, width, height, *, seed) -> picture. Pictures are [H, W, 3] in 0..1, sides in pixels."""
 
 
 def questions(share: float = 1.0) -> Iterator[Question]:
@@ -54,8 +54,8 @@ def answer(paint: Paint, question: Question) -> torch.Tensor:
     """Paint a question: [H, W, 3] in 0..1."""
     asked = question.asked
     references = [draw(scene) for scene in asked.references] if isinstance(asked, Edit) else []
-    size = asked.scene.columns * CELL_PX, asked.scene.rows * CELL_PX
-    return paint(asked.prompt, references, *size, question.number)
+    width, height = asked.scene.columns * CELL_PX, asked.scene.rows * CELL_PX
+    return paint(asked.prompt, references, width, height, seed=question.number)
 
 
 def judge(question: Question, picture: torch.Tensor) -> Verdict:
@@ -117,7 +117,7 @@ def kept_psnr(picture: torch.Tensor, edit: Edit, seen: Scene) -> float:
 
 def _one_shape(rng: random.Random, number: int) -> Request:
     scene = _empty_scene(rng, number)
-    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)), 0, 0)
+    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)))
     return describe(rng, with_thing(rng, scene, shape), LANGUAGES[number % 2])
 
 
@@ -141,7 +141,7 @@ def _word(rng: random.Random, number: int) -> Request:
 
 def _edit(rng: random.Random, number: int) -> Edit:
     rows, columns = SIZES[number // len(EDITS) % len(SIZES)]
-    return random_edit(rng, rows, columns, LANGUAGES[number % 2], EDITS[number // 2 % len(EDITS)])
+    return random_edit(rng, rows, columns, LANGUAGES[number % 2], kind=EDITS[number // 2 % len(EDITS)])
 
 
 def _empty_scene(rng: random.Random, number: int) -> Scene:

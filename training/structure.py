@@ -45,9 +45,13 @@ def scenes_of_all_codes() -> Iterator[Scene]:
     """One scene of 12 x 12 cells for each pair of colours; together they show every code that a scene can show."""
     spots = {"large": ((0, 0), (0, 4), (0, 8), (4, 0), (4, 4)), "small": ((4, 8), (8, 0), (8, 3), (8, 6), (8, 9))}
     for number, (colour, ground) in enumerate(PAIRS):
-        shapes = [Shape(kind, colour, size, *spot) for size in SPANS for kind, spot in zip(KINDS, spots[size], strict=True)]
-        text = random_letters(random.Random(number), LONGEST_WORD)
-        yield Scene(12, 12, ground, tuple(shapes), Word(text, colour, 11, 2))
+        shapes = tuple(
+            Shape(kind, colour, size, row=row, column=column)
+            for size in SPANS
+            for kind, (row, column) in zip(KINDS, spots[size], strict=True)
+        )
+        word = Word(random_letters(random.Random(number), LONGEST_WORD), colour, 11, 2)
+        yield Scene(12, 12, ground, shapes=shapes, word=word)
 
 
 def table_of_looks(latents_of: Callable[[list[Scene]], torch.Tensor], width: int) -> torch.Tensor:

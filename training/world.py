@@ -50,8 +50,8 @@ class Shape:
     kind: str
     colour: str
     size: str
-    row: int
-    column: int
+    row: int = 0
+    column: int = 0
 
     @property
     def height(self) -> int:
@@ -195,6 +195,7 @@ def random_scene(
     rng: random.Random,
     rows: int,
     columns: int,
+    *,
     most_groups: int = 3,
     most_shapes: int = 4,
     with_word: float = 0.45,
@@ -220,9 +221,10 @@ def random_scene(
         place = rng.choice(PLACES) if not several and rng.random() < 0.6 else None
         for _ in range(rng.randint(2, most_shapes) if several else 1):
             if len(scene.shapes) < most_shapes:
-                scene = with_thing(rng, scene, Shape(kind, colour, size, 0, 0), place, anywhere) or scene
+                scene = with_thing(rng, scene, Shape(kind, colour, size), place, anywhere=anywhere) or scene
     if not scene.things:
-        return random_scene(rng, rows, columns, most_groups, most_shapes, with_word, anywhere)
+        settings = {"most_groups": most_groups, "most_shapes": most_shapes, "with_word": with_word, "anywhere": anywhere}
+        return random_scene(rng, rows, columns, **settings)
     return scene
 
 
@@ -231,7 +233,7 @@ def other_colour(rng: random.Random, *not_these: str) -> str:
 
 
 def with_thing(
-    rng: random.Random, scene: Scene, thing: Shape | Word, place: str | None = None, anywhere: bool = False
+    rng: random.Random, scene: Scene, thing: Shape | Word, place: str | None = None, *, anywhere: bool = False
 ) -> Scene | None:
     """The scene with one more thing, or None where there is no room for it.
 

@@ -60,7 +60,7 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
 
 def find_folder(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
-    return find_named(name, list_folders(roots), roots, "CogView3-Plus", LAYOUT)
+    return find_named(name, list_folders(roots), roots, what="CogView3-Plus", layout=LAYOUT)
 
 
 def check_folder(folder: Path) -> None:

@@ -79,7 +79,7 @@ def _holds_t5(folder: Path) -> bool:
 
 def find_text_encoder(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name with T5 in it. Raises FileNotFoundError that says where it looked."""
-    return find_named(name, list_text_encoders(roots), roots, "folder with T5", T5_LAYOUT)
+    return find_named(name, list_text_encoders(roots), roots, what="folder with T5", layout=T5_LAYOUT)
 
 
 def check_text_encoder(folder: Path) -> ComponentReport:

@@ -5,7 +5,7 @@ from typing import Any
 from ..placement.prediction import SAMPLING_COPIES
 
 
-def answer_bytes(config: Any, itemsize: int, prompt: int, answer: int, patches: int) -> int:
+def answer_bytes(config: Any, itemsize: int, *, prompt: int, answer: int, patches: int) -> int:
     """The largest of three: the widest vision layer over all patches, the prompt's prefill, the last token's decode.
 
     prompt, answer: tokens. patches: of all pictures. The counts of tensors are those alive together in transformers' layers; a

@@ -75,7 +75,8 @@ class Question(NamedTuple):
 
     def working_bytes(self, vlm: Vlm, max_tokens: int) -> int:
         """How many bytes an answer needs on the device beside the weights."""
-        return answer_bytes(vlm.model.config, vlm.model.dtype.itemsize, self.tokens, max_tokens, self.patches)
+        tokens = {"prompt": self.tokens, "answer": max_tokens, "patches": self.patches}
+        return answer_bytes(vlm.model.config, vlm.model.dtype.itemsize, **tokens)
 
 
 def list_vlms(roots: Sequence[Path]) -> dict[str, Path]:
@@ -85,7 +86,7 @@ def list_vlms(roots: Sequence[Path]) -> dict[str, Path]:
 
 def find_vlm(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
-    return find_named(name, list_vlms(roots), roots, "vision-language model", LAYOUT)
+    return find_named(name, list_vlms(roots), roots, what="vision-language model", layout=LAYOUT)
 
 
 def _config_of(folder: Path) -> dict:
