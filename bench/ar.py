@@ -1,11 +1,12 @@
-"""The AR stage: milliseconds a token against transformers' generate, the bare matrix products and the weights' bytes.
+"""The AR stage: milliseconds a token against transformers' generate, the bare matrix products and the bytes of the weights.
 
-A token is one for every sequence of the batch. The floor is every Linear of the language model and the head on one row a
-sequence; `read` is the time in which the copy rate moves their weights once, which a cache can beat for small models.
+One token here is one for every sequence of the batch. The floor is every Linear of the language model and the head, on one row a
+sequence. `read` is the time to read their weights once at the copy rate; for small models a CPU's cache can be faster.
 """
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch.nn.functional import linear
@@ -15,21 +16,21 @@ from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import preview_grid, prior_grid
 from ..glmimage_core.glm_image.prior import generate_prior, prompt_ids
 from .inputs import PROMPT
+from .libraries import generate
 from .measure import Case, copy_rate, medians, numbers
 from .models import Models
-from .reference import generate
 from .table import Table, compared
 
-FLOOR_TOKENS = 64  # after which the floor is known
+FLOOR_TOKENS = 64  # over which the floor is measured
 
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="sequences at once")
-    parser.add_argument("--against", choices=["reference"], help="transformers' generate, made to emit as many tokens")
+    parser.add_argument("--against", choices=["reference"], help="transformers' generate, forced to emit as many tokens")
 
 
 def check(options: Namespace) -> None:
-    """All that can be wrong is common to the benchmarks."""
+    """Only the common options can be wrong."""
 
 
 def measure(options: Namespace, models: Models) -> Iterator[Table]:
@@ -40,13 +41,15 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
         grids = emitted_grids(case)
         tokens = sum(grid.tokens for grid in grids)
         ids, _ = prompt_ids(ar, PROMPT, grids, [])
-        ways = {
-            "this": lambda seed, case=case: generate_prior(ar, PROMPT, case.width, case.height, seed=seed, batch=case.batch),
+        ours = partial(generate_prior, ar, PROMPT, case.width, case.height, batch=case.batch)
+        theirs = partial(generate, ar, ids, grids, batch=case.batch)
+        runs = {
+            "this": lambda seed, ours=ours: ours(seed=seed),
             "floor": lambda seed, case=case: bare_products(ar, case.batch, FLOOR_TOKENS),
         }
         if options.against:
-            ways["reference"] = lambda seed, case=case, ids=ids, grids=grids: generate(ar, ids, grids, case.batch, seed)
-        times = medians(ways, options.rounds, options.seed, options.device)
+            runs["reference"] = lambda seed, theirs=theirs: theirs(seed=seed)
+        times = medians(runs, options.rounds, options.seed, options.device)
         ms = {name: 1000 * time / (FLOOR_TOKENS if name == "floor" else tokens) for name, time in times.items()}
         rows.append(
             case.columns
@@ -58,14 +61,14 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
 
 
 def emitted_grids(case: Case) -> list[Grid]:
-    """The grids of text-to-image, in the order in which they are emitted."""
+    """The token grids of text-to-image, in the order in which they are emitted."""
     large = prior_grid(case.width, case.height)
     return [preview_grid(large), large]
 
 
 @torch.inference_mode()
 def bare_products(ar: ArModel, batch: int, tokens: int) -> None:
-    """The matrix products of so many tokens of each sequence, and nothing else."""
+    """Only the matrix products of so many tokens of each sequence."""
     layers = decoding_layers(ar)
     inputs = {width: torch.ones(batch, width, device=ar.device, dtype=ar.dtype) for width in {w.shape[1] for w in layers}}
     for _ in range(tokens):
@@ -74,11 +77,11 @@ def bare_products(ar: ArModel, batch: int, tokens: int) -> None:
 
 
 def decoding_layers(ar: ArModel) -> list[torch.Tensor]:
-    """The weights of every matrix product of one token."""
+    """The weights of all matrix products for one token."""
     modules = [*ar.model.model.language_model.modules(), ar.model.lm_head]
     return [module.weight for module in modules if isinstance(module, torch.nn.Linear)]
 
 
 def weight_bytes(ar: ArModel) -> int:
-    """Bytes of weights read for one token."""
+    """The bytes of weights that one token reads."""
     return sum(weight.numel() * weight.element_size() for weight in decoding_layers(ar))

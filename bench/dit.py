@@ -1,7 +1,7 @@
 """The DiT: seconds a guided step against diffusers' pipeline and against the step's arithmetic at the machine's rate.
 
-A step is a positive and a negative pass; what a run does once is shared out over its steps. The floor is the products of the
-DiT's layers, as operations, divided by the rate of a large matrix product.
+A step is a positive and a negative pass. What a run does once is divided by its number of steps. The floor is the operations in
+the DiT's layers, divided by the rate of a large matrix product.
 """
 
 import statistics
@@ -16,21 +16,21 @@ from ..glmimage_core.diffusion import dit_token_count, image_seeds
 from ..glmimage_core.glm_image.denoise import sample
 from ..glmimage_core.glm_image.dit import Dit
 from .inputs import GLYPHS, random_glyphs, random_prior, random_reference
+from .libraries import pipeline, prior_arguments, reference_arguments
 from .measure import Case, Stopwatch, alternate, numbers, product_rate, seconds
 from .models import Models
-from .reference import given_prior, given_reference, pipeline
 from .table import Table, compared
 
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="pictures at once")
-    parser.add_argument("--steps", type=int, default=4, help="of each run")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each run")
     parser.add_argument("--against", choices=["reference"], help="diffusers' pipeline, given the same prior tokens")
 
 
 def check(options: Namespace) -> None:
     if options.steps < 1:
-        raise ValueError(f"--steps is {options.steps}; at least one is needed")
+        raise ValueError(f"--steps is {options.steps}; use 1 or more")
 
 
 def measure(options: Namespace, models: Models) -> Iterator[Table]:
@@ -39,15 +39,14 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
     rate = product_rate(options.device, options.dtype)
     rows = []
     for case in options.cases:
-        run = partial(_Run, dit, pipe, case, options)
-        text, edit = run(False), run(True)
-        ways = {"text-to-image": text.ours, "edit, new reference": edit.new, "edit, same reference": edit.ours}
+        text, edit = (_Run(dit, pipe, case, options, edit=edit) for edit in (False, True))
+        runs = {"text-to-image": text.ours, "edit, new reference": edit.new_reference, "edit, same reference": edit.ours}
         if pipe:
-            ways |= {"text": text.theirs, "edit": edit.theirs}
-        times = {name: statistics.median(each) for name, each in alternate(ways, options.rounds, options.seed).items()}
+            runs |= {"text": text.theirs, "edit": edit.theirs}
+        times = {name: statistics.median(rounds) for name, rounds in alternate(runs, options.rounds, options.seed).items()}
         for name, reference, flops in (
             ("text-to-image", "text", text.flops),
-            ("edit, new reference", "edit", edit.flops + edit.once / options.steps),
+            ("edit, new reference", "edit", edit.flops + edit.reference_flops / options.steps),
             ("edit, same reference", "edit", edit.flops),
         ):
             floor = flops / rate
@@ -59,9 +58,9 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
 
 
 class _Run:
-    """Runs of one case, each giving its seconds a step."""
+    """The runs of one case. Each method runs one with a seed and returns its seconds a step."""
 
-    def __init__(self, dit: Dit, pipe, case: Case, options: Namespace, edit: bool):
+    def __init__(self, dit: Dit, pipe, case: Case, options: Namespace, *, edit: bool):
         self.dit, self.pipe, self.case, self.steps = dit, pipe, case, options.steps
         config = dit.model.config
         rows = config.prior_vq_quantizer_codebook_size
@@ -70,24 +69,23 @@ class _Run:
         self.references = [random_reference(rows, case.width, case.height, options.seed)] if edit else []
         tokens = dit_token_count(case.width, case.height) if edit else 0
         self.flops = step_flops(config, case, tokens)
-        self.once = forward_flops(config, tokens)
+        self.reference_flops = forward_flops(config, tokens)
 
     def ours(self, seed: int) -> float:
-        seeds = image_seeds(seed, self.case.batch)
-        given = (self.prior, self.positive, self.negative)
-        return self._a_step(partial(sample, self.dit, *given, seeds=seeds, steps=self.steps, references=self.references))
+        settings = {"seeds": image_seeds(seed, self.case.batch), "steps": self.steps, "references": self.references}
+        return self._seconds_a_step(partial(sample, self.dit, self.prior, self.positive, self.negative, **settings))
 
-    def new(self, seed: int) -> float:
+    def new_reference(self, seed: int) -> float:
         self.dit.cached_references.clear()
         return self.ours(seed)
 
     def theirs(self, seed: int) -> float:
-        """The pipeline's loop; that it encodes the reference's picture in every run is not counted."""
+        """The pipeline's loop. It encodes the picture of the reference in every run; that time is subtracted."""
         device, batch = self.dit.device, self.case.batch
-        arguments = given_prior(self.prior.tokens, device)
+        arguments = prior_arguments(self.prior.tokens, device)
         for reference in self.references:
             picture = Image.new("RGB", (reference.width, reference.height))
-            arguments |= given_reference(picture, reference.vision_tokens, batch, device)
+            arguments |= reference_arguments(picture, reference.vision_tokens, batch=batch, device=device)
         run = partial(
             self.pipe,
             **arguments,
@@ -99,21 +97,27 @@ class _Run:
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
         )
-        with Stopwatch({"encode": [(self.pipe.vae, "encode")]}, device) as times:
-            return self._a_step(run) - times["encode"] / self.steps
+        stopwatch = Stopwatch(device)
+        with stopwatch.timed_methods({"encode": [(self.pipe.vae, "encode")]}):
+            seconds_a_step = self._seconds_a_step(run)
+        encoding = stopwatch.times["encode"] if self.references else 0.0
+        return seconds_a_step - encoding / self.steps
 
-    def _a_step(self, run: Callable[[], object]) -> float:
+    def _seconds_a_step(self, run: Callable[[], object]) -> float:
         return seconds(run, self.dit.device) / self.steps
 
 
 def step_flops(config, case: Case, cached_tokens: int = 0) -> int:
-    """Floating point operations of the layers' products in a guided step, whose positive pass sees cached tokens."""
+    """Floating point operations of a guided step, in products. The positive pass also attends to the cached tokens."""
     tokens = dit_token_count(case.width, case.height) + GLYPHS
     return case.batch * (forward_flops(config, tokens, cached_tokens) + forward_flops(config, tokens))
 
 
 def forward_flops(config, tokens: int, cached_tokens: int = 0) -> int:
-    """A pass over so many image and text tokens: per layer and token four attention projections and a feed-forward of four
-    widths, and the attention over all tokens. The embeddings, the last projection and AdaLN are a percent and left out."""
+    """Floating point operations of one pass over so many image and text tokens.
+
+    Each layer has four attention projections and a feed-forward of four widths for each token, and the attention over all tokens.
+    The embeddings, the last projection and AdaLN are about a percent and left out.
+    """
     width = config.num_attention_heads * config.attention_head_dim
     return config.num_layers * (2 * 12 * width**2 * tokens + 4 * width * tokens * (tokens + cached_tokens))

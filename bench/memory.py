@@ -1,7 +1,6 @@
-"""Memory: the predicted peak of each stage against the measured one, with only what that stage runs on the device.
+"""Memory: the predicted peak of each stage against the measured one. Only the model of the stage is on the device.
 
-A peak is weights and working memory. On CUDA it is the most that PyTorch's allocator had given out, on the CPU the most that
-its profiler saw.
+A peak is weights and working memory: on CUDA as PyTorch's allocator counts it, on the CPU as PyTorch's profiler does.
 """
 
 import gc
@@ -16,14 +15,15 @@ from ..glmimage_core.component import Component
 from ..glmimage_core.diffusion import image_seeds, latent_grid
 from ..glmimage_core.glm_image.ar_model import vision_tokens
 from ..glmimage_core.glm_image.denoise import sample
-from ..glmimage_core.glm_image.files import load as checkpoints
 from ..glmimage_core.glm_image.files.components import COMPONENTS
+from ..glmimage_core.glm_image.files.load import load_image_processor, reference_limits
 from ..glmimage_core.glm_image.geometry import PRIOR_PX, reference_grid
 from ..glmimage_core.glm_image.memory import predict
 from ..glmimage_core.glm_image.prior import generate_prior
 from ..glmimage_core.glm_image.references import latents_of
 from ..glmimage_core.placement.prediction import Job
 from ..glmimage_core.placement.residency import model_bytes
+from ..glmimage_core.units import human_bytes
 from ..glmimage_core.vae import decode
 from .inputs import GLYPHS, PROMPT, random_glyphs, random_prior, random_reference
 from .measure import Case, allocator_peak, numbers
@@ -36,19 +36,19 @@ MB, GB = 10**6, 10**9
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="pictures at once")
     parser.add_argument("--references", type=numbers, default=[0, 1], metavar="N[,N...]", help="of the picture's size")
-    parser.add_argument("--cap", type=float, metavar="GB", help="let PyTorch have so much of the device and no more (CUDA)")
+    parser.add_argument("--cap", type=float, metavar="GB", help="the most memory that PyTorch may take (CUDA)")
 
 
 def check(options: Namespace) -> None:
     kind = options.device.type
     if options.cap is not None and kind != "cuda":
-        raise ValueError(f"--cap limits a CUDA device and this is {kind}; leave it out")
+        raise ValueError(f"--cap limits a CUDA device, and this is {kind}; leave it out")
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"peaks are measured on CUDA and on the CPU, not on {kind}; choose with --device")
     if options.cap is not None:
         whole = torch.cuda.get_device_properties(options.device).total_memory
         if not 0 < options.cap * GB <= whole:
-            raise ValueError(f"--cap is {options.cap} GB; the device has {whole / GB:.1f}")
+            raise ValueError(f"--cap is {options.cap} GB; the device has {human_bytes(whole)}")
         torch.cuda.set_per_process_memory_fraction(options.cap * GB / whole, options.device)
 
 
@@ -58,19 +58,27 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
         component = make()
         for case in options.cases:
             for count in options.references:
-                rows += _rows(name, component, case, count, models.folder)
-        del component  # the next one has the device for itself
+                rows += _rows(name, component, case, references=count, folder=models.folder)
+        del component  # to make room on the device for the next one
         gc.collect()
     cap = f" with a cap of {options.cap} GB" if options.cap else ""
-    yield Table(f"Peak memory in MB, what a stage runs on the device{cap}; a stage without a peak ran out of memory", rows)
+    yield Table(f"Peak memory in MB, one stage's model on the device{cap}; a stage without a peak ran out of memory", rows)
 
 
-def _rows(name: str, component: Component, case: Case, references: int, folder: Path) -> Iterator[dict[str, Value]]:
-    """The stages that one component runs."""
+def _rows(name: str, component: Component, case: Case, *, references: int, folder: Path) -> Iterator[dict[str, Value]]:
+    """A row for each stage that one component runs."""
     device, itemsize = component.device, component.dtype.itemsize
     fitted = _fitted(case, folder)
-    job = Job(case.width, case.height, case.batch, (fitted,) * references, len(PROMPT) + 32, GLYPHS, one_length=True)
-    configs = {name: kind.build_from(folder).config for name, kind in COMPONENTS.items()}
+    job = Job(
+        case.width,
+        case.height,
+        case.batch,
+        references=(fitted,) * references,
+        prompt_tokens=len(PROMPT) + 32,
+        glyph_tokens=GLYPHS,
+        one_length=True,
+    )
+    configs = {kind: component.build_from(folder).config for kind, component in COMPONENTS.items()}
     stages = predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
     for stage, (runs_on, runs, working) in stages.items():
         if runs_on == name:
@@ -89,38 +97,39 @@ def _rows(name: str, component: Component, case: Case, references: int, folder: 
 
 def _fitted(case: Case, folder: Path) -> tuple[int, int]:
     """The size in pixels to which a reference of the picture's size is fitted."""
-    limits = checkpoints.reference_limits(checkpoints.load_image_processor(folder))
+    limits = reference_limits(load_image_processor(folder))
     grid = reference_grid(case.width, case.height, *limits)
     return grid.width * PRIOR_PX, grid.height * PRIOR_PX
 
 
-def _run(stage: str, part: Component, case: Case, references: tuple[tuple[int, int], ...]) -> Callable[[], object]:
-    """What a stage does, as a call."""
+def _run(stage: str, component: Component, case: Case, references: tuple[tuple[int, int], ...]) -> Callable[[], object]:
+    """A call that runs one stage. references: the sizes of the references in pixels."""
     picture = Image.new("RGB", references[0]) if references else None
     if stage == "Encode Reference, vision":
-        return lambda: vision_tokens(part, picture)
+        return lambda: vision_tokens(component, picture)
     if stage == "Encode Reference, VAE":
-        return lambda: latents_of(part, picture)
+        return lambda: latents_of(component, picture)
     if stage == "VAE Decode":
-        latents = torch.zeros(1, len(part.space.mean), *latent_grid(case.width, case.height))
-        return lambda: decode(part, latents)
-    config = part.model.config
+        latents = torch.zeros(1, len(component.space.mean), *latent_grid(case.width, case.height))
+        return lambda: decode(component, latents)
+    config = component.model.config
     if stage == "Generate Prior":
-        seen = [random_reference(config.vq_config.num_embeddings, *size, seed) for seed, size in enumerate(references)]
-        return lambda: generate_prior(part, PROMPT, case.width, case.height, seed=0, batch=case.batch, references=seen)
+        encoded = [random_reference(config.vq_config.num_embeddings, *size, seed) for seed, size in enumerate(references)]
+        settings = {"seed": 0, "batch": case.batch, "references": encoded}
+        return lambda: generate_prior(component, PROMPT, case.width, case.height, **settings)
     rows = config.prior_vq_quantizer_codebook_size
-    seen = [random_reference(rows, *size, seed) for seed, size in enumerate(references)]
+    encoded = [random_reference(rows, *size, seed) for seed, size in enumerate(references)]
     prior, (positive, negative) = random_prior(rows, case), random_glyphs(config.text_embed_dim)
 
     def paint() -> None:
-        sample(part, prior, positive, negative, seeds=image_seeds(0, case.batch), steps=2, references=seen)
-        part.cached_references.clear()  # so that the reference's own pass is in the next run too
+        sample(component, prior, positive, negative, seeds=image_seeds(0, case.batch), steps=2, references=encoded)
+        component.cached_references.clear()  # so that the next run passes the references through the DiT again
 
     return paint
 
 
 def _peak(run: Callable[[], object], device: torch.device, weights: int) -> int | None:
-    """The most bytes on the device while a stage runs, weights and all; None where they are more than it has."""
+    """The most bytes on the device while a stage runs, weights included; None if the device runs out of memory."""
     if device.type == "cpu":
         return weights + allocator_peak(run)
     try:

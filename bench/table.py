@@ -1,4 +1,4 @@
-"""What a benchmark found: tables that are printed as Markdown and saved as Markdown or JSON."""
+"""Tables of results: printed as Markdown, saved as Markdown or JSON."""
 
 import json
 import platform
@@ -17,7 +17,7 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of equal keys, which are the columns. None is what was not measured."""
+    """Rows with equal keys, the columns. A value that was not measured is None."""
 
     title: str
     rows: list[dict[str, Value]]
@@ -48,7 +48,7 @@ def compared(ours: float, reference: float | None, floor: float | None, unit: st
 
 
 def environment(name: str, options: Namespace) -> dict[str, Value]:
-    """What the figures depend on beside the code."""
+    """The settings, device and versions on which the figures depend."""
     return {
         "bench": name,
         "size": options.size,
@@ -57,7 +57,8 @@ def environment(name: str, options: Namespace) -> dict[str, Value]:
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
         "seed": options.seed,
-        **{library: version(library) for library in ("torch", "transformers", "diffusers")},
+        "torch": str(torch.__version__),  # names the build, such as 2.13.0+cu130; the package's metadata may not
+        **{library: version(library) for library in ("transformers", "diffusers")},
     }
 
 
@@ -66,7 +67,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def save(file: Path, about: dict[str, Value], tables: Sequence[Table]) -> None:
-    """Write tables as the file's suffix says."""
+    """Write tables in the format of the file's suffix, one of FORMATS."""
     if file.suffix == ".json":
         text = json.dumps({"environment": about, "tables": [asdict(table) for table in tables]}, indent=2)
     else:

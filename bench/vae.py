@@ -1,6 +1,6 @@
 """The VAE: seconds a picture, whole and in tiles, against AutoencoderKL called directly and against its arithmetic.
 
-The floor is the products and convolutions of the whole picture, as operations, divided by the rate of a large matrix product.
+The floor is the operations of the whole picture, in products and convolutions, divided by the rate of a large matrix product.
 """
 
 import math
@@ -23,7 +23,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def check(options: Namespace) -> None:
-    """All that can be wrong is common to the benchmarks."""
+    """Only the common options can be wrong."""
 
 
 def measure(options: Namespace, models: Models) -> Iterator[Table]:
@@ -33,26 +33,27 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
     for case in options.cases:
         image = torch.rand(1, case.height, case.width, 3, generator=torch.Generator().manual_seed(options.seed))
         latents = vae.encode(decoder, image)
-        for name, function, direct, given in (
+        for name, function, direct, value in (
             ("encode", vae.encode, encode_directly, image),
             ("decode", vae.decode, decode_directly, latents),
         ):
-            inside = _as_model_input(decoder, given)
-            floor = operations(lambda direct=direct, inside=inside: direct(decoder, inside, False)) / rate
+            model_input = _as_model_input(decoder, value)
+            floor = operations(lambda direct=direct, model_input=model_input: direct(decoder, model_input, False)) / rate
             for tiled in (False, True):
-                ways = {"this": lambda seed, f=function, g=given, t=tiled: f(decoder, g, t)}
+                runs = {"this": lambda seed, f=function, x=value, t=tiled: f(decoder, x, t)}
                 if options.against:
-                    ways["reference"] = lambda seed, f=direct, g=inside, t=tiled: f(decoder, g, t)
-                times = medians(ways, options.rounds, options.seed, options.device)
+                    runs["reference"] = lambda seed, f=direct, x=model_input, t=tiled: f(decoder, x, t)
+                times = medians(runs, options.rounds, options.seed, options.device)
                 label = {"run": f"{name}, {'tiled' if tiled else 'whole'}", "picture": case.columns["picture"]}
                 rows.append(label | compared(times["this"], times.get("reference"), floor, "s"))
     title = f"VAE; reference is AutoencoderKL with the same tiles ({TILE_PX} px), floor the whole at {rate / 1e12:.3g} TFLOP/s"
     yield Table(title, rows)
 
 
-def _as_model_input(decoder: Vae, given: torch.Tensor) -> torch.Tensor:
-    inside = given.movedim(-1, 1) * 2 - 1 if given.shape[-1] == 3 else given  # BHWC -> BCHW
-    return inside.to(decoder.device, decoder.dtype)
+def _as_model_input(decoder: Vae, value: torch.Tensor) -> torch.Tensor:
+    """A picture [B, H, W, 3] or latents [B, C, h, w] as the model's own methods take them."""
+    channels_first = value.movedim(-1, 1) * 2 - 1 if value.shape[-1] == 3 else value  # BHWC -> BCHW
+    return channels_first.to(decoder.device, decoder.dtype)
 
 
 @torch.no_grad()
@@ -68,10 +69,10 @@ def decode_directly(decoder: Vae, latents: torch.Tensor, tiled: bool) -> torch.T
 
 
 def decode_floor(decoder: Vae, case: Case, rate: float) -> float:
-    """Seconds of the operations that decode a case's pictures."""
+    """Seconds for the operations that decode the pictures of a case."""
     latents = torch.zeros(1, len(decoder.space.mean), *latent_grid(case.width, case.height))
-    inside = latents.to(decoder.device, decoder.dtype)
-    return case.batch * operations(lambda: decode_directly(decoder, inside, False)) / rate
+    model_input = latents.to(decoder.device, decoder.dtype)
+    return case.batch * operations(lambda: decode_directly(decoder, model_input, False)) / rate
 
 
 def operations(run: Callable[[], object]) -> int:
@@ -86,4 +87,4 @@ def _attention_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
     return 4 * math.prod(query) * key[2]
 
 
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # which PyTorch leaves out
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # PyTorch has no entry for it

@@ -24,7 +24,7 @@ from ..glmimage_core.placement.residency import HEADROOM, Residency
 from ..glmimage_core.tiny.cogview3_base import write_cogview3_base
 from ..glmimage_core.tiny.cogview3_plus import write_cogview3
 from ..glmimage_core.tiny.glm_image import write_checkpoint
-from ..glmimage_core.tiny.spec import SIZES
+from ..glmimage_core.tiny.spec import SPECS
 from ..glmimage_core.tiny.vlm import write_vlm
 from ..glmimage_core.units import human_bytes
 from ..glmimage_core.weights.formats import CHOICES
@@ -310,7 +310,7 @@ def _add_tiny(commands) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="is made; must be empty")
     parser.add_argument(
         "--size",
-        choices=list(SIZES),
+        choices=list(SPECS),
         default="tiny",
         help="of glm-image; tiny: a few MB; small, 60 MB, and medium, 1.6 GB: for benchmarks",
     )

@@ -28,10 +28,10 @@ def add_train(commands) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from ..glmimage_core.placement.compute import check_compiler
-    from ..training.make import PARTS, train_part
+    from ..training.make import PHASES, train_phase
 
-    if unknown := [name for name in options.parts if name not in PARTS]:
-        raise ValueError(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    if unknown := [name for name in options.parts if name not in PHASES]:
+        raise ValueError(f"there is no phase {unknown[0]!r}; the phases are {', '.join(PHASES)}")
     if not options.minutes > 0:
         raise ValueError(f"--minutes is {options.minutes}; it must be above 0")
     if options.compile:
@@ -39,8 +39,8 @@ def _train(options: argparse.Namespace) -> int:
     device = device_option(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    for name in options.parts or PARTS:
-        if not train_part(name, options.folder, device, options.minutes * 60, options.compile):
+    for name in options.parts or PHASES:
+        if not train_phase(name, options.folder, device, seconds=options.minutes * 60, compiled=options.compile):
             print(f"{name} is not done yet; the same command goes on")
             return 0
     print(options.folder / "nano")

@@ -51,6 +51,32 @@ def image_seeds(seed: int, count: int) -> list[int]:
     return [(seed + i) % 2**64 for i in range(count)]
 
 
+def check_start(latents: torch.Tensor | None, mask: torch.Tensor | None, *, batch: int, denoise: float) -> None:
+    """Raise ValueError where a run of `batch` pictures cannot start from these latents.
+
+    latents: [1 or B, C, h, w]; a denoise below 1 starts from them. mask: [1 or B, 1, h, w], which keeps them where it is 0. An
+    empty latent image, all zeros, has nothing to start from or to keep.
+    """
+    if latents is None:
+        if denoise < 1:
+            raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
+        if mask is not None:
+            raise ValueError("a mask keeps a part of a latent image, but none is connected")
+        return
+    if (denoise < 1 or mask is not None) and not latents.any():
+        raise ValueError(
+            "the latent image is an empty one, of which nothing can be kept; encode a picture, or use denoise 1 and no mask"
+        )
+    for name, count in (("latent images", len(latents)), ("masks", 1 if mask is None else len(mask))):
+        if count not in (1, batch):
+            raise ValueError(f"{count} {name} do not go with {batch} images to paint; use 1 or {batch}")
+
+
+def merge_masked(known: torch.Tensor, painted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`painted` where the mask is 1, `known` where it is 0, a blend between. [B, C, h, w]; the mask [1 or B, 1, h, w]."""
+    return torch.lerp(known, painted, mask)
+
+
 def whole_steps(steps: int, denoise: float) -> int:
     """How many steps the schedule has of which `steps` are the last `denoise` (0 < denoise <= 1)."""
     return max(steps, int(steps / denoise))

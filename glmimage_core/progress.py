@@ -7,10 +7,14 @@ from PIL import Image
 
 
 class Progress(Protocol):
-    """Called after each step and after each token or every few. Whatever it raises stops the loop and reaches the caller."""
+    """Called with done = 0 before the first step, and with the number of finished steps after each one.
+
+    A loop over tokens may report every few tokens instead of each. The last call has done = total, unless a model ends its
+    answer early. Whatever the callback raises stops the loop and reaches the caller.
+    """
 
     def __call__(self, done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:
-        """preview draws what there is so far; calling it costs a little time, so not everyone does each time."""
+        """preview draws the unfinished result. It takes a little time, so a callback need not call it at every step."""
 
 
 def no_progress(done: int, total: int, preview: Callable[[], Image.Image] | None = None) -> None:

@@ -1,6 +1,6 @@
 """CogView3-Plus, GLM-Image's smaller predecessor: no plan, and every word of the prompt reaches the DiT."""
 
-from ..glmimage_core.cogview3 import base, plus
+from ..glmimage_core.cogview3 import base, plus, shared
 from ..glmimage_core.cogview3 import text as cogview3_text
 from ..glmimage_core.cogview3.memory import t5_bytes
 from ..glmimage_core.cogview3.text import MicroConditions, load_text_encoder
@@ -54,7 +54,7 @@ class GLMImageLoadCogView3(CheckpointLoader):
 
     def load(self, checkpoint, dtype, device="default"):
         folder = self.find(checkpoint)
-        return tuple(host.wire(load(folder, dtype), device) for load in (plus.load_dit, load_text_encoder, plus.load_vae))
+        return tuple(host.wire(load(folder, dtype), device) for load in (plus.load_dit, load_text_encoder, shared.load_vae))
 
 
 class GLMImageCogView3Encode:
@@ -155,7 +155,7 @@ class GLMImageCogView3Sampler:
                 "negative": ("CONDITIONING", {"tooltip": "From CogView3 Encode Prompt. Not used when cfg is 1."}),
                 "width": _side_input("Width"),
                 "height": _side_input("Height"),
-                "batch_size": batch_input(plus.MAX_BATCH),
+                "batch_size": batch_input(shared.MAX_BATCH),
                 "seed": seed_input("the noise"),
                 "steps": STEPS,
                 "cfg": cfg_input(5.0),

@@ -1,6 +1,6 @@
 """CogView3-Base: a picture of 512 x 512 pixels, and a relay that paints it again at twice the sides."""
 
-from ..glmimage_core.cogview3 import base
+from ..glmimage_core.cogview3 import base, shared
 from ..glmimage_core.cogview3 import text as cogview3_text
 from ..glmimage_core.cogview3.base import CogView3Unet
 from ..glmimage_core.vae import encode, vae_encode_bytes
@@ -101,7 +101,7 @@ class GLMImageCogView3BaseSampler:
                 ),
                 "width": _side_input("Width"),
                 "height": _side_input("Height"),
-                "batch_size": batch_input(base.MAX_BATCH),
+                "batch_size": batch_input(shared.MAX_BATCH),
                 "seed": seed_input("the noise"),
                 "steps": steps_input(50, most=999, tooltip="Denoising steps: 50, or 4 or 8 for a model distilled to as many."),
                 "cfg": CFG,

@@ -77,7 +77,7 @@ def _unless_empty(prompt: str | None) -> str | bool:
 
 
 def _ask(wire, question: Question, *, temperature: float, seed: int, max_tokens: int, label: str) -> Answer:
-    with host.placed(wire, question.bytes(host.component(wire), max_tokens), "vlm") as vlm:
+    with host.placed(wire, question.working_bytes(host.component(wire), max_tokens), "vlm") as vlm:
         progress = host.progress(label, "tokens")
         return answer(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, progress=progress)
 

@@ -148,4 +148,4 @@ class GLMImageLoadVLM(QuantizingLoader):
         return vlm.check_vlm(path)
 
     def load(self, checkpoint, dtype, quantization, device="default"):
-        return (host.wire(vlm.load_vlm(self.find(checkpoint), dtype, quantization), device),)
+        return (host.wire(vlm.load_vlm(self.find(checkpoint), dtype, quantization, device=host.device(device)), device),)

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from glm_image_pack.bench import e2e
 from glm_image_pack.bench.ar import weight_bytes
 from glm_image_pack.bench.dit import forward_flops
-from glm_image_pack.bench.measure import alternate, copy_rate, product_rate
+from glm_image_pack.bench.libraries import generate
+from glm_image_pack.bench.measure import Stopwatch, alternate, copy_rate, product_rate
 from glm_image_pack.bench.models import Models
-from glm_image_pack.bench.reference import generate
 from glm_image_pack.bench.vae import operations
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
@@ -81,9 +82,10 @@ def test_vae_measures_both_ways_whole_and_tiled(bench):
 
 def test_e2e_tells_the_stages_apart_and_what_does_not_run_again(bench):
     stages, runs = bench("e2e", *STEPS, *AGAINST)
-    names = ["prior", "glyphs", "denoise", "decode", "nodes and graph", "whole"]
+    names = ["prior", "glyphs", "denoise", "decode", "other nodes and graph", "whole"]
     assert [row["stage"] for row in stages] == names
     check_ratios(stages, "s")
+    assert [row["stage"] for row in stages if not row["reference"]] == ["other nodes and graph"]
     assert sum(row["s"] for row in stages[:-1]) == pytest.approx(stages[-1]["s"])
     ran = {row["run"]: {name for name in ("prior", "encode reference", "caches", "denoise") if row[name]} for row in runs}
     assert ran == {
@@ -94,6 +96,31 @@ def test_e2e_tells_the_stages_apart_and_what_does_not_run_again(bench):
         "edit, new sampler seed": {"denoise"},
     }
     assert all(row["reference / this"] == pytest.approx(row["reference"] / row["whole"]) for row in runs)
+
+
+@pytest.mark.parametrize(
+    ("stage", "node", "missing"),
+    [("prior", "GLMImageRenamed", "GLMImageRenamed"), ("prior", "GLMImageDescribe", "prior")],
+    ids=["no such node", "a node that does not run"],
+)
+def test_a_stage_whose_node_does_not_run_fails_the_benchmark(monkeypatch, stage, node, missing):
+    monkeypatch.setitem(e2e.STAGES, stage, node)
+    with pytest.raises(KeyError, match=missing):
+        main(["bench", "e2e", "--width", "256", "--rounds", "1", *STEPS, "--device", "cpu"])
+
+
+def test_a_stopwatch_times_methods_for_the_length_of_a_block():
+    class Model:
+        def double(self, number):
+            return 2 * number
+
+    model, stopwatch = Model(), Stopwatch(CPU)
+    with stopwatch.timed_methods({"work": [(model, "double")]}):
+        assert model.double(2) == 4
+    (seconds,) = stopwatch.times.values()
+    assert seconds > 0 and model.double(3) == 6 and stopwatch.times == {"work": seconds}
+    with pytest.raises(AttributeError, match="renamed"), stopwatch.timed_methods({"work": [(model, "renamed")]}):
+        pass
 
 
 def test_without_a_name_it_is_e2e_against_the_reference(capsys):
@@ -127,7 +154,7 @@ def test_memory_predicts_each_stage_within_15_percent_and_says_by_how_much(bench
         (["ar", "--batch", "0"], "--batch is 0"),
         (["dit", "--steps", "0"], "--steps is 0"),
         (["ar", "--rounds", "0"], "--rounds is 0"),
-        (["vae", "--save", "table.xls"], "use .json or .md"),
+        (["vae", "--save", "table.xls"], "must end in one of these: .json or .md"),
         (["ar", "--size", "full"], "needs an accelerator"),
         (["ar", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
     ],
@@ -168,13 +195,13 @@ def test_the_full_size_reads_the_released_bytes_a_token_and_has_the_released_ids
 
 
 def test_models_compute_in_the_dtype_and_match_the_checkpoint_of_their_size(tmp_path, folder):
-    made = Models(tmp_path / "made", "tiny", CPU, torch.float32, seed=0)
+    made = Models(tmp_path / "made", "tiny", device=CPU, dtype=torch.float32, seed=0)
     for name, component in (("transformer", made.dit()), ("vision_language_encoder", made.ar())):
         loaded = checkpoints.load_dit(folder) if name == "transformer" else checkpoints.load_ar(folder)
         expected = loaded.model.state_dict()
         assert component.model.state_dict().keys() == expected.keys()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in component.model.state_dict().items())
-    half = Models(tmp_path / "half", "tiny", CPU, torch.bfloat16, seed=0)
+    half = Models(tmp_path / "half", "tiny", device=CPU, dtype=torch.bfloat16, seed=0)
     for component in (half.ar(), half.glyph_encoder(), half.dit(), half.vae()):
         assert component.dtype == torch.bfloat16 and not component.model.training
 

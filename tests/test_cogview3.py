@@ -10,7 +10,8 @@ from diffusers import CogView3PlusPipeline
 from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.glmimage_core.cogview3 import text as cogview3_text
 from glm_image_pack.glmimage_core.cogview3.memory import cogview3_bytes, t5_bytes
-from glm_image_pack.glmimage_core.cogview3.plus import check_size, load_dit, load_vae, sample, timesteps_of
+from glm_image_pack.glmimage_core.cogview3.plus import check_size, load_dit, sample, timesteps_of
+from glm_image_pack.glmimage_core.cogview3.shared import load_vae
 from glm_image_pack.glmimage_core.cogview3.text import MicroConditions, load_text_encoder
 from glm_image_pack.glmimage_core.diffusion import initial_noise, latent_grid
 from glm_image_pack.glmimage_core.placement.prediction import Job
@@ -20,6 +21,7 @@ from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 NAME = "CogView3-Plus-3B"
 PROMPT = "a red cat on a mat, seen from above"
 LONG = "many words " * 40
+SMALL = {"width": 512, "height": 512, "seeds": [0]}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def of_pipeline(pipeline, width, height, seeds, steps, cfg, **options) -> torch.
 
 def paint(dit, encoder, vae, width, height, seeds, negative="", prompt=PROMPT, **settings) -> torch.Tensor:
     sides = (cogview3_text.encode(encoder, text).embeddings for text in (prompt, negative))
-    return decode(vae, sample(dit, *sides, width, height, seeds, **settings))
+    return decode(vae, sample(dit, *sides, width=width, height=height, seeds=seeds, **settings))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_less_denoise_keeps_more_of_a_latent(dit, encoder, vae):
     latents = encode(vae, torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0)))
     sides = [cogview3_text.encode(encoder, text).embeddings for text in (PROMPT, "")]
     far = [
-        (sample(dit, *sides, 512, 512, [0], 3, 1.0, denoise, latents) - latents).abs().mean().item()
+        (sample(dit, *sides, **SMALL, steps=3, cfg=1.0, denoise=denoise, latents=latents) - latents).abs().mean().item()
         for denoise in (0.0, 0.1, 0.3, 1.0)
     ]
     assert far[0] == 0 and far[0] < far[1] < far[2] < far[3]
@@ -131,11 +133,17 @@ def test_what_is_masked_out_comes_back(dit, encoder, vae):
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 32:, :] = 1
     sides = [cogview3_text.encode(encoder, text).embeddings for text in (PROMPT, "")]
-    out = sample(dit, *sides, 512, 512, [0], 4, latents=latents, mask=mask)
+    out = sample(dit, *sides, **SMALL, steps=4, latents=latents, mask=mask)
     torch.testing.assert_close(out[..., :32, :], latents[..., :32, :], atol=1e-3, rtol=1e-3)
     assert (out - latents)[..., 32:, :].abs().mean() > 0.1
-    whole = sample(dit, *sides, 512, 512, [0], 4, latents=latents, mask=torch.ones(1, 1, 64, 64))
-    torch.testing.assert_close(whole, sample(dit, *sides, 512, 512, [0], 4), atol=1e-3, rtol=1e-3)
+    whole = sample(dit, *sides, **SMALL, steps=4, latents=latents, mask=torch.ones(1, 1, 64, 64))
+    torch.testing.assert_close(whole, sample(dit, *sides, **SMALL, steps=4), atol=1e-3, rtol=1e-3)
+
+
+def test_progress_is_reported_before_the_first_step_and_after_each(dit):
+    side, calls = torch.zeros(1, 224, 32), []
+    sample(dit, side, side, **SMALL, steps=2, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(0, 2), (1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -179,22 +187,28 @@ def test_the_largest_sizes_and_those_over_links_are_taken():
     ("settings", "message"),
     [
         ({"seeds": [0] * 5}, "5 pictures at once"),
-        ({"steps": 0}, "out of range"),
-        ({"denoise": 0.5}, "no latent to start from"),
-        ({"latents": torch.zeros(1, 4, 64, 64)}, r"are \[1, 4, 64, 64\], not \[batch, 16"),
-        ({"latents": torch.zeros(1, 16, 32, 64)}, r"the latent is \[1, 16, 32, 64\]"),
+        ({"steps": 0}, "steps is 0; use 1 or more"),
+        ({"cfg": -1.0}, "cfg is -1.0; use 0 or more"),
+        ({"denoise": 1.5}, "denoise is 1.5; it must lie in 0..1"),
+        ({"denoise": 0.5}, "denoise is 0.5, which starts from a latent image, but none is connected"),
+        ({"mask": torch.ones(1, 1, 64, 64)}, "a mask keeps a part of a latent image, but none is connected"),
+        ({"denoise": 0.5, "latents": torch.zeros(1, 16, 64, 64)}, "the latent image is an empty one"),
+        ({"mask": torch.ones(1, 1, 64, 64), "latents": torch.zeros(1, 16, 64, 64)}, "the latent image is an empty one"),
+        ({"latents": torch.ones(2, 16, 64, 64), "seeds": [0] * 3}, "2 latent images do not go with 3 images to paint"),
+        ({"latents": torch.zeros(1, 4, 64, 64)}, r"not \[1, 4, 64, 64\]"),
+        ({"latents": torch.zeros(1, 16, 32, 64)}, r"the latent image is \[1, 16, 32, 64\]"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_the_model_runs(dit, settings, message):
     side = torch.zeros(1, 224, 32)
     with pytest.raises(ValueError, match=message):
-        sample(dit, side, side, 512, 512, **{"seeds": [0]} | settings)
+        sample(dit, side, side, **SMALL | settings)
 
 
 @pytest.mark.parametrize(("width", "height", "pictures", "cfg"), [(512, 512, 1, 5.0), (512, 512, 2, 1.0), (1024, 512, 4, 5.0)])
 def test_memory_is_predicted_within_10_percent(dit, width, height, pictures, cfg):
     side = torch.zeros(1, 224, 32)
-    measured = allocator_peak(lambda: sample(dit, side, side, width, height, [0] * pictures, 1, cfg))
+    measured = allocator_peak(lambda: sample(dit, side, side, width=width, height=height, seeds=[0] * pictures, steps=1, cfg=cfg))
     job = Job(width, height, pictures, glyph_tokens=224, guided=cfg != 1)
     assert cogview3_bytes(dit.model.config, 4, job) == pytest.approx(measured, rel=0.1)
 

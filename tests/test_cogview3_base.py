@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import AutoencoderKL, EulerDiscreteScheduler
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.pipelines import LatentConsistencyModelPipeline
 from glm_image_pack.bench.measure import allocator_peak
@@ -17,7 +17,7 @@ from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.cogview3 import base
 from glm_image_pack.glmimage_core.cogview3 import convert as sat_checkpoint
 from glm_image_pack.glmimage_core.cogview3 import text as cogview3
-from glm_image_pack.glmimage_core.cogview3.convert import UNET, WEIGHTS, convert, published_name, unet_of
+from glm_image_pack.glmimage_core.cogview3.convert import UNET, WEIGHTS, build_unet, convert, published_name
 from glm_image_pack.glmimage_core.cogview3.memory import unet_bytes
 from glm_image_pack.glmimage_core.cogview3.text import MicroConditions
 from glm_image_pack.glmimage_core.diffusion import initial_noise
@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 BASE, RELAY, FAST_BASE, FAST_RELAY = CHECKPOINTS
 PROMPT = "a red cat on a mat, seen from above"
 SIZES = MicroConditions((256, 256), (0, 0), (256, 256))
+SMALL = {"width": 256, "height": 256, "seeds": [0]}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_the_vae_goes_where_diffusers_puts_it(published, vae):
 @pytest.mark.parametrize(("guidance", "parameters"), [(None, 2_906_612_484), (512, 2_906_776_324), (256, 2_906_694_404)])
 def test_the_released_ones_have_2_9_billion_parameters_and_each_a_published_name(guidance, parameters):
     with torch.device("meta"):
-        unet = unet_of((320, 640, 1280), (1, 2, 10), text=4096, sizes=1536, guidance=guidance)
+        unet = build_unet(channels=(320, 640, 1280), depths=(1, 2, 10), text=4096, sizes=1536, guidance=guidance)
     shapes = {published_name(name): tensor.shape for name, tensor in unet.state_dict().items()}
     assert len(shapes) == len(unet.state_dict()) == 1680 + (guidance is not None)
     assert sum(shape.numel() for shape in shapes.values()) == parameters
@@ -196,6 +197,25 @@ def test_another_vae_is_refused(published, models, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("target_exists", [False, True])
+def test_an_interrupted_convert_leaves_nothing_and_can_be_made_again(published, tmp_path, monkeypatch, target_exists):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "models" / "out"
+    if target_exists:
+        out.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderKL, "save_pretrained", interrupted)  # when the UNet is written already
+        with pytest.raises(KeyboardInterrupt):
+            convert(published / BASE, out, "base", published / VAE_FILE)
+    left = {path.name for path in (tmp_path / "models").rglob("*")}
+    assert left == ({"out"} if target_exists else set())
+    convert(published / BASE, out, "base", published / VAE_FILE)
+    assert base.load_unet(out).stage == "base"
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["out"]
+
+
 def test_the_command_line_converts_and_says_what_is_missing(published, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main(["convert", str(published / BASE), out, "--stage", "base"]) == 2
@@ -242,7 +262,7 @@ def test_a_picture_is_that_of_diffusers_euler(unets, sides, name, steps, cfg, se
             without = own_pass(unet, scaled, timestep, negative)
             noise = without + cfg * (noise - without)
         x = scheduler.step(noise, timestep, x).prev_sample
-    ours = base.sample(unet, positive, negative, 256, 256, seeds, steps, cfg)
+    ours = base.sample(unet, positive, negative, width=256, height=256, seeds=seeds, steps=steps, cfg=cfg)
     torch.testing.assert_close(ours * 0.13025, x, atol=2e-4 * x.abs().max().item(), rtol=0)
 
 
@@ -257,7 +277,7 @@ def test_timesteps_are_the_published_ones(unets):
 def test_a_distilled_one_heeds_the_strength_and_no_negative(unets, sides):
     unet, (positive, negative) = unets[FAST_BASE], sides
     cases = ((negative, 7.5), (positive, 7.5), (negative, 2.0))
-    one, other, steered = (base.sample(unet, positive, text, 256, 256, [0], 2, cfg) for text, cfg in cases)
+    one, other, steered = (base.sample(unet, positive, text, **SMALL, steps=2, cfg=cfg) for text, cfg in cases)
     assert torch.equal(one, other) and (one - steered).abs().max() > 0.1
 
 
@@ -271,6 +291,12 @@ def test_each_input_shows(unets, sides):
     ]
     for index, picture in enumerate(pictures):
         assert all((picture - other).abs().max() > 1e-2 for other in pictures[:index])
+
+
+def test_progress_is_reported_before_the_first_step_and_after_each(unets, sides):
+    calls = []
+    base.sample(unets[BASE], *sides, **SMALL, steps=2, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(0, 2), (1, 2), (2, 2)]
 
 
 # The relay
@@ -299,7 +325,7 @@ def test_a_relay_steps_from_blend_to_blend(unets, sides, name, steps, relay_step
         predicted = x - sigmas[i] * noise
         blends = [predicted + (left / relay_steps) * (low - predicted) for left in (to_go, to_go - 1)]
         x = blends[1] + sigmas[i + 1] * (x - blends[0]) / sigmas[i]
-    ours = base.relay(unet, positive, negative, low / 0.13025, [5, 6], steps, relay_steps)
+    ours = base.relay(unet, positive, negative, low / 0.13025, seeds=[5, 6], steps=steps, relay_steps=relay_steps)
     torch.testing.assert_close(ours * 0.13025, x, atol=1e-3, rtol=1e-3)
 
 
@@ -328,34 +354,36 @@ def test_a_picture_is_enlarged_between_its_pixels():
         ({"width": 240}, "width is 240; this stage takes 256 to 1024 pixels in steps of 32"),
         ({"height": 272}, "in steps of 32"),
         ({"seeds": [0] * 5}, "5 pictures at once"),
-        ({"steps": 0}, "steps is 0; it must lie between 1 and 999"),
-        ({"cfg": -1.0}, "cfg is -1.0"),
+        ({"steps": 0}, "steps is 0; use 1 or more"),
+        ({"steps": 1000}, "steps is 1000; use 999 or fewer"),
+        ({"cfg": -1.0}, "cfg is -1.0; use 0 or more"),
         ({"negative": torch.zeros(1, 224, 32)}, r"the conditioning is \[1, 224, 32\].*with family CogView3-Base"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_the_model_runs(unets, settings, message):
     text = torch.zeros(1, 225, 32)
     with pytest.raises(ValueError, match=message):
-        base.sample(unets[BASE], **{"positive": text, "negative": text, "width": 256, "height": 256, "seeds": [0]} | settings)
+        base.sample(unets[BASE], **{"positive": text, "negative": text, **SMALL} | settings)
 
 
 def test_the_stages_are_not_taken_for_each_other(unets, sides):
     low = torch.zeros(1, 4, 64, 64)
     with pytest.raises(ValueError, match="this UNet is of the stage relay"):
-        base.sample(unets[RELAY], *sides, 512, 512, [0])
+        base.sample(unets[RELAY], *sides, width=512, height=512, seeds=[0])
     with pytest.raises(ValueError, match="this UNet is of the stage base"):
-        base.relay(unets[BASE], *sides, low, [0])
+        base.relay(unets[BASE], *sides, low, seeds=[0])
     for steps, relay_steps in ((4, 5), (4, 0)):
         with pytest.raises(ValueError, match=f"relay_steps is {relay_steps}"):
-            base.relay(unets[RELAY], *sides, low, [0], steps, relay_steps)
+            base.relay(unets[RELAY], *sides, low, seeds=[0], steps=steps, relay_steps=relay_steps)
     with pytest.raises(ValueError, match="1 pictures and 2 seeds"):
-        base.relay(unets[RELAY], *sides, low, [0, 1])
+        base.relay(unets[RELAY], *sides, low, seeds=[0, 1])
 
 
 @pytest.mark.parametrize(("width", "height", "pictures", "cfg"), [(512, 512, 1, 7.5), (512, 256, 2, 1.0), (1024, 1024, 1, 7.5)])
 def test_memory_is_predicted_within_10_percent(unets, width, height, pictures, cfg):
     text = torch.zeros(1, 225, 32)
-    measured = allocator_peak(lambda: base.sample(unets[BASE], text, text, width, height, [0] * pictures, 1, cfg))
+    size = {"width": width, "height": height, "seeds": [0] * pictures}
+    measured = allocator_peak(lambda: base.sample(unets[BASE], text, text, steps=1, cfg=cfg, **size))
     job = Job(width, height, pictures, guided=cfg != 1)
     assert unet_bytes(unets[BASE].model.config, 4, job) == pytest.approx(measured, rel=0.1)
 
@@ -372,14 +400,15 @@ def test_the_nodes_paint_and_relay_what_the_library_does(unets, vae, sides):
     encoded = NODES["GLMImageCogView3Encode"]().encode(text_encoder, PROMPT, family="CogView3-Base")
     model, coder = NODES["GLMImageLoadCogView3Base"]().load(BASE, "auto")
     (painted,) = NODES["GLMImageCogView3BaseSampler"]().sample(model, *encoded[:2], 256, 288, 2, 7, 3, 5.0)
-    small = base.sample(unets[BASE], *sides, 256, 288, [7, 8], 3, 5.0)
+    small = base.sample(unets[BASE], *sides, width=256, height=288, seeds=[7, 8], steps=3, cfg=5.0)
     torch.testing.assert_close(painted["samples"], small)
     (picture,) = NODES["GLMImageVAEDecode"]().decode(coder, painted)
     picture = picture[:, :256]
     second, _ = NODES["GLMImageLoadCogView3Base"]().load(RELAY, "auto")
     (relayed,) = NODES["GLMImageCogView3Relay"]().sample(second, coder, picture, *encoded[:2], 9, 4, 2, 5.0)
     low = encode(vae, base.enlarged(picture))
-    torch.testing.assert_close(relayed["samples"], base.relay(unets[RELAY], *sides, low, [9, 10], 4, 2, 5.0))
+    expected = base.relay(unets[RELAY], *sides, low, seeds=[9, 10], steps=4, relay_steps=2, cfg=5.0)
+    torch.testing.assert_close(relayed["samples"], expected)
     assert decode(vae, relayed["samples"]).shape == (2, 512, 512, 3)
 
 
@@ -416,6 +445,6 @@ def test_models_of_other_families_are_refused(models):
 
 def test_a_unet_can_come_block_by_block(unets, sides):
     unet = unets[BASE]
-    whole = base.sample(unet, *sides, 256, 256, [0], 1)
+    whole = base.sample(unet, *sides, **SMALL, steps=1)
     with streamed(unet.model, unet.blocks, resident=1, device=torch.device("cpu")):
-        torch.testing.assert_close(base.sample(unet, *sides, 256, 256, [0], 1), whole)
+        torch.testing.assert_close(base.sample(unet, *sides, **SMALL, steps=1), whole)

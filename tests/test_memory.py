@@ -9,7 +9,7 @@ from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.cli.main import _print_settings, main
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import COMPONENTS
-from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes, prior_bytes
+from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes, glyph_bytes, prior_bytes
 from glm_image_pack.glmimage_core.placement.prediction import Job, setting_for
 from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes
 from glm_image_pack.glmimage_core.tiny.glm_image import write_layout

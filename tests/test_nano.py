@@ -14,6 +14,7 @@ from glm_image_pack.glmimage_core.glm_image.files.components import BUILT_IN, NA
 from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_checkpoint
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
+from glm_image_pack.glmimage_core.images import to_pictures
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
@@ -39,7 +40,7 @@ def nano() -> Painter:
 @pytest.fixture(scope="module")
 def plan(nano):
     """What PROMPT asks for, as the AR model plans it."""
-    return generate_prior(nano.ar, PROMPT, 256, 256, seed=0)
+    return generate_prior(nano.glm.ar, PROMPT, 256, 256, seed=0)
 
 
 @pytest.fixture
@@ -47,8 +48,8 @@ def paint(nano, plan):
     """The plan painted with other settings than usual: [256, 256, 3] in 0..1."""
 
     def painted(texts=(), negative=(), plan=plan, cfg=1.5, **settings) -> torch.Tensor:
-        sides = (encode_glyph_texts(nano.glyph_encoder, list(side)) for side in (texts, negative))
-        return decode(nano.vae, sample(nano.dit, plan, *sides, seeds=[0], steps=20, cfg=cfg, **settings))[0]
+        sides = (encode_glyph_texts(nano.glm.glyph_encoder, list(side)) for side in (texts, negative))
+        return decode(nano.glm.vae, sample(nano.glm.dit, plan, *sides, seeds=[0], steps=20, cfg=cfg, **settings))[0]
 
     return painted
 
@@ -106,7 +107,7 @@ def test_a_picture_is_the_pipelines(nano):
 
 def test_the_glyph_text_says_which_letters_and_nothing_else(nano, paint):
     """Where they stand is in the plan. Row 1 of the cells is where this plan has them."""
-    plan = generate_prior(nano.ar, WORDED, 256, 256, seed=0)
+    plan = generate_prior(nano.glm.ar, WORDED, 256, 256, seed=0)
     hi, zo = (paint(texts=[text], plan=plan) for text in ("HI", "ZO"))
     words = [read(picture).word for picture in (hi, zo)]
     assert [(word.text, word.row, word.colour) for word in words] == [("HI", 1, "black"), ("ZO", 1, "black")]
@@ -119,14 +120,14 @@ def test_words_are_written_letter_by_letter(nano):
 
 
 def test_the_image_processor_and_vision_half_see_what_was_drawn(nano):
-    reference = nano.reference(draw(LANDSCAPE))
+    reference = nano.glm.reference(to_pictures(draw(LANDSCAPE)[None])[0])
     assert torch.equal(reference.vision_tokens.flatten(), tokens_of(LANDSCAPE).flatten())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["first into second", "second into first"])
 def test_references_are_told_apart_by_their_order(nano, kind):
-    edits = [random_edit(random.Random(f"order/{number}"), 8, 8, "en", kind) for number in range(3)]
+    edits = [random_edit(random.Random(f"order/{number}"), 8, 8, "en", kind=kind) for number in range(3)]
     pictures = [nano(edit.prompt, [draw(scene) for scene in edit.references], 256, 256, seed=0) for edit in edits]
     for edit, picture in zip(edits, pictures, strict=True):
         (source,) = (scene for scene in edit.references if scene is not edit.into)
@@ -142,7 +143,7 @@ def test_guidance_follows_the_plan(paint):
 
 def test_a_negative_text_reaches_the_picture_and_leaves_the_word(nano, paint):
     """By how much depends on what a model makes of a text without a plan, which here is little."""
-    plan = generate_prior(nano.ar, WORDED, 256, 256, seed=0)
+    plan = generate_prior(nano.glm.ar, WORDED, 256, 256, seed=0)
     plain, against = (paint(texts=["HI"], negative=negative, plan=plan) for negative in ((), ("XXX",)))
     assert (plain - against).abs().max() > 2 / 255
     assert read(against).word == read(plain).word
@@ -173,7 +174,7 @@ def test_a_lora_changes_the_picture_as_strongly_as_it_is_laid_over(nano, paint):
     tensors = {f"{layer}.lora_A.weight": down / 14, f"{layer}.lora_B.weight": up / 2}
     exact, pictures = paint(), []
     for strength in (0.1, 1.0):
-        with applied_loras(nano.dit.model, [WeightedLora(tensors, strength)]):
+        with applied_loras(nano.glm.dit.model, [WeightedLora(tensors, strength)]):
             pictures.append(paint())
     assert is_as_asked(pictures[0]) and psnr(pictures[0], exact) > psnr(pictures[1], exact) + 6
     assert torch.equal(paint(), exact)
@@ -181,7 +182,7 @@ def test_a_lora_changes_the_picture_as_strongly_as_it_is_laid_over(nano, paint):
 
 @pytest.mark.slow
 def test_inpainting_keeps_what_is_masked_out_and_paints_the_rest_after_the_plan(nano, paint):
-    start = encode(nano.vae, draw(LANDSCAPE)[None])
+    start = encode(nano.glm.vae, draw(LANDSCAPE)[None])
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 16:, :] = 1
     picture = paint(latents=start, mask=mask)

@@ -29,14 +29,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A checkpoint whose parts were trained for two steps each."""
+    """A checkpoint whose phases were two steps each."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(letters, "GLYPHS_PLAN", loop.Plan(steps=2, rate=1e-3, warmup=1))
+        short = loop.Recipe(steps=2, learning_rate=1e-3, warmup=1)
+        patch.setattr(letters, "FINDER_RECIPE", short)
         for module in (make.vae, make.vision, make.ar, make.dit, letters):
-            patch.setattr(module, "PLAN", loop.Plan(steps=2, rate=1e-3, warmup=1))
-        for name in make.PARTS:
-            assert make.train_part(name, folder, torch.device("cpu"), say=lambda text: None)
+            patch.setattr(module, "RECIPE", short)
+        for name in make.PHASES:
+            assert make.train_phase(name, folder, torch.device("cpu"), report=lambda line: None)
     return folder / "nano"
 
 
@@ -102,7 +103,7 @@ def test_references_are_written_as_the_sampler_writes_them(made, nano_vae):
     tokens = world.tokens_of(scene)
     with torch.inference_mode():
         latents = dit_training.latents_of_scenes(dit, nano_vae, [scene])
-        layers = dit_training.written_references(dit, nano_vae, [(scene,)], 256, 256)
+        layers = dit_training.written_references(dit, nano_vae, [(scene,)], width=256, height=256)
         reference = Reference(256, 256, tokens, dit.space.denormalise(latents), "", dit.space)
         expected = reference_keys_values(dit, reference)
     for layer, keys_values in zip(layers, expected, strict=True):
@@ -144,7 +145,7 @@ def test_a_wrong_option_of_score_is_named(made, options, message, capsys):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["hands"], "no part 'hands'; the parts are vae, vision, ar, dit"), (["--minutes", "0"], "--minutes is 0.0")],
+    [(["hands"], "no phase 'hands'; the phases are vae, vision, ar, dit"), (["--minutes", "0"], "--minutes is 0.0")],
 )
 def test_a_wrong_option_of_train_is_named(tmp_path, options, message, capsys):
     assert main(["train", str(tmp_path), *options]) == 2
@@ -168,9 +169,9 @@ def test_cells_that_share_something_begin_alike():
 
 def test_a_preview_shows_the_token_under_each_middle():
     tokens = torch.arange(6).reshape(2, 3)
-    afar = ar_training.seen_from_afar(tokens, Grid(4, 6))
+    afar = ar_training.resampled(tokens, Grid(4, 6))
     assert torch.equal(afar, tokens.repeat_interleave(2, 0).repeat_interleave(2, 1))
-    assert torch.equal(ar_training.seen_from_afar(tokens, Grid(2, 3)), tokens)
+    assert torch.equal(ar_training.resampled(tokens, Grid(2, 3)), tokens)
 
 
 class Line(torch.nn.Linear):
@@ -185,8 +186,9 @@ def trained(folder, layered: bool, seconds: float = math.inf) -> Line:
     """layered: whether its matrix is one of the layers, which go by Muon."""
     with make.seeded(0):
         line = Line(1, 1)
-    plan = loop.Plan(steps=150, rate=0.1, warmup=4)
-    loop.train("line", line, line.loss_of, plan, folder, [line] if layered else [], seconds, say=lambda text: None)
+    recipe = loop.Recipe(steps=150, learning_rate=0.1, warmup=4)
+    settings = {"folder": folder, "layers": [line] if layered else [], "seconds": seconds}
+    loop.train("line", line, line.loss_of, recipe, **settings, report=lambda line: None)
     return line
 
 
@@ -210,7 +212,24 @@ def test_the_matrices_of_layers_go_by_muon(tmp_path):
     assert "momentum_buffer" in muon["state"][0] and "exp_avg" in adamw["state"][0]
 
 
-def test_every_part_is_written_as_a_checkpoint(made):
+def test_the_state_files_keep_their_format(made):
+    """A run that an older version began goes on."""
+    prefixes = {
+        "vae": {"encoder", "decoder"},
+        "vision": {"visual", "vqmodel"},
+        "ar": {"language_model", "lm_head"},
+        "dit": {"dit", "glyph"},
+        "glyphs": {"dit", "glyph", "reader"},
+        "letters": {"dit", "glyph"},
+    }
+    assert prefixes.keys() == make.PHASES.keys()
+    for name, expected in prefixes.items():
+        state = torch.load(made.parent / f"{name}.pt", weights_only=True)
+        assert state.keys() == {"model", "optimizers", "average", "step", "seconds"}
+        assert {key.split(".")[0] for key in state["average"]} == {key.split(".")[0] for key in state["model"]} == expected
+
+
+def test_every_phase_is_written_as_a_checkpoint(made):
     reports = inspect_checkpoint(made)
     assert not [problem for report in reports for problem in report.problems]
     assert {report.stored_dtype for report in reports if report.parameters} == {torch.bfloat16}
@@ -219,62 +238,68 @@ def test_every_part_is_written_as_a_checkpoint(made):
     assert (sampled_by.temperature, sampled_by.top_p, sampled_by.do_sample) == (0.9, 0.75, True)
 
 
-def share_found(made, part, vae) -> float:
-    """Of the attention that places of letters pay, what goes to their letters, over words of all lengths."""
-    dit = Dit(part.modules["dit"], vae.space, scheduler_shift(made))
-    encoder, shares = checkpoints.glyph_encoder(part.modules["glyph"], made), []
+def start_phase(name, made) -> make.Phase:
+    with make.seeded(0):
+        return make.PHASES[name](made, torch.device("cpu"))
+
+
+def models_of(phase, made, vae) -> dit_training.DitModels:
+    dit = Dit(phase.modules["dit"], vae.space, scheduler_shift(made))
+    return dit_training.DitModels(dit, checkpoints.glyph_encoder(phase.modules["glyph"], made), vae)
+
+
+def attention_on_the_right_bytes(phase, made, vae) -> float:
+    """The share of the finder's attention from the cells of letters that goes to their bytes, over words of all lengths."""
+    models, shares = models_of(phase, made, vae), []
     for seed in range(4):
         lesson = letters.random_words(random.Random(f"found/{seed}"))
         with torch.no_grad():
-            scores, _ = letters.head_scores(dit, encoder, vae, lesson, torch.Generator().manual_seed(seed))
+            scores, _ = letters.finder_scores(models, lesson, torch.Generator().manual_seed(seed))
         after = prior_for_dit(torch.stack([world.letters_after(scene) for scene in lesson.scenes]))
         after = after.repeat_interleave(dit_training.DRAWS, 0)
-        theirs = (len(lesson.texts[0]) - 1 - after).clamp(0)
-        shares.append(scores.softmax(-1).gather(2, theirs[..., None])[..., 0][after >= 0].mean().item())
+        byte = (len(lesson.texts[0]) - 1 - after).clamp(0)
+        shares.append(scores.softmax(-1).gather(2, byte[..., None])[..., 0][after >= 0].mean().item())
     return sum(shares) / len(shares)
 
 
-def test_the_glyph_encoder_and_one_head_learn_to_find_letters(made, nano_vae, tmp_path):
-    with make.seeded(0):
-        part = make.PARTS["glyphs"](made, torch.device("cpu"))
-    before = share_found(made, part, nano_vae)
-    loop.train("glyphs", part.modules, part.loss_of, loop.Plan(steps=60, rate=3e-3, warmup=20), tmp_path, say=lambda text: None)
-    assert before < 0.1 and share_found(made, part, nano_vae) > 0.4
+def test_the_finder_learns_to_find_letters(made, nano_vae, tmp_path):
+    phase = start_phase("glyphs", made)
+    before = attention_on_the_right_bytes(phase, made, nano_vae)
+    recipe = loop.Recipe(steps=60, learning_rate=3e-3, warmup=20)
+    loop.train("glyphs", phase.modules, phase.loss_of, recipe, folder=tmp_path, report=lambda line: None)
+    assert before < 0.1 and attention_on_the_right_bytes(phase, made, nano_vae) > 0.4
 
 
-def test_where_a_head_looks_is_where_the_library_has_it_look(made, nano_vae, monkeypatch):
-    with make.seeded(0):
-        part = make.PARTS["glyphs"](made, torch.device("cpu"))
-    dit = Dit(part.modules["dit"], nano_vae.space, scheduler_shift(made))
-    lesson, seen, attend = letters.random_strips(random.Random(0)), [], torch.nn.functional.scaled_dot_product_attention
+def test_the_finders_scores_are_those_of_the_librarys_attention(made, nano_vae, monkeypatch):
+    models = models_of(start_phase("glyphs", made), made, nano_vae)
+    head_width = models.dit.model.config.attention_head_dim
+    lesson, scores, attend = letters.random_strips(random.Random(0)), [], torch.nn.functional.scaled_dot_product_attention
 
     def attending(query, key, *rest, **settings):
-        if query.shape[-1] == dit.model.config.attention_head_dim:
-            seen.append(query[:, letters.HEAD].float() @ key[:, letters.HEAD].float().mT * query.shape[-1] ** -0.5)
+        if query.shape[-1] == head_width:
+            scores.append(query[:, letters.HEAD].float() @ key[:, letters.HEAD].float().mT * head_width**-0.5)
         return attend(query, key, *rest, **settings)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attending)
-    encoder = checkpoints.glyph_encoder(part.modules["glyph"], made)
     with torch.no_grad():
-        ours, _ = letters.head_scores(dit, encoder, nano_vae, lesson, torch.Generator().manual_seed(0))
-    texts = len(lesson.texts[0]) + 1
-    torch.testing.assert_close(ours, seen[-1][:, texts:].float(), atol=0.05, rtol=0.05)  # bfloat16 there
+        ours, _ = letters.finder_scores(models, lesson, torch.Generator().manual_seed(0))
+    text_tokens = len(lesson.texts[0]) + 1
+    torch.testing.assert_close(ours, scores[-1][:, text_tokens:].float(), atol=0.05, rtol=0.05)  # bfloat16 there
 
 
-def test_what_finds_letters_is_kept_while_they_are_read(made):
-    with make.seeded(0):
-        part = make.PARTS["letters"](made, torch.device("cpu"))
+def test_the_finder_is_frozen_while_the_dit_learns_to_read_it(made):
+    phase = start_phase("letters", made)
     found = loop.averaged("glyphs", made.parent)
-    weights = dict(part.modules.named_parameters())
-    kept = {name for name, weight in weights.items() if not weight.requires_grad}
+    weights = dict(phase.modules.named_parameters())
+    frozen = {name for name, weight in weights.items() if not weight.requires_grad}
     attention = "dit.transformer_blocks.0.attn1"
-    assert {"glyph.shared.weight", "dit.prior_token_embedding.weight", f"{attention}.to_k.weight"} <= kept
-    assert not kept & {f"{attention}.to_v.weight", "dit.transformer_blocks.1.attn1.to_k.weight", "dit.proj_out.weight"}
-    assert all(torch.equal(weights[name], found[name]) for name in kept if name in found)
+    assert {"glyph.shared.weight", "dit.prior_token_embedding.weight", f"{attention}.to_k.weight"} <= frozen
+    assert not frozen & {f"{attention}.to_v.weight", "dit.transformer_blocks.1.attn1.to_k.weight", "dit.proj_out.weight"}
+    assert all(torch.equal(weights[name], found[name]) for name in frozen if name in found)
 
 
 def test_edits_are_taught_with_their_references_in_order(nano_ar):
-    edit = captions.random_edit(random.Random(0), 8, 8, "en", "first into second")
+    edit = captions.random_edit(random.Random(0), 8, 8, "en", kind="first into second")
     sequence = ar_training.edit_lesson(nano_ar, edit)
     first, second = (world.tokens_of(scene).flatten() for scene in edit.references)
     assert torch.equal(sequence.ids[1:65], first) and torch.equal(sequence.ids[67:131], second)

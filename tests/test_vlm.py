@@ -98,7 +98,7 @@ def test_a_clip_is_sampled_as_its_processor_has_it(vlm):
 
 @pytest.mark.parametrize(("frames", "rate"), [(1, 4.0), (3, 0.0)])
 def test_what_is_no_clip_is_named(vlm, frames, rate):
-    with pytest.raises(ValueError, match="a clip has two frames or more and some a second"):
+    with pytest.raises(ValueError, match="a clip has . frames at .* a second; use two or more"):
         vlms.prepare(vlm, "", "what?", clip=vlms.Clip([RED] * frames, rate))
 
 
@@ -221,6 +221,16 @@ def test_layers_that_cannot_be_quantized_are_not_taken_for_it(folder, monkeypatc
         vlms.load_vlm(folder, quantization="int8")
 
 
+def test_the_quantization_is_checked_for_the_device_that_it_is_given(folder, monkeypatch):
+    """Not for a card that happens to be there: with an old card beside it, int8 on the CPU was refused."""
+    pytest.importorskip("comfy_kitchen")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert vlms.load_vlm(folder, quantization="int8", device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="int8"):
+        vlms.load_vlm(folder, quantization="int8", device=torch.device("cuda"))
+
+
 def test_a_config_that_cannot_be_read_is_no_model(quiet_host, tmp_path):
     (tmp_path / "LLM" / "gone").mkdir(parents=True)
     (tmp_path / "LLM" / "gone" / "config.json").symlink_to(tmp_path / "nowhere")
@@ -267,4 +277,4 @@ def test_memory_is_predicted_within_10_percent(folder, pictures, letters, answer
     vlm.model.generation_config.eos_token_id = None  # says as much as it may
     question = vlms.prepare(vlm, "", "x" * letters, [RED.resize((640, 480))] * pictures)
     measured = allocator_peak(lambda: vlms.answer(vlm, question, temperature=0, max_tokens=answered))
-    assert question.bytes(vlm, answered) == pytest.approx(measured, rel=0.1)
+    assert question.working_bytes(vlm, answered) == pytest.approx(measured, rel=0.1)

@@ -81,7 +81,7 @@ def wrong_scenes(rng: random.Random, scene: world.Scene):
 def test_what_an_edit_comes_to_is_right_and_what_it_starts_from_is_not(kind, language):
     scoring = pytest.importorskip("glm_image_pack.training.scoring", reason="needs SciPy")
     for number in range(40):
-        edit = captions.random_edit(random.Random(f"{kind}{number}"), 8, 8, language, kind, anywhere=number % 2 == 0)
+        edit = captions.random_edit(random.Random(f"{kind}{number}"), 8, 8, language, kind=kind, anywhere=number % 2 == 0)
         assert scoring.is_edited(edit.scene, edit)
         assert not any(scoring.is_edited(scene, edit) for scene in edit.references)
         assert scoring.kept_psnr(drawing.draw(edit.scene), edit, edit.scene) > 80

@@ -1,10 +1,18 @@
 """How nano, the built-in model, was made, and how well a checkpoint draws nano's world.
 
-world      scenes of coloured shapes and words on a grid of cells, and the token that each cell is
+world      scenes of coloured shapes and words on a grid of cells; the token of each cell
 drawing    a scene as a picture
-captions   a scene, or a change of it, in English and Chinese
+captions   prompts that ask for a scene, or for a change of one, in English and Chinese
 reading    a picture back as a scene
-scoring    the held-out prompts, and what a picture must show; painter paints them
-make       the parts of nano, each trained by loop, written into a layout; structure has first values
-           (vae, vision, ar, dit, letters)
+scoring    held-out prompts, and whether a picture shows what its prompt asks for
+painter    a checkpoint as a function from prompt to picture
+make       the phases in which nano is trained, and the checkpoint that they write
+loop       the training loop of every phase
+layout     the checkpoint folder without its weights
+structure  initial values for tables over the codebook
+vae        the VAE's loss and initial weights
+vision     those of the AR model's vision half
+ar         those of its language half
+dit        those of DiT and glyph encoder
+letters    how glyph encoder and DiT learn to write words
 """

@@ -1,7 +1,7 @@
-"""What a prompt asks for, and how that is said in English and Chinese.
+"""Prompts of nano's world in English and Chinese, with what they ask for.
 
-Request   a picture to be made: its prompt, and what must be seen in it
-Edit      a change: the scenes to start from, the instruction, the scene that must come out
+Request   text to image: the prompt, and what the picture must show
+Edit      image editing: the reference scenes, the instruction, the scene that must come out
 """
 
 import json
@@ -30,7 +30,7 @@ LANGUAGES = ("en", "zh")
 
 @dataclass(frozen=True)
 class Claim:
-    """So many shapes of a kind and colour; None for what the prompt leaves open."""
+    """A number of shapes of one kind and colour. size and place are None where the prompt leaves them open."""
 
     count: int
     kind: str
@@ -41,7 +41,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class WordClaim:
-    """level: top, centre or bottom."""
+    """A word. level: top, centre or bottom. colour and level are None where the prompt leaves them open."""
 
     text: str
     colour: str | None
@@ -50,7 +50,7 @@ class WordClaim:
 
 @dataclass(frozen=True)
 class Request:
-    """scene is one picture that does what the prompt asks."""
+    """A prompt for a new picture, and its claims about it. scene: one scene that fulfils the prompt."""
 
     prompt: str
     scene: Scene
@@ -61,9 +61,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Edit:
-    """kind is one of EDITS. The references are in order, `into` is the one that changes, and `scene` what it becomes.
+    """A prompt for a change. kind: one of EDITS. references: in order. into: the reference that changes. scene: the result.
 
-    free is the shape of `scene` whose spot the prompt leaves open, but for `place` if there is one.
+    free: the shape of `scene` whose position the prompt leaves open; place: the part of the picture that it must be in, if any.
     """
 
     kind: str
@@ -81,7 +81,7 @@ def _phrases() -> dict:
 
 
 def phrases(language: str) -> list[str]:
-    """All that captions in a language are made of."""
+    """All phrases of which captions in a language are made."""
 
     def texts(part) -> list[str]:
         if isinstance(part, str):
@@ -92,15 +92,16 @@ def phrases(language: str) -> list[str]:
 
 
 def describe(rng: random.Random, scene: Scene, language: str) -> Request:
-    """Ask for a scene, with some of what could be said left out."""
+    """A request for a scene that leaves some of its properties open."""
     phrases = _phrases()[language]
     groups: dict[tuple[str, str, str], list[Shape]] = {}
     for shape in scene.shapes:
         groups.setdefault((shape.kind, shape.colour, shape.size), []).append(shape)
     claims = []
     for (kind, colour, size), shapes in groups.items():
-        place = scene.place_of(shapes[0]) if len(shapes) == 1 and _is_told(rng, scene, shapes[0]) else None
-        claims.append(Claim(len(shapes), kind, colour, size if rng.random() < 0.6 else None, place))
+        place = scene.place_of(shapes[0]) if len(shapes) == 1 and _names_place(rng, scene, shapes[0]) else None
+        stated_size = size if rng.random() < 0.6 else None
+        claims.append(Claim(len(shapes), kind, colour, size=stated_size, place=place))
     word = None
     if scene.word is not None:
         colour = scene.word.colour if rng.random() < 0.6 else None
@@ -112,11 +113,11 @@ def describe(rng: random.Random, scene: Scene, language: str) -> Request:
     listed = _listed(rng, phrases["lists"], things)
     template = rng.choice(phrases["picture"]["plain" if ground is None else "grounded"])
     prompt = template.format(things=listed, ground=phrases["colours"].get(ground, ""))
-    return Request(_sentence(rng, prompt, language), scene, ground, tuple(claims), word)
+    return Request(_sentence(rng, prompt, language), scene, ground=ground, claims=tuple(claims), word=word)
 
 
-def _is_told(rng: random.Random, scene: Scene, shape: Shape) -> bool:
-    """Whether a caption says where a shape is: always where nobody would expect it."""
+def _names_place(rng: random.Random, scene: Scene, shape: Shape) -> bool:
+    """Whether a caption says where a shape is: always unless it is at the centre level, where shapes stand by default."""
     return scene.level_of(shape) != "centre" or rng.random() < 0.5
 
 
@@ -137,8 +138,8 @@ def _say_claim(rng: random.Random, phrases: dict, claim: Claim) -> str:
 
 
 def _say_word(rng: random.Random, phrases: dict, word: WordClaim) -> str:
-    said = " ".join(name for name, value in (("coloured", word.colour), ("placed", word.level)) if value) or "plain"
-    return rng.choice(phrases["word"][said]).format(
+    variant = " ".join(name for name, value in (("coloured", word.colour), ("placed", word.level)) if value) or "plain"
+    return rng.choice(phrases["word"][variant]).format(
         text=word.text,
         colour=phrases["colours"].get(word.colour, ""),
         place=rng.choice(phrases["places"][word.level]) if word.level else "",
@@ -146,7 +147,7 @@ def _say_word(rng: random.Random, phrases: dict, word: WordClaim) -> str:
 
 
 def _sentence(rng: random.Random, text: str, language: str) -> str:
-    """Without gaps, with or without a capital and a full stop."""
+    """A text with single spaces, at random with a capital letter and a full stop."""
     text = " ".join(text.split()).replace("a orange", "an orange")
     if language == "en" and rng.random() < 0.5:
         text = text[0].upper() + text[1:]
@@ -160,9 +161,9 @@ EDITS = ("recolour", "move", "add", "remove", "word", "ground", *COMBINATIONS)
 
 
 def random_edit(
-    rng: random.Random, rows: int, columns: int, language: str, kind: str | None = None, anywhere: bool = False
+    rng: random.Random, rows: int, columns: int, language: str, *, kind: str | None = None, anywhere: bool = False
 ) -> Edit:
-    """A change of one kind to a scene, whose things may be anywhere, drawn again until the scene allows it."""
+    """A random edit, of a random kind by default. Scenes are drawn until one allows it. anywhere: as `random_scene` has it."""
     kind = kind or rng.choice(EDITS)
     while True:
         scene = random_scene(rng, rows, columns, with_word=1.0 if kind == "word" else 0.35, anywhere=anywhere)
@@ -172,7 +173,7 @@ def random_edit(
 
 
 def _name(rng: random.Random, phrases: dict, shape: Shape, others: Sequence[Shape]) -> str | None:
-    """A shape's name that fits none of the others, or None."""
+    """A phrase that names one shape and none of the others; None where there is no such phrase."""
     alike = [other for other in others if other is not shape and other.kind == shape.kind]
     if any(other.colour == shape.colour for other in alike):
         return None
@@ -203,7 +204,7 @@ def _recolour(rng, scene, phrases):
     colour = other_colour(rng, scene.ground, shape.colour)
     target = replace(scene, shapes=tuple(replace(s, colour=colour) if s is shape else s for s in scene.shapes))
     prompt = _template(rng, phrases, "recolour").format(object=name, colour=phrases["colours"][colour])
-    return Edit("recolour", prompt, (scene,), scene, target)
+    return Edit("recolour", prompt, (scene,), into=scene, scene=target)
 
 
 def _move(rng, scene, phrases):
@@ -215,27 +216,28 @@ def _move(rng, scene, phrases):
     if target is None:
         return None
     prompt = _template(rng, phrases, "move").format(object=name, way=rng.choice(phrases["ways"][place]))
-    return Edit("move", prompt, (scene,), scene, target, free=target.shapes[-1], place=place)
+    return Edit("move", prompt, (scene,), into=scene, scene=target, free=target.shapes[-1], place=place)
 
 
 def _add(rng, scene, phrases):
-    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)), 0, 0)
+    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)))
     if any((shape.kind, shape.colour) == (other.kind, other.colour) for other in scene.shapes):
         return None
     place = rng.choice((None, *PLACES))
     target = with_thing(rng, scene, shape, place)
     if target is None:
         return None
-    said = _say_claim(rng, phrases, Claim(1, shape.kind, shape.colour, shape.size, place))
-    prompt = _template(rng, phrases, "add").format(shape=said)
-    return Edit("add", prompt, (scene,), scene, target, free=target.shapes[-1], place=place)
+    shape_phrase = _say_claim(rng, phrases, Claim(1, shape.kind, shape.colour, size=shape.size, place=place))
+    prompt = _template(rng, phrases, "add").format(shape=shape_phrase)
+    return Edit("add", prompt, (scene,), into=scene, scene=target, free=target.shapes[-1], place=place)
 
 
 def _remove(rng, scene, phrases):
     if len(scene.things) < 2 or (named := _named(rng, phrases, scene)) is None:
         return None
     shape, name = named
-    return Edit("remove", _template(rng, phrases, "remove").format(object=name), (scene,), scene, _without(scene, shape))
+    prompt = _template(rng, phrases, "remove").format(object=name)
+    return Edit("remove", prompt, (scene,), into=scene, scene=_without(scene, shape))
 
 
 def _word(rng, scene, phrases):
@@ -248,17 +250,18 @@ def _word(rng, scene, phrases):
     target = replace(scene, word=Word(text, scene.word.colour, scene.word.row, column))
     if not target.is_free(target.word, target.shapes):
         return None
-    return Edit("word", _template(rng, phrases, "word").format(text=text), (scene,), scene, target)
+    prompt = _template(rng, phrases, "word").format(text=text)
+    return Edit("word", prompt, (scene,), into=scene, scene=target)
 
 
 def _ground(rng, scene, phrases):
     ground = other_colour(rng, scene.ground, *(thing.colour for thing in scene.things))
     prompt = _template(rng, phrases, "ground").format(ground=phrases["colours"][ground])
-    return Edit("ground", prompt, (scene,), scene, replace(scene, ground=ground))
+    return Edit("ground", prompt, (scene,), into=scene, scene=replace(scene, ground=ground))
 
 
 def _combine(kind):
-    """A shape of one picture, where it stands there, into the other one."""
+    """The maker of an edit that copies a shape of one reference to the same position in the other."""
 
     def make(rng, into, phrases):
         source = random_scene(rng, into.rows, into.columns, with_word=0.2)
@@ -269,7 +272,8 @@ def _combine(kind):
             return None
         references = (source, into) if kind == "first into second" else (into, source)
         target = replace(into, shapes=(*into.shapes, shape))
-        return Edit(kind, _template(rng, phrases, kind).format(object=name), references, into, target)
+        prompt = _template(rng, phrases, kind).format(object=name)
+        return Edit(kind, prompt, references, into=into, scene=target)
 
     return make
 

@@ -1,7 +1,7 @@
-"""Trains nano's DiT together with its glyph encoder, to paint scenes from their tokens.
+"""The phase dit: nano's DiT and glyph encoder learn to paint scenes from their prior tokens.
 
-Priors are dropped now and then, as the negative side of the guidance has it. References go through the DiT at t = 0 and are
-read as keys and values, as in denoise.py.
+Some priors are dropped, because the negative side of the guidance has none. References go through the DiT at t = 0, and the
+pictures read their keys and values, as in reference_cache.py.
 """
 
 import math
@@ -18,19 +18,27 @@ from ..glmimage_core.glm_image.kv_cache import LayerKVCache
 from ..glmimage_core.vae import Vae
 from .captions import EDITS, random_edit
 from .drawing import draw
-from .loop import Plan
-from .structure import looks, structured
+from .loop import Recipe
+from .structure import structured, table_of_looks
 from .world import CELL_PX, COLOURS, LONGEST_WORD, Scene, letters_after, random_scene, tokens_of
 
-PLAN = Plan(steps=2000, rate=3e-3, warmup=100)
-SCENES = 7  # of a batch
-DRAWS = 3  # noise and time for each of them
+RECIPE = Recipe(steps=2000, learning_rate=3e-3, warmup=100)
+SCENES = 7  # in a batch
+DRAWS = 3  # of noise and timestep for each scene of a batch
 SIDES = (8, 8, 6, 7, 10, 12)  # cells
-DROPPED = 0.12  # of the priors
+PRIOR_DROPOUT = 0.12  # share of priors
+
+
+class DitModels(NamedTuple):
+    """The DiT, and the models that give it glyph embeddings and latents."""
+
+    dit: Dit
+    glyph_encoder: GlyphEncoder
+    vae: Vae
 
 
 class Lesson(NamedTuple):
-    """Pictures of one size with glyph texts of one length, each with the same number of references of that size."""
+    """One batch: scenes of one size, a glyph text of one length for each, and equally many references of that size for each."""
 
     scenes: list[Scene]
     texts: list[str]
@@ -38,14 +46,18 @@ class Lesson(NamedTuple):
 
 
 @torch.no_grad()
-def prepare(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae) -> None:
-    """First weights: a token's is what its cell looks like and what it has in common with others; gates are half open.
+def init_weights(models: DitModels) -> None:
+    """Initial weights.
 
-    The first heads look at neighbours, those of the glyph encoder ahead.
+    - The embedding of a prior token says what its cell looks like and which properties it shares with others.
+    - The gates of AdaLN start at 0.5; the model's output starts at zero.
+    - The first two heads of the first two blocks attend to the left and the upper neighbour (`init_neighbour_attention`).
+    - The heads of the glyph encoder attend to the letters ahead (`init_attention_ahead`).
     """
-    model = dit.model
+    model = models.dit.model
     table = model.prior_token_embedding.weight
-    table.copy_(looks(partial(latents_of_scenes, dit, vae), table.shape[1]) + 0.5 * structured(table.shape[1], seed=2))
+    looks = table_of_looks(partial(latents_of_scenes, models.dit, models.vae), table.shape[1])
+    table.copy_(looks + 0.5 * structured(table.shape[1], seed=2))
     for block in model.transformer_blocks:
         linear = block.norm1.linear
         linear.weight.mul_(0.2)
@@ -55,27 +67,29 @@ def prepare(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae) -> None:
             linear.bias[gate * width : (gate + 1) * width] = 0.5
     for block in model.transformer_blocks[:2]:
         for head, (row, column) in enumerate([(0, -1), (-1, 0)]):
-            look_beside(block.attn1, head, row, column)
-    look_ahead(glyph_encoder)
+            init_neighbour_attention(block.attn1, head, row, column)
+    init_attention_ahead(models.glyph_encoder)
     torch.nn.init.zeros_(model.proj_out.weight)
     torch.nn.init.zeros_(model.proj_out.bias)
 
 
 @torch.no_grad()
-def look_beside(attention, head: int, row: int, column: int) -> None:
-    """Have a head begin by looking at the neighbour so many DiT tokens below and to the right.
+def init_neighbour_attention(attention, head: int, row: int, column: int) -> None:
+    """Initialise a head to attend to the DiT token `row` below and `column` to the right of a query.
 
-    A prior token is the same for four DiT tokens; which of the four one is, its neighbours tell. Queries and keys are the same
-    everywhere, with all their length in the two fastest rotations of each axis, and the keys turned so that they meet there.
+    One prior token conditions a square of 2 x 2 DiT tokens; only its neighbours tell a DiT token which of the four it is. The
+    head gets the same query and the same key everywhere. They use the two fastest rotary pairs of each axis, and the key is
+    rotated by the offset, so that the score is highest at the neighbour.
     """
     width = attention.to_q.out_features // attention.heads
     query, key = torch.zeros(width), torch.zeros(width)
-    half, quarter = width // 2, width // 4  # pairs are (i, i + half); the first quarter turns with rows, the second with columns
-    for first, step in ((0, row), (quarter, column)):
+    # Rotary pairs are (i, i + half). The first quarter of the pairs rotates with rows, the second with columns.
+    half, quarter = width // 2, width // 4
+    for first, offset in ((0, row), (quarter, column)):
         for pair, length in enumerate((1.0, 0.65)):
-            turn = step * 10000.0 ** (-2 * pair / half)
+            angle = offset * 10000.0 ** (-2 * pair / half)
             query[first + pair] = length
-            key[first + pair], key[first + pair + half] = length * math.cos(turn), -length * math.sin(turn)
+            key[first + pair], key[first + pair + half] = length * math.cos(angle), -length * math.sin(angle)
     rows = slice(head * width, (head + 1) * width)
     for linear, vector in ((attention.to_q, query), (attention.to_k, key)):
         linear.weight[rows] *= 0.1
@@ -83,14 +97,15 @@ def look_beside(attention, head: int, row: int, column: int) -> None:
 
 
 @torch.no_grad()
-def look_ahead(glyph_encoder: GlyphEncoder) -> None:
-    """Have each head begin by looking one byte further ahead than the one before, or at the end mark where that is nearer.
+def init_attention_ahead(glyph_encoder: GlyphEncoder) -> None:
+    """Initialise head i of the glyph encoder to attend i + 1 bytes ahead, by T5's relative position bias.
 
-    So a byte learns how far the end is, which is what a letter's prior token says of its place. All layers share the biases.
+    With these heads a byte learns how far the end mark is. That number is also in a letter's prior token, as its place in the
+    word. All layers share the biases.
     """
     biases = glyph_encoder.model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
     buckets, heads = biases.shape
-    exact = buckets // 4  # distances with a bucket of their own, behind and ahead
+    exact = buckets // 4  # distances with a bucket of their own, in each direction
     biases.fill_(-4.0 * exact)
     for head in range(heads):
         for ahead in range(exact):
@@ -102,8 +117,7 @@ def random_lesson(rng: random.Random) -> Lesson:
     letters = rng.choice((0, 1, 2, 3, 4, 5, 6, min(LONGEST_WORD, columns)))
     if rng.random() < 0.65:
         return _pictures(rng, rows, columns, letters)
-    kind = rng.choice(EDITS)
-    return _edits(rng, rows, columns, kind, letters or 3)
+    return _edits(rng, rows, columns, letters or 3)
 
 
 def _pictures(rng: random.Random, rows: int, columns: int, letters: int) -> Lesson:
@@ -115,18 +129,19 @@ def _pictures(rng: random.Random, rows: int, columns: int, letters: int) -> Less
     return Lesson(scenes, [scene.word.text if scene.word else "" for scene in scenes], [()] * SCENES)
 
 
-def _edits(rng: random.Random, rows: int, columns: int, kind: str, letters: int) -> Lesson:
+def _edits(rng: random.Random, rows: int, columns: int, letters: int) -> Lesson:
+    kind = rng.choice(EDITS)
     edits = []
     while len(edits) < SCENES:
-        edit = random_edit(rng, rows, columns, "en", kind, anywhere=True)
+        edit = random_edit(rng, rows, columns, "en", kind=kind, anywhere=True)
         if kind != "word" or len(edit.scene.word.text) == letters:
             edits.append(edit)
     texts = [edit.scene.word.text if kind == "word" else "" for edit in edits]
     return Lesson([edit.scene for edit in edits], texts, [edit.references for edit in edits])
 
 
-class _Written:
-    """Takes keys and values where they are made, with their gradients."""
+class _WrittenLayer:
+    """Takes the keys and values of a layer as they are, with their gradients."""
 
     mode = "write"
 
@@ -134,50 +149,55 @@ class _Written:
         self.keys_values = keys, values
 
 
-def loss_of(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
-    return lesson_loss(dit, glyph_encoder, vae, random_lesson(rng), generator)
+def loss_of(models: DitModels, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+    return lesson_loss(models, random_lesson(rng), generator)
 
 
 def lesson_loss(
-    dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson, generator: torch.Generator, dropped: float = DROPPED
+    models: DitModels, lesson: Lesson, generator: torch.Generator, *, prior_dropout: float = PRIOR_DROPOUT
 ) -> torch.Tensor:
-    """Mean square error of the velocity, in which letters and shapes count more than bare ground. dropped: of the priors."""
+    """The weighted mean square error of the velocity; letters and shapes have more weight than bare ground.
+
+    prior_dropout: the share of priors that are dropped, in a batch without references.
+    """
+    dit, glyph_encoder, vae = models
     device, model = dit.device, dit.model
     width, height = lesson.scenes[0].columns * CELL_PX, lesson.scenes[0].rows * CELL_PX
     latents = latents_of_scenes(dit, vae, lesson.scenes).repeat_interleave(DRAWS, 0)
     tokens = torch.stack([tokens_of(scene) for scene in lesson.scenes]).to(device)
     batch = len(latents)
 
-    u = torch.rand(2, batch, generator=generator).amax(dim=0).to(device)  # of the run, before the shift; its start counts most
-    told = (width, height) if height >= MIN_SIDE else (256, 256)  # a strip counts as a piece of a picture
-    shift = dit.shift.of_size(*told)
+    # u is the unshifted sigma. The larger of two draws favours the noisy start of a run.
+    u = torch.rand(2, batch, generator=generator).amax(dim=0).to(device)
+    size = (width, height) if height >= MIN_SIDE else (256, 256)  # a strip is a crop of a picture of 256 x 256
+    shift = dit.shift.of_size(*size)
     sigma = (shift * u / (shift * u + 1 - u)).view(-1, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        caches = written_references(dit, vae, lesson.references, width, height)
-        states = model.embed_prior(prior_for_dit(tokens)).repeat_interleave(DRAWS, 0)
+        caches = written_references(dit, vae, lesson.references, width=width, height=height)
+        prior = model.embed_prior(prior_for_dit(tokens)).repeat_interleave(DRAWS, 0)
         if caches is None:
-            without = (torch.rand(batch, generator=generator) < dropped).to(device).view(-1, 1, 1)
-            states = torch.where(without, model.null_prior(device), states)
+            dropped = (torch.rand(batch, generator=generator) < prior_dropout).to(device).view(-1, 1, 1)
+            prior = torch.where(dropped, model.null_prior(device), prior)
         ids = glyph_encoder.tokenizer(lesson.texts, return_tensors="pt").input_ids.to(device)
         glyphs = model.embed_glyphs(glyph_encoder.model(ids).last_hidden_state).repeat_interleave(DRAWS, 0)
-        time = model.embed_time(u * 1000 - 1, *told, torch.float32)
+        time = model.embed_time(u * 1000 - 1, *size, torch.float32)
         noised = sigma * noise + (1 - sigma) * latents
         velocity = model(
             noised,
             temb=time,
-            prior_embeds=states,
+            prior_embeds=prior,
             glyph_embeds=glyphs,
             image_rotary_emb=rope(dit, width, height),
             kv_caches=caches,
         )
-    weights = _weights(lesson.scenes).repeat_interleave(DRAWS, 0).to(device)
+    weights = _loss_weights(lesson.scenes).repeat_interleave(DRAWS, 0).to(device)
     return (weights * (velocity.float() - (noise - latents)).square()).mean() / weights.mean()
 
 
 @torch.no_grad()
 def latents_of_scenes(dit: Dit, vae: Vae, scenes: list[Scene]) -> torch.Tensor:
-    """Drawn and encoded, in the DiT's space: [scenes, 16, h, w] float32."""
+    """The latents of drawn scenes, normalised as the DiT reads them: [scenes, 16, h, w] float32."""
     pictures = torch.stack([draw(scene) for scene in scenes]).movedim(-1, 1).to(vae.device) * 2 - 1
     with torch.autocast(vae.device.type, torch.bfloat16):
         latents = vae.model.encode(pictures).latent_dist.mode()
@@ -185,13 +205,16 @@ def latents_of_scenes(dit: Dit, vae: Vae, scenes: list[Scene]) -> torch.Tensor:
 
 
 def written_references(
-    dit: Dit, vae: Vae, references: list[tuple[Scene, ...]], width: int, height: int
+    dit: Dit, vae: Vae, references: list[tuple[Scene, ...]], *, width: int, height: int
 ) -> list[LayerKVCache] | None:
-    """The references of each picture, DRAWS times each, ready to be read; width and height are theirs. None without any."""
+    """The keys and values of the references of each picture, repeated DRAWS times, by layer. None without references.
+
+    references: equally many for each picture, of width x height pixels.
+    """
     written = []
     model = dit.model
     for scenes in zip(*references, strict=True):
-        cache = [_Written() for _ in model.transformer_blocks]
+        cache = [_WrittenLayer() for _ in model.transformer_blocks]
         prior = model.embed_prior(prior_for_dit(torch.stack([tokens_of(scene) for scene in scenes]).to(dit.device)))
         no_text = model.embed_glyphs(torch.empty(len(scenes), 0, model.config.text_embed_dim, device=dit.device))
         time = model.embed_time(torch.zeros(len(scenes), device=dit.device), width, height, torch.float32)
@@ -203,12 +226,12 @@ def written_references(
             image_rotary_emb=rope(dit, width, height),
             kv_caches=cache,
         )
-        written.append([tuple(part.repeat_interleave(DRAWS, 0) for part in layer.keys_values) for layer in cache])
+        written.append([tuple(tensor.repeat_interleave(DRAWS, 0) for tensor in layer.keys_values) for layer in cache])
     return [LayerKVCache(layers) for layers in zip(*written, strict=True)] if written else None
 
 
-def _weights(scenes: list[Scene]) -> torch.Tensor:
-    """What each latent cell counts, [B, 1, h, w]: bare ground 1, shapes 2, letters 4."""
+def _loss_weights(scenes: list[Scene]) -> torch.Tensor:
+    """The weight of each latent cell in the loss, [B, 1, h, w]: bare ground 1, shapes 2, letters 4."""
     bare = torch.stack([tokens_of(scene) for scene in scenes]) < len(COLOURS)
     letters = torch.stack([letters_after(scene) for scene in scenes]) >= 0
     weights = torch.where(bare, 1.0, torch.where(letters, 4.0, 2.0))

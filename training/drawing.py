@@ -1,4 +1,4 @@
-"""A scene as a picture: shapes with smooth edges, letters of 5 x 7 dots."""
+"""A scene as a picture: shapes with antialiased edges, letters of 5 x 7 dots."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from .world import CELL_PX, COLOURS, KINDS, SPANS, Scene
 
 DOT_PX = 4  # along a side of one dot of a letter
-_FINER = 8  # a shape is drawn so many times larger and then made smaller
+_SUPERSAMPLING = 8  # a shape is drawn so many times larger and scaled down
 
 # Each row of a letter has five dots, the leftmost in the highest bit.
 _LETTERS = {
@@ -29,10 +29,10 @@ _LETTERS = {
 def shape_mask(kind: str, size: str) -> torch.Tensor:
     """How much of each pixel a shape covers: [side, side] float32 in 0..1, side as many pixels as its cells have."""
     side = SPANS[size] * CELL_PX
-    image = Image.new("L", (side * _FINER, side * _FINER))
-    centre, radius = side * _FINER / 2, (side / 2 - 4) * _FINER
+    image = Image.new("L", (side * _SUPERSAMPLING, side * _SUPERSAMPLING))
+    centre, radius = side * _SUPERSAMPLING / 2, (side / 2 - 4) * _SUPERSAMPLING
     _DRAWERS[kind](ImageDraw.Draw(image), centre, radius)
-    return _covered(image.resize((side, side), Image.Resampling.BOX))
+    return _coverage(image.resize((side, side), Image.Resampling.BOX))
 
 
 def _circle(draw: ImageDraw.ImageDraw, centre: float, radius: float) -> None:
@@ -83,10 +83,10 @@ def draw(scene: Scene) -> torch.Tensor:
     """A scene as a picture, [rows * 32, columns * 32, 3] float32 in 0..1."""
     picture = rgb(scene.ground).expand(scene.rows * CELL_PX, scene.columns * CELL_PX, 3).clone()
     for shape in scene.shapes:
-        _paint(picture, shape.row, shape.column, shape_mask(shape.kind, shape.size), shape.colour)
+        _paint(picture, (shape.row, shape.column), shape_mask(shape.kind, shape.size), shape.colour)
     if scene.word is not None:
         for index, letter in enumerate(scene.word.text):
-            _paint(picture, scene.word.row, scene.word.column + index, letter_mask(letter), scene.word.colour)
+            _paint(picture, (scene.word.row, scene.word.column + index), letter_mask(letter), scene.word.colour)
     return picture
 
 
@@ -95,12 +95,13 @@ def rgb(colour: str) -> torch.Tensor:
     return torch.tensor(COLOURS[colour], dtype=torch.float32) / 255
 
 
-def _paint(picture: torch.Tensor, row: int, column: int, mask: torch.Tensor, colour: str) -> None:
+def _paint(picture: torch.Tensor, cell: tuple[int, int], mask: torch.Tensor, colour: str) -> None:
+    """Blend a colour into the picture in place. cell: row and column of the mask's top left corner."""
     height, width = mask.shape
-    top, left = row * CELL_PX, column * CELL_PX
+    top, left = (index * CELL_PX for index in cell)
     area = picture[top : top + height, left : left + width]
     area.lerp_(rgb(colour).expand_as(area), mask[..., None])
 
 
-def _covered(image: Image.Image) -> torch.Tensor:
+def _coverage(image: Image.Image) -> torch.Tensor:
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(image.size[::-1]).float() / 255

@@ -1,4 +1,4 @@
-"""The folder that becomes nano: its sizes, and all of it but the weights."""
+"""The checkpoint folder of nano without its weights: configs, tokenizers and processor."""
 
 import json
 import random
@@ -7,57 +7,59 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..glmimage_core.tiny.glm_image import write_layout
-from ..glmimage_core.tiny.spec import BEYOND, Size
+from ..glmimage_core.tiny.spec import CONTROL_IDS, ModelSpec
 from .captions import describe, phrases, random_edit
 from .world import CODES, random_scene
 
 MERGES = 640
-_TEXT_START = CODES + BEYOND
+_TEXT_START = CODES + CONTROL_IDS
 
-NANO = Size(
-    ar_hidden=128,
-    ar_mlp=384,
+NANO = ModelSpec(
+    ar_width=128,
+    ar_mlp_width=384,
     ar_layers=8,
     ar_heads=4,
-    vision_hidden=96,
-    vision_mlp=192,
+    vision_width=96,
+    vision_mlp_width=192,
     vision_layers=3,
     vision_heads=3,
-    vision_px=256,
-    vq_width=32,
-    codebook=CODES,
+    vision_image_px=256,
+    codebook_width=32,
+    codebook_rows=CODES,
     vocabulary=_TEXT_START + 256 + 4,
-    special=(_TEXT_START + 256, _TEXT_START + 257, _TEXT_START + 258, _TEXT_START + 259),
-    edges=(192, 384),
+    special_ids=(_TEXT_START + 256, _TEXT_START + 257, _TEXT_START + 258, _TEXT_START + 259),
+    reference_edges_px=(192, 384),
     dit_heads=2,
     dit_head_width=96,
     dit_layers=5,
-    dit_time=32,
-    dit_condition=32,
+    dit_time_width=32,
+    dit_condition_width=32,
     glyph_width=64,
-    glyph_mlp=128,
+    glyph_mlp_width=128,
     glyph_layers=2,
     glyph_heads=4,
     glyph_head_width=16,
-    vae_blocks=(16, 32, 48, 48),
-    vae_layers=1,
-    vae_groups=2,
-    vae_attention=False,
+    vae_widths=(16, 32, 48, 48),
+    vae_layers_per_block=1,
+    vae_norm_groups=2,
+    vae_mid_attention=False,
     rope_theta=6.0,  # wavelengths of 6 to 30 positions: grids here have 6 to 23 rows and columns
 )
 
 
 def write_nano_layout(folder: Path) -> None:
-    """All of nano but its weights, with a tokenizer trained on captions."""
+    """Write all of nano but its weights, with a tokenizer trained on captions."""
     pairs = merges()
     first = _TEXT_START + 256 + len(pairs)
-    write_layout(folder, replace(NANO, merges=pairs, vocabulary=first + 4, special=(first, first + 1, first + 2, first + 3)))
+    special_ids = (first, first + 1, first + 2, first + 3)
+    write_layout(folder, replace(NANO, tokenizer_merges=pairs, vocabulary=first + 4, special_ids=special_ids))
 
 
 def merges() -> tuple[tuple[str, str], ...]:
-    """Pairs joined by byte-level BPE trained on captions, on Chinese ones phrase by phrase, since these have no spaces.
+    """The merges of byte-level BPE trained on captions.
 
-    What stands in quotes is left out: words to be drawn are spelled letter by letter.
+    Chinese captions have no spaces, so BPE is trained on their phrases. Quoted text is left out, so that every word to be drawn
+    is spelled letter by letter.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 

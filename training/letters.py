@@ -1,8 +1,12 @@
-"""Teaches nano letters: first its glyph encoder and one head of the DiT to find them, then the DiT to paint them.
+"""The phases glyphs and letters: nano learns to write words.
 
-A letter's prior token says how many letters follow, and a byte of the glyph text can tell how far the end mark is. Both have to
-meet in one head before any letter is right. From the error of the picture alone that takes longer than all else together, and
-the heads turn away from letters before they can read them: so this head is taught by where it looks, and kept as it is after.
+The prior token of a letter says how many letters follow it. The glyph encoder gives an embedding for each byte of the word. To
+paint the right letter, the DiT must find the byte that has as many bytes after it. One head of its first block does that, the
+*finder*.
+
+The error of the picture alone teaches this very slowly: until some head finds the right byte, the text is noise, and all heads
+learn to ignore it. So the phase glyphs first trains the finder on where it should look. The phase letters then freezes it and
+trains the rest of the DiT to paint what the finder reads.
 """
 
 import random
@@ -14,27 +18,29 @@ from torch.nn.functional import cross_entropy
 
 from ..glmimage_core.glm_image.dit import Dit, rope
 from ..glmimage_core.glm_image.geometry import prior_for_dit
-from ..glmimage_core.glm_image.glyphs import GlyphEncoder
-from ..glmimage_core.vae import Vae
-from .dit import DRAWS, Lesson, lesson_loss, random_lesson
-from .loop import Plan
+from .dit import DRAWS, DitModels, Lesson, lesson_loss, random_lesson
+from .loop import Recipe
 from .world import ALPHABET, CELL_PX, COLOURS, LONGEST_WORD, Scene, Word, letters_after, other_colour, random_letters
 
-GLYPHS_PLAN = Plan(steps=600, rate=3e-3, warmup=20)
-PLAN = Plan(steps=2200, rate=2.5e-3, warmup=30)
-HEAD = 0  # of the first block
-STRIPS = 24  # of a batch: pictures of two rows with nothing but a word
-READ, LEFT_ALONE = 0.3, 0.2  # what the bytes' names count, and that nothing but a letter looks at the text
+FINDER_RECIPE = Recipe(steps=600, learning_rate=3e-3, warmup=20)
+RECIPE = Recipe(steps=2200, learning_rate=2.5e-3, warmup=30)
+HEAD = 0  # the finder, in the first block
+STRIPS = 24  # in a batch: scenes of two rows of cells that show only a word
+LETTER_WEIGHT = 0.3  # of naming the letters, in the loss of the finder
+ELSEWHERE_WEIGHT = 0.2  # of keeping all other queries off the text
 
 
-def reader(dit: Dit) -> Linear:
-    """Names a byte by what enters the first block: [..., width] to [..., letters of the alphabet]."""
+def letter_classifier(dit: Dit) -> Linear:
+    """A linear layer that names a letter from the state of its byte: [..., width] -> [..., letters of the alphabet]."""
     return Linear(dit.model.transformer_blocks[0].attn1.to_q.in_features, len(ALPHABET))
 
 
 @torch.no_grad()
 def freeze_all_but_the_finder(dit: Dit) -> None:
-    """Of a DiT with its first block only. What says which thing a cell shows changes a little with it."""
+    """Freeze a DiT of one block except what its first block's attention scores depend on.
+
+    The prior embedding stays trainable too: a letter's token has to say its place in a way that a query can use.
+    """
     model = dit.model
     attention = model.transformer_blocks[0].attn1
     model.requires_grad_(False)
@@ -43,22 +49,26 @@ def freeze_all_but_the_finder(dit: Dit) -> None:
 
 
 @torch.no_grad()
-def freeze_the_finder(dit: Dit, glyph_encoder: GlyphEncoder) -> None:
-    """And let the head say what it finds: its values begin anew."""
-    model = dit.model
+def freeze_the_finder(models: DitModels) -> None:
+    """Freeze everything that decides where the finder looks, and give the finder new random values to read with.
+
+    The new rows of to_v and columns of to_out carry what the finder finds into the picture; they are trained.
+    """
+    model = models.dit.model
     block = model.transformer_blocks[0]
     attention = block.attn1
-    rows = _rows_of_head(attention)
+    rows = _finder_rows(attention)
     torch.nn.init.normal_(attention.to_v.weight[rows], std=attention.to_v.in_features**-0.5)
     torch.nn.init.zeros_(attention.to_v.bias[rows])
     torch.nn.init.normal_(attention.to_out[0].weight[:, rows], std=attention.to_v.out_features**-0.5)
     inputs = model.image_projector, model.prior_token_embedding, model.prior_projector, model.glyph_projector
-    for module in (glyph_encoder.model, *inputs, model.time_condition_embed, block.norm1, attention.to_q, attention.to_k):
+    frozen = models.glyph_encoder.model, *inputs, model.time_condition_embed, block.norm1, attention.to_q, attention.to_k
+    for module in frozen:
         module.requires_grad_(False)
 
 
 def random_strips(rng: random.Random) -> Lesson:
-    """Words alone: as many letters as in many whole pictures."""
+    """A batch of words alone: as many letters as in a much larger batch of whole pictures."""
     letters = rng.randint(1, LONGEST_WORD)
     columns = letters + rng.randint(0, 2)
     words = [random_letters(rng, letters) for _ in range(STRIPS)]
@@ -71,60 +81,69 @@ def random_strips(rng: random.Random) -> Lesson:
 
 
 def random_words(rng: random.Random) -> Lesson:
-    """Words alone, or whole pictures without references in which one may stand."""
+    """A batch with words and without references: strips, or whole pictures."""
     while True:
         lesson = random_strips(rng) if rng.random() < 0.5 else random_lesson(rng)
         if lesson.texts[0] and not lesson.references[0]:
             return lesson
 
 
-def loss_of_glyphs(
-    byte_reader: Linear, dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, rng: random.Random, generator: torch.Generator
-) -> torch.Tensor:
-    """Cross entropy of where the head looks from each letter's places, and of the bytes' names; other places look elsewhere."""
+def finder_loss(models: DitModels, classifier: Linear, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+    """The loss of the phase glyphs, on a random batch of words.
+
+    1. Cross entropy of the finder's attention: a query in a letter's cell should look at that letter's byte.
+    2. Queries everywhere else should look away from the text.
+    3. Cross entropy of the classifier: the state of a byte should tell which letter it is.
+    """
     lesson = random_words(rng)
-    scores, states = head_scores(dit, glyph_encoder, vae, lesson, generator)
+    scores, states = finder_scores(models, lesson, generator)
     letters = len(lesson.texts[0])
+    text_tokens = letters + 1  # with the end mark
     after = prior_for_dit(torch.stack([letters_after(scene) for scene in lesson.scenes])).repeat_interleave(DRAWS, 0)
     after = after.to(scores.device)
-    wanted, of_letter = letters - 1 - after, after >= 0
-    texts = letters + 1  # with the end mark
-    beside = scores[..., texts:].logsumexp(-1) - scores.logsumexp(-1)
-    named = torch.tensor([[ALPHABET.index(letter) for letter in text] for text in lesson.texts], device=scores.device)
+    byte, in_letter = letters - 1 - after, after >= 0
+    look_away = scores[..., text_tokens:].logsumexp(-1) - scores.logsumexp(-1)  # log of the attention on the picture
+    letter_ids = torch.tensor([[ALPHABET.index(letter) for letter in text] for text in lesson.texts], device=scores.device)
+    letter_logits = classifier(states[:, :letters]).movedim(-1, 1)  # [B, alphabet, letters]
     return (
-        cross_entropy(scores[of_letter], wanted[of_letter])
-        - LEFT_ALONE * beside[~of_letter].mean()
-        + READ * cross_entropy(byte_reader(states[:, :letters]).movedim(-1, 1), named.repeat_interleave(DRAWS, 0))
+        cross_entropy(scores[in_letter], byte[in_letter])
+        - ELSEWHERE_WEIGHT * look_away[~in_letter].mean()
+        + LETTER_WEIGHT * cross_entropy(letter_logits, letter_ids.repeat_interleave(DRAWS, 0))
     )
 
 
-def head_scores(
-    dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, lesson: Lesson, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of the head, [B, image tokens, all tokens] (texts come first), and what enters its block, [B, all tokens, width]."""
+def finder_scores(models: DitModels, lesson: Lesson, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """The finder's attention scores and the states that enter its block, in a forward pass over a batch.
+
+    Scores are [B, image tokens, all tokens], states [B, all tokens, width]; text tokens come first.
+    """
+    dit = models.dit
     attention = dit.model.transformer_blocks[0].attn1
     entering: list[torch.Tensor] = []
     hook = attention.to_q.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0].float()))
-    lesson_loss(dit, glyph_encoder, vae, lesson, generator, dropped=0)
+    lesson_loss(models, lesson, generator, prior_dropout=0)
     hook.remove()
     (states,) = entering
-    rows, texts = _rows_of_head(attention), len(lesson.texts[0]) + 1
-    turns = rope(dit, lesson.scenes[0].columns * CELL_PX, lesson.scenes[0].rows * CELL_PX)
+    rows, text_tokens = _finder_rows(attention), len(lesson.texts[0]) + 1
+    rotary_emb = rope(dit, lesson.scenes[0].columns * CELL_PX, lesson.scenes[0].rows * CELL_PX)
 
-    def turned(linear: Linear, norm: torch.nn.Module) -> torch.Tensor:
+    def project(linear: Linear, norm: torch.nn.Module) -> torch.Tensor:
+        """Queries or keys of the head, [B, all tokens, head width]. Only those of the picture are rotated."""
         vectors = norm(torch.nn.functional.linear(states, linear.weight[rows], linear.bias[rows]))[:, :, None]
-        image = apply_rotary_emb(vectors[:, texts:], turns, sequence_dim=1, use_real_unbind_dim=-2)
-        return torch.cat([vectors[:, :texts], image], dim=1)[:, :, 0]
+        image = apply_rotary_emb(vectors[:, text_tokens:], rotary_emb, sequence_dim=1, use_real_unbind_dim=-2)
+        return torch.cat([vectors[:, :text_tokens], image], dim=1)[:, :, 0]
 
-    queries, keys = turned(attention.to_q, attention.norm_q), turned(attention.to_k, attention.norm_k)
-    return queries[:, texts:] @ keys.mT * keys.shape[-1] ** -0.5, states
+    queries, keys = project(attention.to_q, attention.norm_q), project(attention.to_k, attention.norm_k)
+    return queries[:, text_tokens:] @ keys.mT * keys.shape[-1] ** -0.5, states
 
 
-def loss_of(dit: Dit, glyph_encoder: GlyphEncoder, vae: Vae, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+def loss_of(models: DitModels, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+    """The loss of the phase letters: that of the phase dit, most of it on strips."""
     lesson = random_strips(rng) if rng.random() < 0.65 else random_lesson(rng)
-    return lesson_loss(dit, glyph_encoder, vae, lesson, generator)
+    return lesson_loss(models, lesson, generator)
 
 
-def _rows_of_head(attention) -> slice:
+def _finder_rows(attention) -> slice:
+    """The rows of the head in to_q, to_k and to_v."""
     width = attention.to_q.out_features // attention.heads
     return slice(HEAD * width, (HEAD + 1) * width)

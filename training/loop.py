@@ -1,4 +1,4 @@
-"""One training loop for every part: seeded by the step, resumable, with averaged weights."""
+"""One training loop for every phase: seeded by the step, resumable, with an exponential moving average (EMA) of the weights."""
 
 import math
 import random
@@ -15,87 +15,94 @@ Loss = Callable[[random.Random, torch.Generator], torch.Tensor]
 """Draws a batch from two generators and returns its loss."""
 
 SAVE_EVERY = 120  # seconds
-AVERAGE_OVER = 300  # steps, about, at the end of a run
-RATES = (1.0, 2.5)  # of AdamW and of Muon, as shares of a plan's
+REPORT_EVERY = 50  # steps
+EMA_STEPS = 300  # over about how many steps the weights are averaged at the end of a run
+ADAMW_RATE, MUON_RATE = 1.0, 2.5  # factors on a recipe's learning rate
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how fast. rate: at its highest, after `warmup` steps; it falls to a hundredth along a cosine."""
+class Recipe:
+    """The hyperparameters of a phase.
+
+    learning_rate: the highest one, reached after `warmup` steps; from there it falls along a cosine to a hundredth. clip: the
+    largest norm of the gradient.
+    """
 
     steps: int
-    rate: float
+    learning_rate: float
     warmup: int = 100
     clip: float = 1.0
 
-    def rate_at(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
+            return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+        return self.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
 
 def train(
     name: str,
     model: Module,
     loss_of: Loss,
-    plan: Plan,
+    recipe: Recipe,
+    *,
     folder: Path,
     layers: Iterable[Module] = (),
     seconds: float = math.inf,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> bool:
-    """Train a model in place, going on from what `folder` holds of it; it ends with averaged weights.
+    """Train a model in place, from the state that `folder` holds if there is one. The model ends with the averaged weights.
 
-    The matrices of `layers` go by Muon (Jordan et al. 2024) and all else by AdamW: that takes fewer steps than AdamW alone.
-    The generators of each step depend on the name and the step only. Stops after `seconds`, having saved. Returns whether all
-    steps are done.
+    The matrices of `layers` are trained by Muon (Jordan et al. 2024) and all else by AdamW, which takes fewer steps than AdamW
+    alone. The generators of a step are seeded by the name and the step, so a run that was stopped ends where a whole one does.
+    Stops after `seconds` and saves. Returns whether all steps are done. report: takes a line of progress now and then.
     """
-    state = folder / f"{name}.pt"
+    state_file = folder / f"{name}.pt"
     folder.mkdir(parents=True, exist_ok=True)
     optimizers = _optimizers(model, layers)
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    first, spent = 0, 0.0
-    if state.exists():
-        saved = torch.load(state, map_location=next(model.parameters()).device, weights_only=True)
+    first_step, seconds_before = 0, 0.0
+    if state_file.exists():
+        saved = torch.load(state_file, map_location=next(model.parameters()).device, weights_only=True)
         model.load_state_dict(saved["model"])
-        for optimizer, its in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(its)
-        average, first, spent = saved["average"], saved["step"], saved["seconds"]
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        average, first_step, seconds_before = saved["average"], saved["step"], saved["seconds"]
     began = last_saved = time.monotonic()
     losses: list[float] = []
-    step = first
-    while step < plan.steps and time.monotonic() - began < seconds:
-        for optimizer, share in zip(optimizers, RATES, strict=False):
-            optimizer.param_groups[0]["lr"] = plan.rate_at(step) * share
-        number = f"{name}/{step}"
-        loss = loss_of(random.Random(number), torch.Generator().manual_seed(random.Random(number).getrandbits(62)))
+    step = first_step
+    while step < recipe.steps and time.monotonic() - began < seconds:
+        for optimizer, factor in zip(optimizers, (ADAMW_RATE, MUON_RATE), strict=False):  # Muon only with layers
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate_at(step) * factor
+        seed = f"{name}/{step}"
+        loss = loss_of(random.Random(seed), torch.Generator().manual_seed(random.Random(seed).getrandbits(62)))
         model.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for optimizer in optimizers:
             optimizer.step()
         step += 1
-        _follow(average, model, step)
+        _update_average(average, model, step)
         losses.append(loss.item())
-        if step % 50 == 0 or step == plan.steps:
+        if step % REPORT_EVERY == 0 or step == recipe.steps:
             now = time.monotonic()
-            elapsed = spent + now - began
-            say(f"{name} {step}/{plan.steps} loss {sum(losses) / len(losses):.4f} {elapsed:.0f} s")
+            elapsed = seconds_before + now - began
+            report(f"{name} {step}/{recipe.steps} loss {sum(losses) / len(losses):.4f} {elapsed:.0f} s")
             losses.clear()
-            if now - last_saved > SAVE_EVERY or step == plan.steps:
-                _save(state, model, optimizers, average, step, elapsed)
+            if now - last_saved > SAVE_EVERY or step == recipe.steps:
+                _save(state_file, model, optimizers, average=average, step=step, seconds=elapsed)
                 last_saved = now
-    if step > first:
-        _save(state, model, optimizers, average, step, spent + time.monotonic() - began)
+    if step > first_step:
+        elapsed = seconds_before + time.monotonic() - began
+        _save(state_file, model, optimizers, average=average, step=step, seconds=elapsed)
     model.load_state_dict(average)
-    return step >= plan.steps
+    return step >= recipe.steps
 
 
 def averaged(name: str, folder: Path) -> dict[str, torch.Tensor] | None:
-    """The averaged weights of what was trained under a name so far."""
-    state = folder / f"{name}.pt"
-    return torch.load(state, map_location="cpu", weights_only=True)["average"] if state.exists() else None
+    """The averaged weights of a phase as far as it was trained, or None."""
+    state_file = folder / f"{name}.pt"
+    return torch.load(state_file, map_location="cpu", weights_only=True)["average"] if state_file.exists() else None
 
 
 def _optimizers(model: Module, layers: Iterable[Module]) -> list[Optimizer]:
@@ -109,15 +116,28 @@ def _optimizers(model: Module, layers: Iterable[Module]) -> list[Optimizer]:
 
 
 @torch.no_grad()
-def _follow(average: dict[str, torch.Tensor], model: torch.nn.Module, step: int) -> None:
-    keep = min(1 - 1 / AVERAGE_OVER, step / (step + 10))
+def _update_average(average: dict[str, torch.Tensor], model: torch.nn.Module, step: int) -> None:
+    """Move the average towards the weights. It follows fast at first, so that the first weights are soon forgotten.
+
+    torch.optim.swa_utils.AveragedModel would start at the weights after the first step and hold a copy of the whole model.
+    """
+    decay = min(1 - 1 / EMA_STEPS, step / (step + 10))
     for key, value in model.state_dict().items():
         if value.is_floating_point():
-            average[key].lerp_(value, 1 - keep)
+            average[key].lerp_(value, 1 - decay)
 
 
-def _save(path: Path, model, optimizers: list[Optimizer], average, step: int, seconds: float) -> None:
+def _save(
+    file: Path,
+    model: Module,
+    optimizers: list[Optimizer],
+    *,
+    average: dict[str, torch.Tensor],
+    step: int,
+    seconds: float,
+) -> None:
+    """Write the state under another name first: an interruption leaves the last state whole."""
     states = [optimizer.state_dict() for optimizer in optimizers]
-    whole = {"model": model.state_dict(), "optimizers": states, "average": average, "step": step, "seconds": seconds}
-    torch.save(whole, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+    state = {"model": model.state_dict(), "optimizers": states, "average": average, "step": step, "seconds": seconds}
+    torch.save(state, file.with_suffix(".new"))
+    file.with_suffix(".new").replace(file)

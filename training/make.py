@@ -1,11 +1,11 @@
-"""Makes nano part by part: `python . train`. A folder holds each part's state and, below `nano`, the checkpoint as far as it is.
+"""Makes nano in phases: `python . train`. A folder holds the state of each phase and, below `nano`, the checkpoint so far.
 
-vae       on drawn scenes
-vision    the AR model's vision half with the codebook
-ar        the AR model's language half, on the tokens of scenes
+vae       the VAE, on drawn scenes
+vision    the vision half of the AR model and its codebook
+ar        the language half of the AR model, on the tokens of scenes
 dit       DiT and glyph encoder, on the VAE's latents of scenes
-glyphs    the glyph encoder and a head of the DiT, to find the letters
-letters   the DiT again, now reading the letters
+glyphs    the glyph encoder and one head of the DiT, which learn to find letters
+letters   the DiT again, which now reads the letters
 """
 
 import math
@@ -23,79 +23,86 @@ from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import scheduler_shift
 from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_vae
 from . import ar, dit, letters, vae, vision
+from .dit import DitModels
 from .layout import write_nano_layout
-from .loop import Loss, Plan, averaged, train
+from .loop import Loss, Recipe, averaged, train
 
-STORED = torch.bfloat16
+STORED_DTYPE = torch.bfloat16
 
 
-class Part(NamedTuple):
-    """What is trained, and what writes it, trained, into the checkpoint folder, if anything does. layers: what repeats in it."""
+class Phase(NamedTuple):
+    """What is trained, by which loss and recipe.
+
+    write: puts the trained weights into the checkpoint folder; None for a phase that only prepares a later one. layers: the
+    repeated layers, which Muon trains and torch.compile compiles.
+    """
 
     modules: Module
     loss_of: Loss
-    plan: Plan
+    recipe: Recipe
     write: Callable[[], None] | None
     layers: Iterable[Module] = ()
 
 
-def train_part(
+def train_phase(
     name: str,
     folder: Path,
     device: torch.device,
+    *,
     seconds: float = math.inf,
     compiled: bool = False,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> bool:
-    """Train a part, going on from where it was, for so long at most, and write it. Returns whether it is done.
+    """Train a phase from where it stopped, for at most `seconds`, and write its weights. Returns whether it is done.
 
-    compiled: the layers of AR model and DiT go through torch.compile first.
+    compiled: run the layers of AR model and DiT through torch.compile.
     """
     nano = folder / "nano"
     if not nano.exists():
         write_nano_layout(nano)
     with seeded(0):
-        part = PARTS[name](nano, device)
+        phase = PHASES[name](nano, device)
     if compiled:
-        torch._dynamo.config.recompile_limit = 64  # each layer and kind of lesson is a variant of its own
-        for layer in part.layers:
+        torch._dynamo.config.recompile_limit = 64  # each layer and each kind of batch compiles a variant
+        for layer in phase.layers:
             layer.compile(dynamic=True)
-    done = train(name, part.modules, part.loss_of, part.plan, folder, part.layers, seconds, say)
-    if part.write is not None:
-        part.write()
+    done = train(
+        name, phase.modules, phase.loss_of, phase.recipe, folder=folder, layers=phase.layers, seconds=seconds, report=report
+    )
+    if phase.write is not None:
+        phase.write()
     return done
 
 
-def _vae(nano: Path, device: torch.device) -> Part:
-    model = _built(nano, "vae").to(device)
-    vae.prepare(model)
+def _vae(nano: Path, device: torch.device) -> Phase:
+    model = _initial_model(nano, "vae").to(device)
+    vae.init_weights(model)
 
     def write() -> None:
         mean, std = vae.latent_statistics(model)
         model.register_to_config(latents_mean=mean, latents_std=std)
-        model.to(STORED).save_pretrained(nano / "vae")
+        model.to(STORED_DTYPE).save_pretrained(nano / "vae")
 
-    return Part(model, lambda rng, generator: vae.loss_of(model, rng, generator), vae.PLAN, write)
-
-
-def _vision(nano: Path, device: torch.device) -> Part:
-    model = _built(nano, "vision_language_encoder").to(device)
-    vision.prepare(model)
-    modules = _halves(model)["vision"]
-    return Part(modules, lambda rng, generator: vision.loss_of(model, rng, generator), vision.PLAN, lambda: _write_ar(nano))
+    return Phase(model, partial(vae.loss_of, model), vae.RECIPE, write)
 
 
-def _ar(nano: Path, device: torch.device) -> Part:
-    model = _built(nano, "vision_language_encoder").to(device)
-    ar.prepare(model)
+def _vision(nano: Path, device: torch.device) -> Phase:
+    model = _initial_model(nano, "vision_language_encoder").to(device)
+    vision.init_weights(model)
+    return Phase(_ar_halves(model)["vision"], partial(vision.loss_of, model), vision.RECIPE, partial(_write_ar, nano))
+
+
+def _ar(nano: Path, device: torch.device) -> Phase:
+    model = _initial_model(nano, "vision_language_encoder").to(device)
+    ar.init_weights(model)
     model.set_attn_implementation("eager")  # the fastest on a CPU at these lengths
-    planner = ar_model(model, nano)
-    modules, layers = _halves(model)["ar"], model.model.language_model.layers
-    return Part(modules, lambda rng, generator: ar.loss_of(planner, rng, generator), ar.PLAN, lambda: _write_ar(nano), layers)
+    loss_of = partial(ar.loss_of, ar_model(model, nano))
+    layers = model.model.language_model.layers
+    return Phase(_ar_halves(model)["ar"], loss_of, ar.RECIPE, partial(_write_ar, nano), layers=layers)
 
 
-def _halves(model: Module) -> dict[str, ModuleDict]:
-    """What the parts vision and ar train of the AR model."""
+def _ar_halves(model: Module) -> dict[str, ModuleDict]:
+    """The modules of the AR model that the phases vision and ar train."""
     core = model.model
     return {
         "vision": ModuleDict({"visual": core.visual, "vqmodel": core.vqmodel}),
@@ -104,97 +111,102 @@ def _halves(model: Module) -> dict[str, ModuleDict]:
 
 
 def _write_ar(nano: Path) -> None:
-    """The AR model, of which one half may not be trained yet."""
-    model = _built(nano, "vision_language_encoder")
-    for name, half in _halves(model).items():
+    """Write the AR model. A half that is not trained yet has random weights."""
+    model = _initial_model(nano, "vision_language_encoder")
+    for name, half in _ar_halves(model).items():
         if trained := averaged(name, nano.parent):
             half.load_state_dict(trained)
-    model.to(STORED).save_pretrained(nano / "vision_language_encoder")
+    model.to(STORED_DTYPE).save_pretrained(nano / "vision_language_encoder")
 
 
-class _Painting:
-    """DiT, glyph encoder and VAE: what the parts dit, glyphs and letters train, with the weights of those before.
+class _DitTraining:
+    """The models of the phases dit, glyphs and letters. The VAE is trained already, the others have their initial weights.
 
-    dit_settings: in which the DiT differs from nano's.
+    dit_settings: entries of the DiT's config that differ from nano's.
     """
 
     def __init__(self, nano: Path, device: torch.device, **dit_settings):
         self.nano = nano
-        self.vae = load_vae(nano, "float32")
-        self.vae.model.requires_grad_(False).to(device)
-        self.dit = Dit(_built(nano, "transformer", **dit_settings).to(device), self.vae.space, scheduler_shift(nano))
-        self.encoder = glyph_encoder(_built(nano, "text_encoder").to(device), nano)
-        self.modules = ModuleDict({"dit": self.dit.model, "glyph": self.encoder.model})
-        dit.prepare(self.dit, self.encoder, self.vae)
+        frozen_vae = load_vae(nano, "float32")
+        frozen_vae.model.requires_grad_(False).to(device)
+        transformer = _initial_model(nano, "transformer", **dit_settings).to(device)
+        encoder = glyph_encoder(_initial_model(nano, "text_encoder").to(device), nano)
+        self.models = DitModels(Dit(transformer, frozen_vae.space, scheduler_shift(nano)), encoder, frozen_vae)
+        self.modules = ModuleDict({"dit": transformer, "glyph": encoder.model})  # these names are in the state files
+        dit.init_weights(self.models)
 
-    def go_on_from(self, part: str, but_for: str | tuple[str, ...] = ()) -> None:
-        """Take the weights of a part trained before, but for those whose names begin so."""
-        trained = averaged(part, self.nano.parent)
+    def start_from(self, phase: str, exclude: str | tuple[str, ...] = ()) -> None:
+        """Take the weights of an earlier phase, except those whose names start with `exclude`."""
+        trained = averaged(phase, self.nano.parent)
         if trained is None:
-            raise FileNotFoundError(f"{self.nano.parent / f'{part}.pt'} is missing; train {part} first")
+            raise FileNotFoundError(f"{self.nano.parent / f'{phase}.pt'} is missing; train {phase} first")
         own = self.modules.state_dict()
         self.modules.load_state_dict(
-            {name: weight for name, weight in trained.items() if name in own and not name.startswith(but_for)}, strict=False
+            {name: weight for name, weight in trained.items() if name in own and not name.startswith(exclude)}, strict=False
         )
-
-    def loss(self, of: Callable) -> Loss:
-        return lambda rng, generator: of(self.dit, self.encoder, self.vae, rng, generator)
 
     def write(self) -> None:
         from diffusers import GlmImageTransformer2DModel
 
-        plain = GlmImageTransformer2DModel.from_config(self.dit.model.config)  # which is what a config is to name
-        plain.load_state_dict(self.dit.model.state_dict())
-        plain.to(STORED).save_pretrained(self.nano / "transformer")
-        self.encoder.model.to(STORED).save_pretrained(self.nano / "text_encoder")
+        transformer = self.models.dit.model
+        released = GlmImageTransformer2DModel.from_config(transformer.config)  # its config names the class of the library
+        released.load_state_dict(transformer.state_dict())
+        released.to(STORED_DTYPE).save_pretrained(self.nano / "transformer")
+        self.models.glyph_encoder.model.to(STORED_DTYPE).save_pretrained(self.nano / "text_encoder")
+
+    def phase(self, loss_of: Callable[..., torch.Tensor], recipe: Recipe) -> Phase:
+        layers = self.models.dit.model.transformer_blocks
+        return Phase(self.modules, partial(loss_of, self.models), recipe, self.write, layers=layers)
 
 
-def _dit(nano: Path, device: torch.device) -> Part:
-    painting = _Painting(nano, device)
-    return Part(painting.modules, painting.loss(dit.loss_of), dit.PLAN, painting.write, painting.dit.model.transformer_blocks)
+def _dit(nano: Path, device: torch.device) -> Phase:
+    return _DitTraining(nano, device).phase(dit.loss_of, dit.RECIPE)
 
 
-def _glyphs(nano: Path, device: torch.device) -> Part:
-    painting = _Painting(nano, device, num_layers=1)  # all that letters are found in
-    painting.go_on_from("dit", but_for=("glyph.", "dit.glyph_projector."))
-    letters.freeze_all_but_the_finder(painting.dit)
-    reader = letters.reader(painting.dit).to(device)
-    painting.modules["reader"] = reader
-    return Part(painting.modules, painting.loss(partial(letters.loss_of_glyphs, reader)), letters.GLYPHS_PLAN, None)
-
-
-def _letters(nano: Path, device: torch.device) -> Part:
-    painting = _Painting(nano, device)
-    painting.go_on_from("dit")
-    painting.go_on_from("glyphs")
-    letters.freeze_the_finder(painting.dit, painting.encoder)
-    return Part(
-        painting.modules, painting.loss(letters.loss_of), letters.PLAN, painting.write, painting.dit.model.transformer_blocks
+def _glyphs(nano: Path, device: torch.device) -> Phase:
+    training = _DitTraining(nano, device, num_layers=1)  # the head that finds letters is in the first block
+    training.start_from("dit", exclude=("glyph.", "dit.glyph_projector."))
+    models = training.models
+    letters.freeze_all_but_the_finder(models.dit)
+    training.modules["reader"] = letters.letter_classifier(models.dit).to(device)
+    return Phase(
+        training.modules,
+        partial(letters.finder_loss, models, training.modules["reader"]),
+        letters.FINDER_RECIPE,
+        write=None,  # the phase letters starts from its state
     )
 
 
-def _built(nano: Path, name: str, **settings) -> Module:
-    """A component with the library's own first weights, and without dropout. settings: in which a diffusers config differs."""
+def _letters(nano: Path, device: torch.device) -> Phase:
+    training = _DitTraining(nano, device)
+    training.start_from("dit")
+    training.start_from("glyphs")
+    letters.freeze_the_finder(training.models)
+    return training.phase(letters.loss_of, letters.RECIPE)
+
+
+def _initial_model(nano: Path, name: str, **settings) -> Module:
+    """A component with its library's own initial weights, and without dropout. settings: changed entries of its config."""
     from transformers import GenerationConfig
 
-    kind, folder = COMPONENTS[name].model_class, nano / name
-    if hasattr(kind, "load_config"):  # diffusers
-        return kind.from_config(kind.load_config(folder), **settings).eval()
-    model = kind(kind.config_class.from_pretrained(folder)).eval()
-    if (folder / "generation_config.json").is_file():  # what the reference samples by
+    model_class, folder = COMPONENTS[name].model_class, nano / name
+    if hasattr(model_class, "load_config"):  # diffusers
+        return model_class.from_config(model_class.load_config(folder), **settings).eval()
+    model = model_class(model_class.config_class.from_pretrained(folder)).eval()
+    if (folder / "generation_config.json").is_file():  # how the reference implementation samples
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """First weights come from PyTorch's own generator, which is left as it was."""
+    """Seed PyTorch's global generator, from which initial weights are drawn, and restore it after."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
-PARTS: dict[str, Callable[[Path, torch.device], Part]] = {
+PHASES: dict[str, Callable[[Path, torch.device], Phase]] = {
     "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters
 }  # fmt: skip
-"""In the order in which they are to be made: dit needs the VAE, glyphs needs dit, letters needs glyphs."""
+"""In the order in which they are made: dit needs the VAE, glyphs needs dit, letters needs glyphs."""

@@ -1,4 +1,4 @@
-"""A checkpoint's whole way from a prompt to a picture, by the library's own functions."""
+"""A checkpoint's whole way from a prompt to a picture, as training and scoring ask for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,26 +6,17 @@ from pathlib import Path
 
 import torch
 
-from ..glmimage_core.glm_image.ar_model import ArModel
-from ..glmimage_core.glm_image.denoise import Approximations, sample
-from ..glmimage_core.glm_image.dit import Dit
-from ..glmimage_core.glm_image.files.load import load_ar, load_dit, load_glyph_encoder, load_vae
-from ..glmimage_core.glm_image.glyphs import GlyphEncoder, encode_glyph_texts
-from ..glmimage_core.glm_image.prior import Sampling, generate_prior
-from ..glmimage_core.glm_image.references import Reference, encode_reference
+from ..glmimage_core.glm_image.denoise import Approximations
+from ..glmimage_core.glm_image.pipeline import GlmImage
+from ..glmimage_core.glm_image.prior import Sampling
 from ..glmimage_core.images import to_pictures
-from ..glmimage_core.quoted import find_quoted_texts
-from ..glmimage_core.vae import Vae, decode
 
 
 @dataclass(frozen=True, eq=False)
 class Painter:
-    """Paints what a prompt says, after reference pictures or without; the same seed plans and paints."""
+    """Paints what a prompt says, from reference pictures or without; one seed plans and paints."""
 
-    ar: ArModel
-    glyph_encoder: GlyphEncoder
-    dit: Dit
-    vae: Vae
+    glm: GlmImage
     steps: int = 20
     cfg: float = 1.5
     sampling: Sampling = Sampling()  # noqa: RUF009, immutable
@@ -33,34 +24,19 @@ class Painter:
 
     @classmethod
     def of(cls, checkpoint: Path, dtype: str = "auto", quantization: str = "none", **settings) -> "Painter":
-        """Load a checkpoint folder, AR model and DiT quantized if so wished. Raises as the loaders do."""
-        return cls(
-            load_ar(checkpoint, dtype, quantization=quantization),
-            load_glyph_encoder(checkpoint, dtype),
-            load_dit(checkpoint, dtype, quantization=quantization),
-            load_vae(checkpoint, dtype),
-            **settings,
-        )
+        """Paint with a checkpoint folder, on the CPU. quantization: of AR model and DiT."""
+        return cls(GlmImage.load(checkpoint, dtype=dtype, quantization=quantization), **settings)
 
     def __call__(self, prompt: str, pictures: Sequence[torch.Tensor], width: int, height: int, seed: int) -> torch.Tensor:
-        """pictures: the references, [H, W, 3] in 0..1; sides in pixels. Returns [height, width, 3] float32 in 0..1."""
-        references = [self.reference(picture) for picture in pictures]
-        prior = generate_prior(self.ar, prompt, width, height, seed=seed, sampling=self.sampling, references=references)
-        positive = encode_glyph_texts(self.glyph_encoder, find_quoted_texts(prompt))
-        negative = encode_glyph_texts(self.glyph_encoder, [])
-        latents = sample(
-            self.dit,
-            prior,
-            positive,
-            negative,
-            seeds=[seed],
+        """pictures: the references, [H, W, 3] in 0..1. width, height: pixels. Returns [height, width, 3] float32 in 0..1."""
+        references = [self.glm.reference(to_pictures(picture[None])[0]) for picture in pictures]
+        plan = self.glm.plan(prompt, width, height, seed=seed, references=references, sampling=self.sampling)
+        painted = self.glm.paint_tensor(
+            plan,
+            seed=seed,
             steps=self.steps,
             cfg=self.cfg,
             references=references,
             approximations=self.approximations,
         )
-        return decode(self.vae, latents)[0]
-
-    def reference(self, picture: torch.Tensor) -> Reference:
-        """A picture [H, W, 3] in 0..1 as both models see it."""
-        return encode_reference(self.ar, self.vae, to_pictures(picture[None])[0])
+        return painted[0]

@@ -1,13 +1,13 @@
-"""How well a checkpoint draws what prompts of nano's world ask for.
+"""How well a checkpoint follows the prompts of nano's world.
 
-questions   the held-out prompts and edits, drawn from seeds that training does not use
-answer      one of them painted, by whatever way of painting is given
-judge       the picture read back and held against what was asked
+questions   the held-out prompts and edits, from seeds that training does not use
+answer      paints one of them, by the function that it is given
+judge       reads the picture back and compares it with the prompt
 """
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ from .world import CELL_PX, COLOURS, KINDS, SPANS, Scene, Shape, other_colour, r
 
 SIZES = ((8, 8), (8, 8), (8, 8), (6, 6), (6, 10), (10, 6), (8, 12), (12, 8), (12, 12))  # rows and columns, in turn
 SUBJECTS = {"one shape": 150, "number and place": 100, "word": 100, "edit": 150}
-"""What is asked, and how often in a whole score."""
+"""The subjects, and how many questions a whole score has of each."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """right: whether the picture shows what was asked. kept: of an edit, the PSNR in dB of what was to stay."""
+    """right: whether the picture shows what the prompt asks. kept: the PSNR in dB of the pixels that an edit must not change."""
 
     question: Question
     seen: Scene
@@ -39,27 +39,27 @@ class Verdict:
     kept: float | None = None
 
 
-Paint = Callable[[str, Sequence[torch.Tensor], int, int, int], torch.Tensor]
-"""(prompt, reference pictures [H, W, 3] each, width, height in pixels, seed) -> picture [height, width, 3], all in 0..1."""
+Paint = Callable[..., torch.Tensor]
+"""(prompt, references, width, height, *, seed) -> picture. Pictures are [H, W, 3] in 0..1, sides in pixels."""
 
 
 def questions(share: float = 1.0) -> Iterator[Question]:
     """All held-out questions, or an equal share of each subject's."""
     for subject, count in SUBJECTS.items():
         for number in range(max(1, round(count * share))):
-            yield Question(subject, number, _ASKERS[subject](random.Random(f"held out/{subject}/{number}"), number))
+            yield Question(subject, number, _MAKERS[subject](random.Random(f"held out/{subject}/{number}"), number))
 
 
 def answer(paint: Paint, question: Question) -> torch.Tensor:
-    """What a way of painting makes of a question: [H, W, 3] in 0..1."""
+    """Paint a question: [H, W, 3] in 0..1."""
     asked = question.asked
     references = [draw(scene) for scene in asked.references] if isinstance(asked, Edit) else []
-    size = asked.scene.columns * CELL_PX, asked.scene.rows * CELL_PX
-    return paint(asked.prompt, references, *size, question.number)
+    width, height = asked.scene.columns * CELL_PX, asked.scene.rows * CELL_PX
+    return paint(asked.prompt, references, width, height, seed=question.number)
 
 
 def judge(question: Question, picture: torch.Tensor) -> Verdict:
-    """Hold a picture [H, W, 3] in 0..1 against what was asked."""
+    """Compare a picture [H, W, 3] in 0..1 with its question."""
     seen, asked = read(picture), question.asked
     if isinstance(asked, Request):
         return Verdict(question, seen, does_what_is_asked(seen, asked))
@@ -67,7 +67,7 @@ def judge(question: Question, picture: torch.Tensor) -> Verdict:
 
 
 def does_what_is_asked(seen: Scene, request: Request) -> bool:
-    """Whether a scene has all that a prompt asks for, and no other shape or word."""
+    """Whether a scene shows everything that a prompt asks for, and no other shape or word."""
     if request.ground not in (None, seen.ground) or len(seen.shapes) != sum(claim.count for claim in request.claims):
         return False
     return all(_holds(seen, claim) for claim in request.claims) and _word_holds(seen, request.word)
@@ -90,7 +90,7 @@ def _word_holds(seen: Scene, claim: WordClaim | None) -> bool:
 
 
 def is_edited(seen: Scene, edit: Edit) -> bool:
-    """Whether a scene is what an edit must come to, each thing where it was or where it belongs."""
+    """Whether a scene is the result of an edit, with every shape and the word in place."""
     target, free = edit.scene, edit.free
     fixed = Counter(shape for shape in target.shapes if shape is not free)
     found = Counter(seen.shapes)
@@ -107,7 +107,7 @@ def is_edited(seen: Scene, edit: Edit) -> bool:
 
 
 def kept_psnr(picture: torch.Tensor, edit: Edit, seen: Scene) -> float:
-    """PSNR in dB of the pixels that the edit, done as it was, does not concern, against the reference's."""
+    """The PSNR in dB between picture and reference over the pixels that the edit, wherever it was made, does not change."""
     fixed = tuple(shape for shape in edit.scene.shapes if shape is not edit.free)
     free = () if edit.free is None else tuple(shape for shape in seen.shapes if shape not in fixed)
     before, after = draw(edit.into), draw(replace(edit.scene, shapes=fixed + free))
@@ -115,14 +115,14 @@ def kept_psnr(picture: torch.Tensor, edit: Edit, seen: Scene) -> float:
     return -10 * (picture - before)[same].square().mean().log10().item()
 
 
-def _ask_for_one_shape(rng: random.Random, number: int) -> Request:
-    scene = _empty(rng, number)
-    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)), 0, 0)
+def _one_shape(rng: random.Random, number: int) -> Request:
+    scene = _empty_scene(rng, number)
+    shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)))
     return describe(rng, with_thing(rng, scene, shape), LANGUAGES[number % 2])
 
 
-def _ask_for_number_and_place(rng: random.Random, number: int) -> Request:
-    """At least one count above one or one place."""
+def _number_and_place(rng: random.Random, number: int) -> Request:
+    """A prompt with at least one place, or one number above one."""
     rows, columns = SIZES[number % len(SIZES)]
     while True:
         request = describe(rng, random_scene(rng, rows, columns, with_word=0), LANGUAGES[number % 2])
@@ -130,8 +130,8 @@ def _ask_for_number_and_place(rng: random.Random, number: int) -> Request:
             return request
 
 
-def _ask_for_a_word(rng: random.Random, number: int) -> Request:
-    """One of up to six characters, alone or beside shapes."""
+def _word(rng: random.Random, number: int) -> Request:
+    """A prompt with a word of up to six letters, alone or beside shapes."""
     rows, columns = SIZES[number % len(SIZES)]
     while True:
         scene = random_scene(rng, rows, columns, most_groups=2, with_word=1)
@@ -139,18 +139,18 @@ def _ask_for_a_word(rng: random.Random, number: int) -> Request:
             return describe(rng, scene, LANGUAGES[number % 2])
 
 
-def _ask_for_an_edit(rng: random.Random, number: int) -> Edit:
+def _edit(rng: random.Random, number: int) -> Edit:
     rows, columns = SIZES[number // len(EDITS) % len(SIZES)]
-    return random_edit(rng, rows, columns, LANGUAGES[number % 2], EDITS[number // 2 % len(EDITS)])
+    return random_edit(rng, rows, columns, LANGUAGES[number % 2], kind=EDITS[number // 2 % len(EDITS)])
 
 
-def _empty(rng: random.Random, number: int) -> Scene:
+def _empty_scene(rng: random.Random, number: int) -> Scene:
     return Scene(*SIZES[number % len(SIZES)], rng.choice(list(COLOURS)))
 
 
-_ASKERS: dict[str, Callable[[random.Random, int], Request | Edit]] = {
-    "one shape": _ask_for_one_shape,
-    "number and place": _ask_for_number_and_place,
-    "word": _ask_for_a_word,
-    "edit": _ask_for_an_edit,
+_MAKERS: dict[str, Callable[[random.Random, int], Request | Edit]] = {
+    "one shape": _one_shape,
+    "number and place": _number_and_place,
+    "word": _word,
+    "edit": _edit,
 }

@@ -1,4 +1,4 @@
-"""Trains nano's VAE on drawn scenes, whole ones and pieces."""
+"""The phase vae: nano's VAE learns drawn scenes, whole ones and crops."""
 
 import random
 
@@ -6,17 +6,17 @@ import torch
 from torch.nn.functional import l1_loss, mse_loss
 
 from .drawing import draw
-from .loop import Plan
+from .loop import Recipe
 from .world import CELL_PX, random_scene
 
-PLAN = Plan(steps=4000, rate=2e-3)
-NOISE = 0.12  # of the latents' spread: what the decoder must bear, since the DiT's latents are never quite exact
+RECIPE = Recipe(steps=4000, learning_rate=2e-3)
+NOISE = 0.12  # most noise on the latents, as a share of their standard deviation: the DiT's latents are never exact
 
 
-def prepare(vae) -> None:
-    """First weights that let colours through from the start: every second convolution of a residual block begins at zero.
+def init_weights(vae) -> None:
+    """Initial weights that pass colours through: the second convolution of every residual block starts at zero.
 
-    The posterior's spread is never used: a small constant that stays.
+    The posterior's variance is never used, so it is set to a small constant.
     """
     with torch.no_grad():
         for name, module in vae.named_modules():
@@ -31,18 +31,18 @@ def prepare(vae) -> None:
 
 
 def pictures(rng: random.Random, count: int, side: int) -> torch.Tensor:
-    """Pieces of `side` pixels of random scenes, [count, 3, side, side] in -1..1; more than half of them around a letter."""
-    pieces = []
+    """Crops of random scenes, [count, 3, side, side] in -1..1, sides in pixels; more than half of them show a letter."""
+    crops = []
     for _ in range(count):
         scene = random_scene(rng, 8, 8, with_word=0.8, anywhere=True)
         picture = draw(scene)
-        top, left = (rng.randrange(0, size - side + 1) for size in picture.shape[:2])
+        top, left = (rng.randrange(0, pixels - side + 1) for pixels in picture.shape[:2])
         if scene.word is not None and rng.random() < 0.75:
             letter = scene.word.column + rng.randrange(len(scene.word.text))
-            near = (scene.word.row * CELL_PX, letter * CELL_PX)
-            top, left = (min(max(0, place - rng.randrange(side)), 256 - side) for place in near)
-        pieces.append(picture[top : top + side, left : left + side])
-    return torch.stack(pieces).movedim(-1, 1) * 2 - 1
+            corner = (scene.word.row * CELL_PX, letter * CELL_PX)
+            top, left = (min(max(0, pixel - rng.randrange(side)), 256 - side) for pixel in corner)
+        crops.append(picture[top : top + side, left : left + side])
+    return torch.stack(crops).movedim(-1, 1) * 2 - 1
 
 
 def loss_of(vae, rng: random.Random, generator: torch.Generator) -> torch.Tensor:

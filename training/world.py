@@ -1,8 +1,8 @@
 """The small world that nano draws: coloured shapes and a short word on coloured ground.
 
-Everything stands on a grid of cells of 32 x 32 pixels, which is what one prior token covers. What a cell shows is one of 4096
-things: bare ground, or a part of a shape or a letter's place in a word, in one colour on another. Nano's codebook has one row
-for each. A token does not say which letter: that is what glyph texts are for.
+A scene is a grid of cells of 32 x 32 pixels; one prior token covers a cell. A cell shows one of 4096 things: bare ground, or a
+part of a shape or a letter's place in a word, in one colour on another. Nano's codebook has one row for each. A token does not
+say which letter a cell shows: the glyph embeddings do.
 """
 
 import itertools
@@ -33,7 +33,7 @@ EMPTY_PARTS = {
     ("star", "large"): {(0, 0), (0, 2)},
     ("cross", "large"): {(0, 0), (0, 2), (2, 0), (2, 2)},
 }
-"""Cells of shapes, as row and column, that show nothing but ground."""
+"""Cells of shapes, as (row, column), that show only ground."""
 LEVELS = ("top", "centre", "bottom")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 
@@ -50,8 +50,8 @@ class Shape:
     kind: str
     colour: str
     size: str
-    row: int
-    column: int
+    row: int = 0
+    column: int = 0
 
     @property
     def height(self) -> int:
@@ -95,17 +95,17 @@ class Scene:
         return self.shapes if self.word is None else (*self.shapes, self.word)
 
     def place_of(self, thing: Shape | Word) -> str:
-        """Which of the nine thirds-by-thirds of the picture the middle of a thing is in."""
+        """The place, one of PLACES, that holds the centre of a thing: the picture is divided into 3 x 3."""
         vertical = LEVELS.index(self.level_of(thing))
         horizontal = _third(thing.column + thing.width / 2, self.columns)
         return PLACES[3 * vertical + horizontal]
 
     def level_of(self, thing: Shape | Word) -> str:
-        """At what height the middle of a thing is: top, centre or bottom."""
+        """The level of a thing's centre: top, centre or bottom third of the picture."""
         return LEVELS[_third(thing.row + thing.height / 2, self.rows)]
 
     def is_free(self, thing: Shape | Word, beside: Sequence[Shape | Word]) -> bool:
-        """Whether a thing lies within the picture, with a cell between it and each other one."""
+        """Whether a thing lies within the picture, with a free cell between it and each of the others."""
         inside = 0 <= thing.row <= self.rows - thing.height and 0 <= thing.column <= self.columns - thing.width
         return inside and not any(_touch(thing, other) for other in beside)
 
@@ -124,7 +124,7 @@ def _touch(one: Shape | Word, other: Shape | Word) -> bool:
 
 
 class Cell(NamedTuple):
-    """What one token shows; a pattern of None is bare ground."""
+    """What one token shows. pattern None: bare ground."""
 
     ground: str
     colour: str | None = None
@@ -132,7 +132,7 @@ class Cell(NamedTuple):
 
 
 def code_of(cell: Cell) -> int:
-    """The codebook's row for a cell."""
+    """The row of the codebook for a cell."""
     if cell.pattern is None:
         return list(COLOURS).index(cell.ground)
     return len(COLOURS) + PAIRS.index((cell.colour, cell.ground)) * PATTERNS + cell.pattern
@@ -151,10 +151,10 @@ def part_of_shape(kind: str, size: str, row: int, column: int) -> int:
 
 
 def letter_slot(right: int) -> int:
-    """The pattern of a letter with so many to the right of it.
+    """The pattern of a letter that has so many letters to its right.
 
-    Counted from the end, since that is what a byte of a glyph text can know about its place: T5 has relative positions only,
-    and an end mark.
+    Letters are counted from the end, because a byte of a glyph text can count its distance to the end mark: T5 has relative
+    positions only.
     """
     return len(KINDS) * _PARTS + right
 
@@ -176,7 +176,7 @@ def tokens_of(scene: Scene) -> torch.Tensor:
 
 
 def letters_after(scene: Scene) -> torch.Tensor:
-    """How many letters follow the one that each cell shows, -1 where there is none: [rows, columns] int64."""
+    """The number of letters after that of each cell, -1 in cells without a letter: [rows, columns] int64."""
     after = torch.full((scene.rows, scene.columns), -1)
     if (word := scene.word) is not None:
         after[word.row, word.column : word.column + word.width] = torch.arange(word.width).flip(0)
@@ -195,14 +195,15 @@ def random_scene(
     rng: random.Random,
     rows: int,
     columns: int,
+    *,
     most_groups: int = 3,
     most_shapes: int = 4,
     with_word: float = 0.45,
     anywhere: bool = False,
 ) -> Scene:
-    """Up to `most_groups` kinds of shape, each of its own kind and colour and now and then several of it, perhaps a word.
+    """A random scene: up to `most_groups` groups of equal shapes, and with probability `with_word` a word.
 
-    Things stand where `with_thing` puts them, or anywhere.
+    anywhere: things may stand at any free cell, instead of only where `with_thing` puts them.
     """
     scene = Scene(rows, columns, rng.choice(list(COLOURS)))
     if rng.random() < with_word:
@@ -220,9 +221,10 @@ def random_scene(
         place = rng.choice(PLACES) if not several and rng.random() < 0.6 else None
         for _ in range(rng.randint(2, most_shapes) if several else 1):
             if len(scene.shapes) < most_shapes:
-                scene = with_thing(rng, scene, Shape(kind, colour, size, 0, 0), place, anywhere) or scene
+                scene = with_thing(rng, scene, Shape(kind, colour, size), place, anywhere=anywhere) or scene
     if not scene.things:
-        return random_scene(rng, rows, columns, most_groups, most_shapes, with_word, anywhere)
+        settings = {"most_groups": most_groups, "most_shapes": most_shapes, "with_word": with_word, "anywhere": anywhere}
+        return random_scene(rng, rows, columns, **settings)
     return scene
 
 
@@ -231,13 +233,13 @@ def other_colour(rng: random.Random, *not_these: str) -> str:
 
 
 def with_thing(
-    rng: random.Random, scene: Scene, thing: Shape | Word, place: str | None = None, anywhere: bool = False
+    rng: random.Random, scene: Scene, thing: Shape | Word, place: str | None = None, *, anywhere: bool = False
 ) -> Scene | None:
     """The scene with one more thing, or None where there is no room for it.
 
-    A place is one certain spot. Without one, a shape stands in the middle row of places, or below or above it where that is
-    full, and a word at any of three heights. So what a prompt leaves open is decided among few spots: a plan is drawn token
-    by token from the likeliest three quarters, which would never begin a thing that could begin at many.
+    place: where a shape must stand; each place is one cell. Without it a shape stands at the centre level, or at another level if
+    that is full, and a word at any of three heights. So few cells are open to a thing. That is needed because prior tokens are
+    drawn with top-p 0.75: a thing that could start at many cells would have a small probability at each and never be drawn.
     """
     if anywhere:
         choices = [[(row, column) for row in range(scene.rows) for column in range(scene.columns)]]
@@ -257,7 +259,7 @@ def with_thing(
 
 
 def beginnings(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """The cells, as row and column, where a thing may begin that `with_thing` puts into a picture."""
+    """The cells, as (row, column), at which a thing may start that `with_thing` puts into a scene."""
     for span in SPANS.values():
         yield from itertools.product(_spots(rows, span), _spots(columns, span))
     lengths = range(1, min(LONGEST_WORD, columns) + 1)
@@ -265,6 +267,6 @@ def beginnings(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def _spots(cells: int, span: int) -> tuple[int, int, int]:
-    """Where along a side a thing begins that is near its start, in its middle and near its end."""
+    """The first cells, along a side, of a thing that stands near the start, in the middle and near the end."""
     near = max(0, round(cells / 6 - span / 2))
     return near, (cells - span) // 2, cells - span - near

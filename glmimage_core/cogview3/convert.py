@@ -1,8 +1,8 @@
-"""CogView3-Base and its relay as published, brought into diffusers' layout.
+"""Published checkpoints of CogView3-Base and its relay, converted to diffusers' layout.
 
-Published is a PyTorch file of SwissArmyTransformer: an entry `module` holds the whole engine, whose UNet is SDXL's by its blocks.
-What differs is what enters: T5's embeddings (4096 wide), sizes without a pooled text (1536), and, in a distilled one, the
-strength of a guidance. All of it UNet2DConditionModel can carry, so tensors are only renamed.
+A published checkpoint is a PyTorch file of SwissArmyTransformer. Its entry `module` holds the tensors; the UNet has SDXL's
+blocks. Only the inputs differ: T5's embeddings (4096 wide), sizes without a pooled text (1536), and in a distilled UNet the
+strength of the guidance. UNet2DConditionModel has all of these, so tensors are renamed and not changed.
 """
 
 import json
@@ -25,7 +25,8 @@ RESNETS = 2  # of each level on the way down; one more on the way up
 HEAD_CHANNELS = 64
 CHANNELS, VAE_SCALE = 4, 0.13025  # of SDXL's latents
 
-_RESNET = {
+# diffusers' names of layers and the published ones: inside a resnet, and outside the three levels
+_IN_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -33,7 +34,7 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-_WHOLE = {
+_OUTSIDE_LEVELS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "time_embedding.cond_proj": "w_proj",
@@ -43,11 +44,15 @@ _WHOLE = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-_PART = re.compile(r"(?:(down|up)_blocks\.(\d)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+_IN_LEVEL = re.compile(
+    r"(?:(?P<way>down|up)_blocks\.(?P<level>\d)|mid_block)"
+    r"\.(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<index>\d+)\.(?P<rest>.+)"
+)
+_COLUMNS = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 2}  # of a published block
 
 
 class _Skipped:
-    """Stands for what a training run leaves beside the weights: nothing of it is made, whatever a file asks for."""
+    """Takes the place of training leftovers beside the weights: none of their classes is created, whatever a file asks for."""
 
     def __init__(self, *_, **__):
         pass
@@ -61,35 +66,14 @@ _LEFT_BY_TRAINING = ["argparse.Namespace", "numpy.ndarray", "numpy.dtype", "_cod
 ]
 
 
-def published_name(name: str) -> str:
-    """What the published UNet calls a parameter of diffusers'. Raises ValueError for one that it does not have."""
-    layer, _, kind = name.rpartition(".")
-    if layer in _WHOLE:
-        return f"{_WHOLE[layer]}.{kind}"
-    if (found := _PART.fullmatch(name)) is None:
-        raise ValueError(f"the published UNet has no {name}")
-    way, level, part, index, rest = found.groups()
-    if part == "resnets":
-        inner, _, kind = rest.rpartition(".")
-        rest = f"{_RESNET[inner]}.{kind}"
-    if way is None:
-        return f"middle_block.{1 if part == 'attentions' else 2 * int(index)}.{rest}"
-    column = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 2}[part]
-    if way == "down":
-        block = (RESNETS + 1) * int(level) + (RESNETS if part == "downsamplers" else int(index)) + 1
-        return f"input_blocks.{block}.{column}." + (rest.replace("conv", "op") if part == "downsamplers" else rest)
-    block = (RESNETS + 1) * int(level) + (RESNETS if part == "upsamplers" else int(index))
-    return f"output_blocks.{block}.{column}.{rest}"
-
-
 def convert(source: Path, target: Path, stage: str, vae: Path | None = None) -> list[str]:
-    """Write a published checkpoint as a folder that `cogview3_base` loads.
+    """Write a published checkpoint as a folder that base.py loads. Returns what was left out, in words.
 
-    source: the PyTorch file, or the folder whose file `latest` names the one below it. stage: base or relay, which the weights do
-    not tell. vae: SDXL's VAE, a safetensors file as published or a folder of diffusers; not asked for where the source holds
-    one. Returns what was left out, in words.
+    source: the PyTorch file, or the folder whose file `latest` names the folder with it. stage: base or relay; the weights do
+    not tell. vae: SDXL's VAE, a safetensors file as published or a folder of diffusers; not needed where the source holds one.
 
-    Raises FileNotFoundError or ValueError for what is not such a checkpoint or not whole, before anything is written.
+    Raises FileNotFoundError or ValueError, before anything is written, for a source that is not such a checkpoint or incomplete.
+    The folder gets its name when it is complete: after an interruption there is none, and the same call works.
     """
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}; choose from {', '.join(STAGES)}")
@@ -98,12 +82,41 @@ def convert(source: Path, target: Path, stage: str, vae: Path | None = None) -> 
     unet = _unet({name.removeprefix(UNET): tensor for name, tensor in state.items() if name.startswith(UNET)}, stage)
     first_stage = {name.removeprefix(FIRST_STAGE): tensor for name, tensor in state.items() if name.startswith(FIRST_STAGE)}
     decoder = _vae(first_stage or vae)
-    unet.save_pretrained(target / "unet")
-    decoder.save_pretrained(target / "vae")
-    _write_index(target, stage)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as unfinished:
+        folder = Path(unfinished) / target.name
+        unet.save_pretrained(folder / "unet")
+        decoder.save_pretrained(folder / "vae")
+        _write_scheduler_and_index(folder, stage)
+        if target.exists():  # empty
+            target.rmdir()
+        folder.rename(target)
     others = Counter(name.split(".")[0] for name in state if not name.startswith((UNET, FIRST_STAGE)))
-    left_out = [f"{count} tensors of {part}" for part, count in others.items()]
+    left_out = [f"{count} tensors of {module}" for module, count in others.items()]
     return left_out + ([f"{vae}, since the checkpoint holds a VAE"] if first_stage and vae else [])
+
+
+def published_name(name: str) -> str:
+    """The published UNet's name for a parameter of diffusers' UNet. Raises ValueError for one that it does not have."""
+    layer, _, parameter = name.rpartition(".")
+    if layer in _OUTSIDE_LEVELS:
+        return f"{_OUTSIDE_LEVELS[layer]}.{parameter}"
+    if (found := _IN_LEVEL.fullmatch(name)) is None:
+        raise ValueError(f"the published UNet has no {name}")
+    kind, index, rest = found["kind"], int(found["index"]), found["rest"]
+    if kind == "resnets":
+        layer, _, parameter = rest.rpartition(".")
+        rest = f"{_IN_RESNET[layer]}.{parameter}"
+    if kind == "downsamplers":
+        rest = rest.replace("conv", "op")
+    if found["way"] is None:  # the middle: resnet, attention, resnet
+        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{rest}"
+    block = (RESNETS + 1) * int(found["level"])
+    if found["way"] == "down":  # blocks count from 1, after conv_in
+        block += 1 + (RESNETS if kind == "downsamplers" else index)
+        return f"input_blocks.{block}.{_COLUMNS[kind]}.{rest}"
+    block += RESNETS if kind == "upsamplers" else index
+    return f"output_blocks.{block}.{_COLUMNS[kind]}.{rest}"
 
 
 def find_weights(source: Path) -> Path:
@@ -118,7 +131,7 @@ def find_weights(source: Path) -> Path:
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the entry `module`. What a file would run when it is opened is never run."""
+    """The tensors of the entry `module`. Nothing that a file would run when it is opened is run."""
     try:
         with torch.serialization.safe_globals([(_Skipped, name) for name in _LEFT_BY_TRAINING]):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -137,24 +150,26 @@ def _unet(state: Mapping[str, torch.Tensor], stage: str):
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        unet = unet_of(**_shape(state), side=STAGES[stage].side)
-    wanted = {name: published_name(name) for name in unet.state_dict()}
-    missing, unknown = wanted.values() - state.keys(), state.keys() - wanted.values()
+        unet = build_unet(**_widths_and_depths(state), side=STAGES[stage].side)
+    published = {name: published_name(name) for name in unet.state_dict()}
+    missing, unknown = published.values() - state.keys(), state.keys() - published.values()
     if missing or unknown:
         which = f"{min(missing)} is missing" if missing else f"{min(unknown)} is unknown"
         raise ValueError(f"not a UNet of CogView3-Base: {which} ({len(missing)} missing, {len(unknown)} unknown)")
     try:
-        unet.load_state_dict({name: state[published] for name, published in wanted.items()}, assign=True)
+        unet.load_state_dict({name: state[key] for name, key in published.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(f"not a UNet of CogView3-Base: {' '.join(str(error).split())[:300]}") from error
     return unet
 
 
-def unet_of(channels: Sequence[int], depths: Sequence[int], text: int, sizes: int, guidance: int | None, side: int = 512):
-    """diffusers' UNet of that shape: SDXL's, with other inputs.
+def build_unet(
+    *, channels: Sequence[int], depths: Sequence[int], text: int, sizes: int, guidance: int | None = None, side: int = 512
+):
+    """diffusers' UNet with SDXL's blocks and CogView3's inputs, with its library's first weights.
 
-    channels, depths: of its three levels, and of their transformers. text, sizes: widths of what it is told of the prompt and of
-    the picture's sizes; guidance: how wide a distilled one embeds the strength of the guidance. side: pixels.
+    channels: of each of the three levels. depths: transformer layers in each. text, sizes, guidance: widths of the embeddings
+    of the prompt, of the micro-conditions and, in a distilled UNet, of the strength of the guidance. side: of a picture, pixels.
     """
     from diffusers import UNet2DConditionModel
 
@@ -165,7 +180,7 @@ def unet_of(channels: Sequence[int], depths: Sequence[int], text: int, sizes: in
         block_out_channels=tuple(channels),
         layers_per_block=RESNETS,
         transformer_layers_per_block=list(depths),
-        attention_head_dim=[max(1, width // HEAD_CHANNELS) for width in channels],  # in diffusers that is how many heads
+        attention_head_dim=[max(1, width // HEAD_CHANNELS) for width in channels],  # diffusers means the number of heads
         cross_attention_dim=text,
         use_linear_projection=True,
         class_embed_type="projection",
@@ -174,8 +189,8 @@ def unet_of(channels: Sequence[int], depths: Sequence[int], text: int, sizes: in
     )
 
 
-def _shape(state: Mapping[str, torch.Tensor]) -> dict:
-    """The arguments of `unet_of` that tensors tell by their shapes."""
+def _widths_and_depths(state: Mapping[str, torch.Tensor]) -> dict:
+    """The arguments of `build_unet` that the shapes of the tensors reveal."""
     levels = (1, 4, 7)  # the first block of each
     try:
         return {
@@ -190,7 +205,7 @@ def _shape(state: Mapping[str, torch.Tensor]) -> dict:
 
 
 def _count(names: Iterable[str], prefix: str) -> int:
-    """How many different words follow a prefix."""
+    """How many different numbers follow a prefix in the names."""
     return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
 
 
@@ -244,11 +259,11 @@ def _read_vae(file: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{file} is no safetensors file: {error}") from error
 
 
-def _write_index(target: Path, stage: str) -> None:
+def _write_scheduler_and_index(folder: Path, stage: str) -> None:
     from diffusers import EulerDiscreteScheduler
 
     scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    scheduler.save_pretrained(target / "scheduler")
+    scheduler.save_pretrained(folder / "scheduler")
     index = {
         "_class_name": PIPELINE_CLASS,
         "stage": stage,
@@ -256,4 +271,4 @@ def _write_index(target: Path, stage: str) -> None:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    (target / PIPELINE_INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    (folder / PIPELINE_INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")

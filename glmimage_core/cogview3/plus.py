@@ -1,17 +1,18 @@
-"""CogView3-Plus: a 3B DiT that paints from T5's embeddings of a prompt, without a plan. GLM-Image's predecessor.
+"""CogView3-Plus: a 3B DiT that reads T5's embeddings of a prompt, sampled by DDIM.
 
-    load     the components of a folder in diffusers' layout
-    sample   DDIM on a schedule without signal at its start; velocities are predicted and guided
+    load     the DiT with its schedule and latent space, from a folder in diffusers' layout
+    sample   noise, guided velocities, DDIM steps
 
-text.py encodes the prompt. vae.py decodes: the VAE differs from GLM-Image's in its weights and the space of its latents only.
+text.py encodes the prompt; vae.py, one floor up, decodes the latents.
 
-Source: Zheng et al. 2024, arXiv 2403.05121, and CogView3PlusPipeline of diffusers, whose pictures these are.
+Source: Zheng et al. 2024, arXiv 2403.05121, and CogView3PlusPipeline of diffusers. With equal settings the pictures are equal.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,24 +20,24 @@ from ..checkpoints.build import load_pretrained
 from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
 from ..checkpoints.report import inspect_stored, resolve_dtype
 from ..component import Component
-from ..diffusion import LATENT_PX, batches_cfg, dit_token_count, initial_noise, latent_grid, whole_steps
+from ..diffusion import check_start, initial_noise, latent_grid, merge_masked, whole_steps
 from ..progress import Progress, no_progress
-from ..vae import LatentSpace, Vae, check_channels
-from .text import TOKENS, MicroConditions, check_embeddings, check_text_encoder, scaled_latent_space
+from ..vae import LatentSpace, check_channels
+from .shared import VAE_CLASS, check_settings, guided, scaled_latent_space
+from .text import TOKENS, MicroConditions, check_embeddings, check_text_encoder
 
 if TYPE_CHECKING:
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
 
 
 PIPELINE_CLASS = "CogView3PlusPipeline"
+DIT_CLASS = "CogView3PlusTransformer2DModel"
 MIN_SIDE, MAX_SIDE, SIDE_STEP = 512, 2048, 32  # pixels
 MAX_PIXELS = 2**21
-MAX_BATCH = 4
 LAYOUT = (
     f"CogView3-Plus is a folder whose {PIPELINE_INDEX} names {PIPELINE_CLASS}, with the folders text_encoder, tokenizer, "
     "transformer, vae and scheduler"
 )
-MODEL_CLASSES = {"transformer": "CogView3PlusTransformer2DModel", "vae": "AutoencoderKL"}  # and T5, in text.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +64,9 @@ def find_folder(name: str, roots: Sequence[Path]) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise FileNotFoundError, ValueError or ImportError where a folder of CogView3-Plus cannot be loaded; reads no weights."""
-    for part, class_name in MODEL_CLASSES.items():
-        inspect_stored(folder, part, class_name)
+    """Raise FileNotFoundError, ValueError or ImportError if a folder cannot be loaded. Reads no weights."""
+    inspect_stored(folder, "transformer", DIT_CLASS)
+    inspect_stored(folder, "vae", VAE_CLASS)
     read_json(folder / "scheduler" / "scheduler_config.json")
     check_text_encoder(folder)
 
@@ -74,7 +75,7 @@ def load_dit(folder: Path, dtype: str = "auto") -> CogView3:
     """Load the DiT, on the CPU, with the schedule and the latent space of the folder's scheduler and VAE."""
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
 
-    report = inspect_stored(folder, "transformer", MODEL_CLASSES["transformer"])
+    report = inspect_stored(folder, "transformer", DIT_CLASS)
     model = load_pretrained(CogView3PlusTransformer2DModel, folder / "transformer", torch_dtype=resolve_dtype(dtype, report))
     scheduler = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     if scheduler.config.prediction_type != "v_prediction":
@@ -82,30 +83,12 @@ def load_dit(folder: Path, dtype: str = "auto") -> CogView3:
     return CogView3(model, scheduler, scaled_latent_space(folder))
 
 
-def load_vae(folder: Path, dtype: str = "auto") -> Vae:
-    """Load the VAE, on the CPU."""
-    from diffusers import AutoencoderKL
-
-    report = inspect_stored(folder, "vae", MODEL_CLASSES["vae"])
-    return Vae(
-        load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=resolve_dtype(dtype, report)), scaled_latent_space(folder)
-    )
-
-
-def check_size(width: int, height: int) -> None:
-    """Raise ValueError, with what would do, for a size that CogView3-Plus was not made for."""
-    for name, side in (("width", width), ("height", height)):
-        if not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_STEP:
-            raise ValueError(f"{name} is {side}; CogView3-Plus paints {MIN_SIDE} to {MAX_SIDE} pixels in steps of {SIDE_STEP}")
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}x{height} is more than {MAX_PIXELS} pixels; 2048x1024 and 1440x1440 are not")
-
-
 @torch.inference_mode()
 def sample(
     dit: CogView3,
     positive: torch.Tensor,
     negative: torch.Tensor,
+    *,
     width: int,
     height: int,
     seeds: Sequence[int],
@@ -121,118 +104,118 @@ def sample(
 
     positive, negative: embeddings [1, 224, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a denoise
     below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where `latents` must come
-    out again. micro: by default the whole picture. Image i starts from the first noise of a generator seeded with
-    seeds[i]. Returns [B, 16, height / 8, width / 8] float32 in the VAE's space, on the CPU.
+    out again. micro: by default an uncropped picture of this size. Image i starts from the first noise of a generator seeded
+    with seeds[i]. Returns [B, 16, height / 8, width / 8] float32 in the VAE's space, on the CPU.
 
-    Raises ValueError, before the model runs, for a size, a batch, a latent or settings that mean nothing.
+    Raises ValueError, before the model runs, for sizes, latents and settings that mean nothing.
     """
-    check_size(width, height)
-    check_run(dit, width, height, len(seeds), steps, cfg, denoise, latents, mask)
+    batch = len(seeds)
+    check_run(dit, width=width, height=height, batch=batch, steps=steps, cfg=cfg, denoise=denoise, latents=latents, mask=mask)
     check_text(dit, positive, negative)
     if denoise == 0:
-        return latents.expand(len(seeds), -1, -1, -1).clone()
-    scheduler = type(dit.scheduler).from_config(dit.scheduler.config)  # it keeps the steps of one run
+        return latents.expand(batch, -1, -1, -1).clone()
+    scheduler = type(dit.scheduler).from_config(dit.scheduler.config)  # a scheduler remembers the timesteps of one run
     timesteps = timesteps_of(scheduler, steps, denoise)
     noise = initial_noise(seeds, len(dit.space.mean), latent_grid(width, height)).to(dit.device)
     start = None if latents is None else dit.space.normalise(latents.to(dit.device).float()).expand_as(noise)
     mask = None if mask is None else mask.to(dit.device, torch.float32)
     x = noise if denoise == 1 else scheduler.add_noise(start, noise, torch.tensor(timesteps[0]))
-    guide = guide_of(dit, positive, negative, micro or MicroConditions((height, width), (0, 0), (height, width)), len(seeds))
-    for done, timestep in enumerate(timesteps):
-        progress(done, len(timesteps))
-        signal, rest = _shares(scheduler, timestep)
-        seen = x if mask is None else torch.lerp(signal * start + rest * noise, x, mask)
-        v = guided_velocity(dit, guide, seen, timestep, cfg)
-        if mask is not None:  # what is masked out is known, before and after
-            v = (signal * x - torch.lerp(start, signal * seen - rest * v, mask)) / rest
+    inputs = partial(model_inputs, dit, micro=micro or MicroConditions.uncropped(width, height), batch=batch)
+    conditions = {"positive": inputs(positive), "negative": inputs(negative), "cfg": cfg, "text_tokens": TOKENS}
+
+    progress(0, len(timesteps))
+    for step, timestep in enumerate(timesteps):
+        signal, sigma = signal_and_sigma(scheduler, timestep)
+        x_in = x if mask is None else merge_masked(signal * start + sigma * noise, x, mask)
+        v = guided(partial(velocity, dit), x_in, timestep, **conditions)
+        if mask is not None:  # where the mask is 0 the clean latents are known, and v follows from them: x = signal clean + ...
+            clean = merge_masked(start, signal * x_in - sigma * v, mask)
+            v = (signal * x - clean) / sigma
         x = scheduler.step(v, timestep, x, return_dict=False)[0]
-    progress(len(timesteps), len(timesteps))
+        progress(step + 1, len(timesteps))
     return dit.space.denormalise(x).float().cpu()
 
 
 def timesteps_of(scheduler: "CogVideoXDDIMScheduler", steps: int, denoise: float = 1.0) -> list[int]:
-    """The timesteps of a run, falling: the last `steps` of as many as a whole run has that begins at 1 / denoise of them.
+    """The timesteps of a run, falling: the last `steps` of a schedule of about steps / denoise.
 
-    Sets the scheduler's own. For some numbers diffusers counts one more, below zero, which is none.
+    Sets the scheduler's own timesteps. For some step counts diffusers appends a negative timestep; it is dropped.
     """
     scheduler.set_timesteps(min(whole_steps(steps, denoise), scheduler.config.num_train_timesteps))
     return [timestep for timestep in scheduler.timesteps.tolist() if timestep >= 0][-steps:]
 
 
-def _shares(scheduler: "CogVideoXDDIMScheduler", timestep: int) -> tuple[float, float]:
-    """How much of a noised latent is the latent, and how much noise: their squares add up to 1."""
-    power = float(scheduler.alphas_cumprod[timestep])
-    return power**0.5, (1 - power) ** 0.5
+def signal_and_sigma(scheduler: "CogVideoXDDIMScheduler", timestep: int) -> tuple[float, float]:
+    """The factors of clean latents and noise in noised latents at a timestep; the sum of their squares is 1."""
+    alpha_cumprod = float(scheduler.alphas_cumprod[timestep])
+    return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
 
 
-def check_text(dit: CogView3, *embeddings: torch.Tensor) -> None:
-    """Raise ValueError for embeddings that are not of CogView3-Plus."""
-    check_embeddings(embeddings, TOKENS, dit.model.config.text_embed_dim, "CogView3-Plus", "CogView3 Encode Prompt")
+def model_inputs(dit: CogView3, text: torch.Tensor, *, micro: MicroConditions, batch: int) -> dict[str, torch.Tensor]:
+    """One side of the guidance as `velocity` takes it, on the DiT's device. text: [1, 224, D]."""
+    sizes = {
+        name: torch.tensor([size], dtype=torch.float32, device=dit.device).expand(batch, -1)
+        for name, size in zip(("original_size", "crop_coords", "target_size"), micro, strict=True)
+    }
+    return {"text": text.to(dit.device, dit.dtype).expand(batch, -1, -1), **sizes}
+
+
+def velocity(
+    dit: CogView3,
+    x: torch.Tensor,
+    timestep: int | torch.Tensor,
+    *,
+    text: torch.Tensor,
+    original_size: torch.Tensor,
+    crop_coords: torch.Tensor,
+    target_size: torch.Tensor,
+) -> torch.Tensor:
+    """One forward of the DiT, [B, 16, h, w] float32. x: [B, 16, h, w] noised latents, text: [B, 224, D], sizes: [B, 2] each."""
+    out = dit.model(
+        x.to(dit.dtype),
+        encoder_hidden_states=text,
+        timestep=torch.as_tensor(timestep, device=x.device).expand(len(x)),
+        original_size=original_size,
+        target_size=target_size,
+        crop_coords=crop_coords,
+        return_dict=False,
+    )
+    return out[0].float()
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ValueError, with what would do, for a size that CogView3-Plus was not made for."""
+    for name, side in (("width", width), ("height", height)):
+        if not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_STEP:
+            raise ValueError(f"{name} is {side}; CogView3-Plus paints {MIN_SIDE} to {MAX_SIDE} pixels in steps of {SIDE_STEP}")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} is more than {MAX_PIXELS} pixels; use 2048x1024 or 1440x1440 at most")
 
 
 def check_run(
     dit: CogView3,
+    *,
     width: int,
     height: int,
     batch: int,
     steps: int,
     cfg: float,
     denoise: float,
-    latents: torch.Tensor | None,
+    latents: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> None:
-    """Raise ValueError for settings of `sample` that mean nothing."""
-    if not 1 <= batch <= MAX_BATCH:
-        raise ValueError(f"{batch} pictures at once; CogView3-Plus paints 1 to {MAX_BATCH}")
-    if steps < 1 or not 0 <= denoise <= 1 or cfg < 0:
-        raise ValueError(f"steps {steps}, denoise {denoise} or cfg {cfg} is out of range")
-    if denoise < 1 and latents is None:
-        raise ValueError(f"denoise is {denoise}, and there is no latent to start from; connect one or set denoise to 1")
+    """Raise ValueError for arguments of `sample` that mean nothing. Runs nothing, so it can go before a model is moved."""
+    check_size(width, height)
+    check_settings("CogView3-Plus", batch=batch, steps=steps, cfg=cfg)
+    if not 0 <= denoise <= 1:
+        raise ValueError(f"denoise is {denoise}; it must lie in 0..1")
     if latents is not None:
         check_channels(dit.space, latents)
-        grid = latent_grid(width, height)
-        if latents.shape[2:] != tuple(grid) or latents.shape[0] not in (1, batch):
-            raise ValueError(f"the latent is {list(latents.shape)}, for {batch} pictures of {width}x{height} pixels")
-    if mask is not None and latents is None:
-        raise ValueError("there is a mask, and no latent that it masks")
+        if latents.shape[2:] != tuple(latent_grid(width, height)):
+            raise ValueError(f"the latent image is {list(latents.shape)}, which is not of {width}x{height} pixels")
+    check_start(latents, mask, batch=batch, denoise=denoise)
 
 
-class CfgInputs(NamedTuple):
-    """Both sides of the guidance on the DiT's device: embeddings [B, 224, D], and sizes [B, 2] as MicroConditions has them."""
-
-    positive: torch.Tensor
-    negative: torch.Tensor
-    sizes: dict[str, torch.Tensor]
-
-
-def guide_of(dit: CogView3, positive: torch.Tensor, negative: torch.Tensor, micro: MicroConditions, batch: int) -> CfgInputs:
-    sides = (side.to(dit.device, dit.dtype).expand(batch, -1, -1) for side in (positive, negative))
-    names = ("original_size", "crop_coords", "target_size")
-    sizes = {
-        name: torch.tensor([size], dtype=torch.float32, device=dit.device).expand(batch, -1)
-        for name, size in zip(names, micro, strict=True)
-    }
-    return CfgInputs(*sides, sizes)
-
-
-def guided_velocity(dit: CogView3, guide: CfgInputs, x: torch.Tensor, timestep: int, cfg: float) -> torch.Tensor:
-    """negative + cfg (positive - negative), [B, 16, h, w] float32. Both in one pass where they are small; one where cfg is 1."""
-    if cfg == 1:
-        return velocity(dit, x, timestep, guide.positive, guide.sizes)
-    height, width = (side * LATENT_PX for side in x.shape[2:])
-    if batches_cfg(len(x) * (dit_token_count(width, height) + guide.positive.shape[1])):
-        both = torch.cat([guide.positive, guide.negative])
-        sizes = {name: torch.cat([size, size]) for name, size in guide.sizes.items()}
-        positive, negative = velocity(dit, torch.cat([x, x]), timestep, both, sizes).chunk(2)
-    else:
-        positive, negative = (velocity(dit, x, timestep, side, guide.sizes) for side in (guide.positive, guide.negative))
-    return negative + cfg * (positive - negative)
-
-
-def velocity(
-    dit: CogView3, x: torch.Tensor, timestep: int | torch.Tensor, text: torch.Tensor, sizes: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """One forward. x: [B, 16, h, w] noised latents, text: [B, 224, D]. Returns [B, 16, h, w] float32."""
-    time = torch.as_tensor(timestep, device=x.device).expand(len(x))
-    out = dit.model(x.to(dit.dtype), text, time, **sizes, return_dict=False)[0]
-    return out.float()
+def check_text(dit: CogView3, *embeddings: torch.Tensor) -> None:
+    """Raise ValueError for embeddings that CogView3-Plus cannot read."""
+    check_embeddings(embeddings, (TOKENS, dit.model.config.text_embed_dim), "CogView3-Plus", "CogView3 Encode Prompt")

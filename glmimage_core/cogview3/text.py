@@ -1,4 +1,4 @@
-"""T5 and what both CogView3s read of it: embeddings of a prompt, and the size a picture claims to have had."""
+"""What CogView3 is conditioned on: T5's embeddings of a prompt, and the sizes of SDXL's micro-conditioning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,15 @@ from ..checkpoints.build import load_pretrained
 from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, read_json
 from ..checkpoints.report import ComponentReport, inspect_stored, resolve_dtype
 from ..component import Component
-from ..vae import LatentSpace
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
 
 
-TOKENS = 224  # of a prompt, the end mark included
+TOKENS = 224  # of a prompt for CogView3-Plus, the end mark included
 T5_LAYOUT = f"T5 is in the folders text_encoder and tokenizer beside a {PIPELINE_INDEX} that names T5EncoderModel and T5Tokenizer"
+TOKENIZER_MODULES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+"""The packages with which transformers converts SentencePiece's file, and the modules that each installs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,18 +40,24 @@ class TextEncoder(Component):
 
 
 class MicroConditions(NamedTuple):
-    """What the DiT is told of the picture that is pretended to be one of its training set: (height, width), pixels.
+    """SDXL's size conditions (Podell et al. 2023, arXiv 2307.01952, section 2.2), (height, width) in pixels each.
 
-    original: of the whole; cropped: how much was cut off at top and left; target: of what came out.
+    In training they described the training picture: its original size, how much was cropped off at the top and on the left, and
+    its size after that. In sampling they choose what kind of training picture the result resembles.
     """
 
     original: tuple[int, int]
     cropped: tuple[int, int]
     target: tuple[int, int]
 
+    @classmethod
+    def uncropped(cls, width: int, height: int) -> "MicroConditions":
+        """Those of a picture of width x height pixels that was neither scaled nor cropped."""
+        return cls((height, width), (0, 0), (height, width))
+
 
 class Encoded(NamedTuple):
-    """embeddings: [1, tokens, D]; truncated: the end of a prompt that was too long, as text."""
+    """embeddings: [1, tokens, D]. truncated: the end of a prompt that was too long, as text."""
 
     embeddings: torch.Tensor
     truncated: str
@@ -63,11 +70,11 @@ def list_text_encoders(roots: Sequence[Path]) -> dict[str, Path]:
 
 def _holds_t5(folder: Path) -> bool:
     try:
-        parts = read_json(folder / PIPELINE_INDEX)
+        index = read_json(folder / PIPELINE_INDEX)
     except (OSError, ValueError):
         return False
     tokenizers = (["transformers", "T5Tokenizer"], ["transformers", "T5TokenizerFast"])  # and not GLM-Image's ByT5
-    return parts.get("text_encoder") == ["transformers", "T5EncoderModel"] and parts.get("tokenizer") in tokenizers
+    return index.get("text_encoder") == ["transformers", "T5EncoderModel"] and index.get("tokenizer") in tokenizers
 
 
 def find_text_encoder(name: str, roots: Sequence[Path]) -> Path:
@@ -76,17 +83,14 @@ def find_text_encoder(name: str, roots: Sequence[Path]) -> Path:
 
 
 def check_text_encoder(folder: Path) -> ComponentReport:
-    """What is stored of T5. Raises FileNotFoundError, ValueError or ImportError where it or its tokenizer cannot be loaded."""
+    """What is stored of T5; reads no weights. Raises FileNotFoundError, ValueError or ImportError if it cannot be loaded."""
     report = inspect_stored(folder, "text_encoder", "T5EncoderModel")
     read_json(folder / "tokenizer" / "tokenizer_config.json")
-    if not (folder / "tokenizer" / "tokenizer.json").is_file():  # as released: SentencePiece's file, which transformers converts
-        missing = [package for package, module in _CONVERTERS.items() if not _is_installed(module)]
+    if not (folder / "tokenizer" / "tokenizer.json").is_file():  # the released folders have SentencePiece's file instead
+        missing = [package for package, module in TOKENIZER_MODULES.items() if not _is_installed(module)]
         if missing:
             raise ImportError(f"the tokenizer of T5 needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     return report
-
-
-_CONVERTERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 
 
 def _is_installed(module: str) -> bool:
@@ -107,26 +111,23 @@ def load_text_encoder(folder: Path, dtype: str = "auto") -> TextEncoder:
 
 @torch.inference_mode()
 def encode(encoder: TextEncoder, prompt: str, tokens: int = TOKENS) -> Encoded:
-    """A prompt's embeddings, cut off or padded to so many. An empty one is all zeros, which is what guidance steers away from."""
+    """The embeddings of a prompt, truncated or padded to so many tokens. An empty prompt is all zeros."""
     if not prompt.strip():
         return Encoded(torch.zeros(1, tokens, encoder.model.config.d_model, dtype=encoder.dtype), "")
-    whole = encoder.tokenizer(prompt).input_ids
+    all_ids = encoder.tokenizer(prompt).input_ids
     ids = encoder.tokenizer(prompt, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
-    truncated = encoder.tokenizer.decode(whole[tokens - 1 : -1]) if len(whole) > tokens else ""
+    truncated = encoder.tokenizer.decode(all_ids[tokens - 1 : -1]) if len(all_ids) > tokens else ""
     return Encoded(encoder.model(ids.to(encoder.device)).last_hidden_state.cpu(), truncated)
 
 
-def check_embeddings(embeddings: Sequence[torch.Tensor], tokens: int, width: int, reader: str, source: str) -> None:
-    """Raise ValueError, with the source to connect, unless all are [batch, tokens, width], as their reader wants them."""
+def check_embeddings(embeddings: Sequence[torch.Tensor], shape: tuple[int, int], family: str, source: str) -> None:
+    """Raise ValueError unless all embeddings are [batch, *shape]: so many tokens of the width that the family reads.
+
+    source: the node that gives such embeddings.
+    """
     for side in embeddings:
-        if side.shape[-1] != width or side.shape[1] != tokens:
+        if tuple(side.shape[1:]) != shape:
+            tokens, width = shape
             raise ValueError(
-                f"the conditioning is {list(side.shape)}, and {reader} reads [batch, {tokens}, {width}]; connect {source}"
+                f"the conditioning is {list(side.shape)}, and {family} reads [batch, {tokens}, {width}]; connect {source}"
             )
-
-
-def scaled_latent_space(folder: Path) -> LatentSpace:
-    """The space of a VAE whose latents are scaled as a whole."""
-    config = read_json(folder / "vae" / "config.json")
-    channels, scale = config["latent_channels"], config.get("scaling_factor", 0.18215)  # the library's own default
-    return LatentSpace((0.0,) * channels, (1 / scale,) * channels)

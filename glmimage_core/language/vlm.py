@@ -1,7 +1,8 @@
 """A vision-language model that answers questions about pictures: Glmga, GLM-4.1V, GLM-4.6V and others.
 
-Whatever transformers' Auto classes open for image-text-to-text works: one folder with a config, safetensors, a tokenizer with a
-chat template, and an image processor. How many tokens a picture takes and which frames of a clip are seen, its processors say.
+Any model works that transformers' Auto classes open for image-text-to-text: one folder with a config, safetensors, a tokenizer
+with a chat template, and an image processor. The model's own processors decide how many tokens a picture takes and which frames
+of a clip are used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,9 +26,12 @@ from .rewriting import Answer
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
-WHOLE_PATCH = 3 * 14 * 14  # numbers in a patch of a picture that comes whole
+CPU = torch.device("cpu")
+PATCH_VALUES = 3 * 14 * 14  # numbers in a patch, where a processor gives whole pictures instead of patches
 THINK_TAG = "<think>"
-LEAST_SHARE = 0.5  # of the language half that a quantization must reach
+MIN_QUANTIZED_SHARE = 0.5  # of the language model's weights; below it most of the memory would stay as it is
+PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 LAYOUT = (
     "a vision-language model is a folder with config.json, safetensors, a tokenizer with a chat template and an image processor"
 )
@@ -45,16 +49,16 @@ class Vlm(Component):
 
 
 class Clip(NamedTuple):
-    """Frames in their order and how many of them there are a second."""
+    """Frames in order, and their rate in frames per second."""
 
     frames: Sequence[Image.Image]
     rate: float
 
 
 class Question(NamedTuple):
-    """What a model is given, on the CPU: ids, and pictures as patches.
+    """The input of a model, on the CPU: token ids [1, S], and pictures as patches.
 
-    begins_in_thought: whether the conversation ends where the model is to think aloud.
+    begins_in_thought: whether the chat template has already opened the model's <think> section.
     """
 
     inputs: "BatchFeature"
@@ -66,17 +70,18 @@ class Question(NamedTuple):
 
     @property
     def patches(self) -> int:
-        """Of all pictures and frames, whether they come as patches or whole."""
-        shown = (self.inputs[name] for name in ("pixel_values", "pixel_values_videos") if name in self.inputs)
-        return sum(len(pixels) if pixels.ndim == 2 else pixels.numel() // WHOLE_PATCH for pixels in shown)
+        """The number of patches of all pictures and frames. Some processors give patches, others whole pictures."""
+        pixel_inputs = (self.inputs[name] for name in ("pixel_values", "pixel_values_videos") if name in self.inputs)
+        return sum(len(pixels) if pixels.ndim == 2 else pixels.numel() // PATCH_VALUES for pixels in pixel_inputs)
 
-    def bytes(self, vlm: Vlm, max_tokens: int) -> int:
-        """What answering it needs on the device beside the weights."""
-        return answer_bytes(vlm.model.config, vlm.model.dtype.itemsize, self.tokens, max_tokens, self.patches)
+    def working_bytes(self, vlm: Vlm, max_tokens: int) -> int:
+        """How many bytes an answer needs on the device beside the weights."""
+        tokens = {"prompt": self.tokens, "answer": max_tokens, "patches": self.patches}
+        return answer_bytes(vlm.model.config, vlm.model.dtype.itemsize, **tokens)
 
 
 def list_vlms(roots: Sequence[Path]) -> dict[str, Path]:
-    """Folders below the roots with the config of a model that sees, by name. What is inside a pipeline is not looked at."""
+    """Folders below the roots with the config of a vision-language model, by name. Pipelines' own components are left out."""
     return find_below(roots, lambda folder, files: "config.json" in files and "vision_config" in _config_of(folder))
 
 
@@ -86,22 +91,25 @@ def find_vlm(name: str, roots: Sequence[Path]) -> Path:
 
 
 def _config_of(folder: Path) -> dict:
+    """The config in a folder; an empty one where none can be read."""
     try:
         return read_json(folder / "config.json")
     except (OSError, ValueError):
-        return {}  # which is no config of a model
+        return {}
 
 
 def check_vlm(folder: Path) -> ComponentReport:
-    """What is stored of a sound model. Raises FileNotFoundError, ValueError or ImportError for another; reads no weights."""
+    """What a folder holds; reads no weights. Raises FileNotFoundError, ValueError or ImportError if it cannot be loaded."""
     check_libraries()
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     config = read_json(folder / "config.json")
-    kind = config.get("model_type")
-    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ValueError(f"{folder / 'config.json'} is of the type {kind!r}, which this transformers has no model for; update it")
-    report = ComponentReport("vlm", MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind])
+    model_type = config.get("model_type")
+    if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"{folder / 'config.json'} is of the type {model_type!r}, which this transformers has no model for; update it"
+        )
+    report = ComponentReport("vlm", MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])
     report.add_tensors(*read_headers(folder, report))
     for names in (("tokenizer_config.json",), ("preprocessor_config.json", "processor_config.json")):
         if not any((folder / name).is_file() for name in names):
@@ -109,121 +117,136 @@ def check_vlm(folder: Path) -> ComponentReport:
     return report
 
 
-def load_vlm(folder: Path, dtype: str = "auto", quantization: str = "none") -> Vlm:
-    """Load a model with its processor, on the CPU. quantization: of the layers of its language half, after they are read."""
+def load_vlm(folder: Path, dtype: str = "auto", quantization: str = "none", *, device: torch.device = CPU) -> Vlm:
+    """Load a model with its processor, on the CPU.
+
+    quantization: of the layers of the language model, after they are read. device: where the model will run; only used to check
+    that the quantization can run there. Raises as `check_vlm`, and ValueError for a quantization that the model or the device
+    cannot have.
+    """
     from transformers import AutoModelForImageTextToText
 
     report = check_vlm(folder)
-    check_quantization(report, quantization, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    check_quantization(report, quantization, device)
     stored_quantized = "quantization_config" in _config_of(folder)
     if quantization != "none" and stored_quantized:
         raise ValueError(f"{folder.name} is stored quantized; choose quantization none, which keeps it")
     processor = load_processor(folder)
     if not processor.chat_template:
         raise ValueError(f"{folder} has no chat template (chat_template.jinja), without which nothing can be asked; {LAYOUT}")
-    as_stored = dtype == "auto" and stored_quantized  # of which its own library knows the dtype
-    model = load_pretrained(AutoModelForImageTextToText, folder, dtype="auto" if as_stored else resolve_dtype(dtype, report))
+    library_chooses = dtype == "auto" and stored_quantized  # only the library that quantized the weights knows their dtype
+    chosen = "auto" if library_chooses else resolve_dtype(dtype, report)
+    model = load_pretrained(AutoModelForImageTextToText, folder, dtype=chosen)
     if quantization == "none":
         return Vlm(model, processor)
-    if (share := _quantizable_share(model, quantization)) < LEAST_SHARE:
+    if (share := _quantizable_share(model, quantization)) < MIN_QUANTIZED_SHARE:
         raise ValueError(
-            f"quantization {quantization} would reach {share:.0%} of the language half's weights in {folder.name}, whose layers "
-            "are built otherwise; choose none"
+            f"quantization {quantization} would reach {share:.0%} of the language half's weights in {folder.name}, because the "
+            "others are not in Linear layers of a width that it can divide; choose none"
         )
     return Vlm(quantize(model, quantization), processor)
 
 
 def _quantizable_share(model: torch.nn.Module, quantization: str) -> float:
-    """Of the parameters of the language half, how many are in layers that are quantized."""
+    """The share of the language model's parameters that is in layers which can be quantized so."""
     reached = sum(layer.weight.numel() for layer in quantizable(model, quantization).values())
     return reached / sum(parameter.numel() for parameter in model.get_decoder().parameters())
 
 
 def load_processor(folder: Path):
-    """The processor of a folder. Without torchvision it takes no clips: transformers' video processors need it."""
+    """The processor of a folder. Without torchvision it takes no clips, since transformers' video processors need torchvision."""
     import transformers
     from transformers.utils import is_torchvision_available
 
     if is_torchvision_available():
         return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    image_processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    configs = (read_json(folder / name) for name in _PROCESSOR_CONFIGS if (folder / name).is_file())
-    stated = next((config["processor_class"] for config in configs if "processor_class" in config), None)
-    if stated is None:
+    configs = (read_json(folder / name) for name in PROCESSOR_CONFIGS if (folder / name).is_file())
+    class_name = next((config["processor_class"] for config in configs if "processor_class" in config), None)
+    if class_name is None:
         raise ImportError(
             f"{folder} does not say which processor it has; with torchvision that can be found: pip install torchvision"
         )
-    processor_class = getattr(transformers, stated)
-    parts = {"image_processor": image_processor, "tokenizer": tokenizer}
+    processor_class = getattr(transformers, class_name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    components = {
+        "image_processor": transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True),
+        "tokenizer": tokenizer,
+    }
     if "video_processor" in processor_class.get_attributes():
-
-        class PicturesOnly(processor_class):
-            def check_argument_for_proper_class(self, argument_name, argument):
-                return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
-
-        processor_class, parts["video_processor"] = PicturesOnly, None
-    return processor_class(**parts, chat_template=tokenizer.chat_template)
+        processor_class, components["video_processor"] = _without_video(processor_class), None
+    return processor_class(**components, chat_template=tokenizer.chat_template)
 
 
-_PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+def _without_video(processor_class: type) -> type:
+    """A processor class that accepts None as its video processor, which transformers' own check refuses."""
+
+    class WithoutVideo(processor_class):
+        def check_argument_for_proper_class(self, argument_name, argument):
+            return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+
+    return WithoutVideo
 
 
-def prepare(vlm: Vlm, instruction: str, request: str, pictures: Sequence[Image.Image] = (), clip: Clip | None = None) -> Question:
-    """What the model is told, shown and asked, in this order; the clip after the pictures.
+def prepare(
+    vlm: Vlm, instruction: str, request: str, pictures: Sequence[Image.Image] = (), *, clip: Clip | None = None
+) -> Question:
+    """A conversation as the model's input: the instruction as its system message, then pictures, clip and request.
 
-    Models that can be told not to think aloud are. Raises ValueError for a clip that has less than two frames or no rate, and
-    ImportError where clips need torchvision.
+    Thinking is switched off where the chat template allows it. Raises ValueError for a clip of fewer than two frames or without a
+    rate, and ImportError where clips need torchvision.
     """
-    shown = [{"type": "image"} for _ in pictures]
+    content: list[dict[str, str]] = [{"type": "image"} for _ in pictures]
     media: dict[str, Any] = {"images": list(pictures)} if pictures else {}
     if clip is not None:
-        shown.append({"type": "video"})
-        media |= _video(vlm, clip)
-    content = [*shown, {"type": "text", "text": request}]
-    told = [{"role": "system", "content": [{"type": "text", "text": instruction}]}] if instruction else []
-    conversation = [*told, {"role": "user", "content": content}]
+        content.append({"type": "video"})
+        media |= _video_inputs(vlm, clip)
+    content.append({"type": "text", "text": request})
+    system = [{"role": "system", "content": [{"type": "text", "text": instruction}]}] if instruction else []
+    conversation = [*system, {"role": "user", "content": content}]
     text = vlm.processor.apply_chat_template(conversation, add_generation_prompt=True, enable_thinking=False)
-    # A template writes all of a conversation, the first token included.
+    # The template has written the first token already, so the tokenizer must not add another.
     inputs = vlm.processor(text=[text], add_special_tokens=False, return_tensors="pt", **media)
     return Question(inputs, text.rstrip().endswith(THINK_TAG))
 
 
-def _video(vlm: Vlm, clip: Clip) -> dict[str, Any]:
+def _video_inputs(vlm: Vlm, clip: Clip) -> dict[str, Any]:
     from transformers.video_utils import VideoMetadata
 
     if len(clip.frames) < 2 or not clip.rate > 0:
-        raise ValueError(f"a clip has two frames or more and some a second, not {len(clip.frames)} and {clip.rate}")
+        raise ValueError(f"a clip has {len(clip.frames)} frames at {clip.rate} a second; use two or more and a rate above 0")
     if getattr(vlm.processor, "video_processor", None) is None:
         raise ImportError(
             "this model takes no clips here: its processor has none, or needs torchvision (pip install torchvision)"
         )
     width, height = clip.frames[0].size
-    about = VideoMetadata(
+    metadata = VideoMetadata(
         total_num_frames=len(clip.frames), fps=clip.rate, duration=len(clip.frames) / clip.rate, width=width, height=height
     )
-    return {"videos": [list(clip.frames)], "video_metadata": [about], "do_sample_frames": True}
+    return {"videos": [list(clip.frames)], "video_metadata": [metadata], "do_sample_frames": True}
 
 
 @torch.inference_mode()
 def answer(
     vlm: Vlm,
     question: Question,
+    *,
     temperature: float = 0.7,
     seed: int = 0,
     max_tokens: int = 1024,
     progress: Progress = no_progress,
 ) -> Answer:
-    """What the model says, as it says it, thoughts included, and whether max_tokens cut it off.
+    """The model's answer as it wrote it, its thoughts included, and whether max_tokens cut it off.
 
-    temperature 0 takes the likeliest token; above, top-k and top-p are the checkpoint's own. progress(tokens, max_tokens) is
-    called before the first token and after each; what it raises stops the model. The process's global seed stays as it was; the
-    same seed says the same on the same device.
+    temperature 0 takes the most probable token; above 0, top-k and top-p are the checkpoint's own. progress(tokens, max_tokens)
+    is called before the first token and after each. The global seed of the process is left as it was; the same seed gives the
+    same answer on the same device.
     """
     from transformers import StoppingCriteria, StoppingCriteriaList
 
-    class Watched(StoppingCriteria):
-        def __call__(self, input_ids, scores, **rest):
+    class ReportProgress(StoppingCriteria):
+        """transformers calls it after each token; it never stops the model itself."""
+
+        def __call__(self, input_ids, scores, **kwargs):
             progress(min(input_ids.shape[1] - question.tokens, max_tokens), max_tokens)
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -232,14 +255,14 @@ def answer(
         name: tensor.to(vlm.device, vlm.model.dtype if tensor.is_floating_point() else None)
         for name, tensor in question.inputs.items()
     }
-    drawn = {"do_sample": True, "temperature": temperature} if temperature else _LIKELIEST
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else GREEDY
     with _seeded(vlm.device, seed):
         ids = vlm.model.generate(
-            **inputs, **drawn, max_new_tokens=max_tokens, stopping_criteria=StoppingCriteriaList([Watched()])
+            **inputs, **sampling, max_new_tokens=max_tokens, stopping_criteria=StoppingCriteriaList([ReportProgress()])
         )
     written = ids[0, question.tokens :].tolist()
-    said = vlm.processor.decode(written, skip_special_tokens=True)
-    text = f"{THINK_TAG}{said}" if question.begins_in_thought else said
+    text = vlm.processor.decode(written, skip_special_tokens=True)
+    text = f"{THINK_TAG}{text}" if question.begins_in_thought else text
     return Answer(text, cut_off=len(written) >= max_tokens and written[-1] not in _end_tokens(vlm))
 
 
@@ -251,7 +274,7 @@ def _end_tokens(vlm: Vlm) -> Sequence[int]:
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """transformers draws from the global generator of a device, which is left as it was. seed: 0..2^64 - 1."""
+    """Seed the global generator of a device, from which transformers draws, and restore it after. seed: 0..2^64 - 1."""
     generator = _global_generator(device)
     before = generator.get_state()
     generator.manual_seed(seed)
@@ -267,6 +290,3 @@ def _global_generator(device: torch.device) -> torch.Generator:
     if device.type == "mps":
         return torch.mps._get_default_mps_generator()
     return torch.default_generator
-
-
-_LIKELIEST = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}

@@ -1,7 +1,7 @@
-"""Random checkpoints in the released layouts, of a few megabytes, to try graphs and to test with.
+"""Random checkpoints in the released layouts, a few megabytes each, to try workflows and to test with.
 
-spec           sizes of the random GLM-Image checkpoints, and of the released one
-weights        random weights that keep a signal's size
+spec           widths and depths of the random GLM-Image checkpoints, and of the released one
+weights        random weights under which activations keep their size
 glm_image      GLM-Image
 vlm            Glmga, a vision-language model
 cogview3_plus  CogView3-Plus

@@ -1,4 +1,4 @@
-"""Writes random CogView3-Bases, of some 20 MB each, as they were published: PyTorch files that `sat_checkpoint` converts."""
+"""Random CogView3-Base checkpoints of about 20 MB each, as published: PyTorch files that cogview3/convert.py converts."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.folders import check_empty
-from ..cogview3.convert import UNET, WEIGHTS, published_name, unet_of
+from ..cogview3.convert import UNET, WEIGHTS, build_unet, published_name
 from .cogview3_plus import WIDTH
 from .weights import randomize
 
@@ -16,13 +16,13 @@ CHECKPOINTS = {
     "cogview3-base-3b-distill-4step": 16,
     "cogview3-relay-3b-distill-1step": 8,
 }
-"""The published folders, and how wide a distilled one embeds the strength of the guidance."""
+"""The published folders, and the width of the guidance embedding where the UNet is distilled."""
 VAE_FILE = Path("cogview3-base-3b-vae") / "sdxl_vae.safetensors"
 CHANNELS = (32, 64, 128)
 
 
 def write_cogview3_base(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float16) -> None:
-    """Write both stages, both also distilled, and their VAE, into a folder, which is made and must not hold anything yet."""
+    """Write both stages, plain and distilled, and their VAE into a new or empty folder."""
     check_empty(folder)
     for name, guidance in CHECKPOINTS.items():
         write_published(folder / name, published_unet(f"{seed}/{name}", guidance, dtype))
@@ -30,21 +30,21 @@ def write_cogview3_base(folder: Path, seed: int = 0, dtype: torch.dtype = torch.
 
 
 def write_published(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    """A folder as published, with these tensors in it."""
+    """Write a folder as published that holds these tensors."""
     (folder / "1").mkdir(parents=True)
     (folder / "latest").write_text("1", "utf-8")
     torch.save({"module": state}, folder / "1" / WEIGHTS)
 
 
 def published_unet(key: str, guidance: int | None = None, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    """A UNet's random tensors by their published names."""
-    unet = unet_of(channels=CHANNELS, depths=(1, 1, 2), text=WIDTH, sizes=6 * 8, guidance=guidance)
+    """The random tensors of a UNet, by their published names."""
+    unet = build_unet(channels=CHANNELS, depths=(1, 1, 2), text=WIDTH, sizes=6 * 8, guidance=guidance)
     randomize(unet, key)
     return {UNET + published_name(name): tensor.to(dtype) for name, tensor in unet.state_dict().items()}
 
 
 def write_vae(file: Path, seed: int = 0, dtype: torch.dtype = torch.float16) -> None:
-    """SDXL's kind of VAE by its published names."""
+    """Write a random VAE of SDXL's kind, by its published names."""
     from diffusers import AutoencoderKL
     from safetensors.torch import save_file
 
@@ -77,5 +77,5 @@ def _published_vae(name: str) -> str:
 
 
 def _as_convolution(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The attention's layers are convolutions of one pixel, as published."""
+    """The published attention layers are 1 x 1 convolutions."""
     return tensor[..., None, None] if "attentions" in name and tensor.ndim == 2 else tensor

@@ -1,4 +1,4 @@
-"""Writes a random CogView3-Plus, of a few MB, in the released layout."""
+"""A random CogView3-Plus of a few MB, in the released layout."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,17 @@ from ..cogview3.plus import PIPELINE_CLASS
 from ..cogview3.text import TOKENS
 from .weights import randomize
 
-WIDTH = 32  # of the text's embeddings
+WIDTH = 32  # of the text embeddings
 
 
 def write_cogview3(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
-    """Write a random checkpoint into a folder, which is made and must not hold anything yet."""
+    """Write a random checkpoint into a new or empty folder."""
     from diffusers import AutoencoderKL, CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 
     check_empty(folder)
     tokenizer = _tokenizer()
-    parts = {
+    models = {
         "text_encoder": T5EncoderModel(
             T5Config(
                 vocab_size=len(tokenizer),
@@ -53,7 +53,7 @@ def write_cogview3(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float
             scaling_factor=0.8,
         ),
     }
-    for name, model in parts.items():
+    for name, model in models.items():
         randomize(model, f"{seed}/cogview3/{name}")
         model.to(dtype).save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -79,7 +79,7 @@ def write_cogview3(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float
 
 
 def _tokenizer():
-    """T5's own kind, with a piece for each byte that a prompt in plain letters has."""
+    """A SentencePiece tokenizer as T5's, with one piece for each printable ASCII character."""
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((chr(code), -3.0) for code in range(33, 127))]

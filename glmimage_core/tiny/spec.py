@@ -1,146 +1,146 @@
-"""The numbers of the random checkpoints: widths, depths and ids.
+"""The widths, depths and ids of the random GLM-Image checkpoints, and of the released one.
 
-"tiny" (a few MB) is for tests and demonstrations; "small" (a language model of hidden 256, 16 layers) and "medium" (hidden 1024,
-16 layers) are for benchmarks. RELEASED has the shapes of the released checkpoint.
+"tiny" (a few MB) is for tests and demonstrations; "small" (a language model of width 256, 16 layers) and "medium" (width 1024,
+16 layers) are for benchmarks.
 """
 
 from dataclasses import dataclass, replace
 
-BEYOND = 128  # ids of the head beyond the codebook, as in the released checkpoint; the first two mark image start and end
+CONTROL_IDS = 128  # ids between the codebook's rows and the text, as released; the first two mark the start and end of an image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
-    """Widths and depths of one size of random checkpoint.
+class ModelSpec:
+    """What tells one GLM-Image from another: widths of layers, counts of layers and heads, ids of tokens.
 
-    codebook: its rows. special: the ids of padding, <sop>, <eop> and <|image|>. edges: the limits in pixels between which the
-    processor brings a reference's sides. rope_theta: the base of the AR model's rotary frequencies. merges: of the tokenizer,
-    pairs of pieces in the order in which they are joined.
+    special_ids: of padding, <sop>, <eop> and <|image|>. reference_edges_px: the least and the greatest side of a square reference
+    that the processor neither enlarges nor shrinks. rope_theta: the base of the AR model's rotary frequencies. tokenizer_merges:
+    pairs of pieces in the order in which byte-level BPE joins them.
     """
 
-    ar_hidden: int
-    ar_mlp: int
+    ar_width: int
+    ar_mlp_width: int
     ar_layers: int
     ar_heads: int
-    vision_hidden: int
-    vision_mlp: int
+    vision_width: int
+    vision_mlp_width: int
     vision_layers: int
     vision_heads: int
-    vision_px: int
-    vq_width: int
-    codebook: int
+    vision_image_px: int
+    codebook_width: int
+    codebook_rows: int
     vocabulary: int
-    special: tuple[int, int, int, int]
-    edges: tuple[int, int]
+    special_ids: tuple[int, int, int, int]
+    reference_edges_px: tuple[int, int]
     dit_heads: int
     dit_head_width: int
     dit_layers: int
-    dit_time: int
-    dit_condition: int
+    dit_time_width: int
+    dit_condition_width: int
     glyph_width: int
-    glyph_mlp: int
+    glyph_mlp_width: int
     glyph_layers: int
     glyph_heads: int
     glyph_head_width: int
-    vae_blocks: tuple[int, int, int, int]
-    vae_layers: int
-    vae_groups: int
-    vae_attention: bool
+    vae_widths: tuple[int, int, int, int]
+    vae_layers_per_block: int
+    vae_norm_groups: int
+    vae_mid_attention: bool
     rope_theta: float = 10000.0
-    merges: tuple[tuple[str, str], ...] = ()
+    tokenizer_merges: tuple[tuple[str, str], ...] = ()
 
     @property
     def image_start(self) -> int:
-        return self.codebook
+        return self.codebook_rows
 
     @property
     def image_end(self) -> int:
-        return self.codebook + 1
+        return self.codebook_rows + 1
 
     @property
     def text_start(self) -> int:
-        """The first id of the 256 byte tokens, and the width of the head."""
-        return self.codebook + BEYOND
+        """The first id of the 256 byte tokens, which is also the number of rows of the head."""
+        return self.codebook_rows + CONTROL_IDS
 
 
-_TINY = Size(
-    ar_hidden=64,
-    ar_mlp=192,
+_TINY = ModelSpec(
+    ar_width=64,
+    ar_mlp_width=192,
     ar_layers=2,
     ar_heads=4,
-    vision_hidden=32,
-    vision_mlp=64,
+    vision_width=32,
+    vision_mlp_width=64,
     vision_layers=2,
     vision_heads=2,
-    vision_px=256,
-    vq_width=16,
-    codebook=256,
+    vision_image_px=256,
+    codebook_width=16,
+    codebook_rows=256,
     vocabulary=644,
-    special=(640, 641, 642, 643),
-    edges=(128, 512),
+    special_ids=(640, 641, 642, 643),
+    reference_edges_px=(128, 512),
     dit_heads=2,
     dit_head_width=32,
     dit_layers=2,
-    dit_time=64,
-    dit_condition=32,
+    dit_time_width=64,
+    dit_condition_width=32,
     glyph_width=32,
-    glyph_mlp=64,
+    glyph_mlp_width=64,
     glyph_layers=2,
     glyph_heads=4,
     glyph_head_width=8,
-    vae_blocks=(16, 32, 32, 32),
-    vae_layers=1,
-    vae_groups=8,
-    vae_attention=True,
+    vae_widths=(16, 32, 32, 32),
+    vae_layers_per_block=1,
+    vae_norm_groups=8,
+    vae_mid_attention=True,
 )
-SIZES = {
+SPECS = {
     "tiny": _TINY,
-    "small": replace(_TINY, ar_hidden=256, ar_mlp=768, ar_layers=16),
+    "small": replace(_TINY, ar_width=256, ar_mlp_width=768, ar_layers=16),
     "medium": replace(
         _TINY,
-        ar_hidden=1024,
-        ar_mlp=3072,
+        ar_width=1024,
+        ar_mlp_width=3072,
         ar_layers=16,
         ar_heads=8,
-        vision_hidden=256,
-        vision_mlp=512,
+        vision_width=256,
+        vision_mlp_width=512,
         vision_layers=4,
         dit_heads=8,
         dit_head_width=128,
         dit_layers=16,
         glyph_width=256,
-        glyph_mlp=512,
-        vae_blocks=(32, 64, 128, 128),
+        glyph_mlp_width=512,
+        vae_widths=(32, 64, 128, 128),
     ),
 }
-# The VAE's layers and groups, and that its middle has no attention, are those of its family (CogView4).
-RELEASED = Size(
-    ar_hidden=4096,
-    ar_mlp=13696,
+# The VAE's layers per block, norm groups and the missing attention are those of CogView4's VAE, its family.
+RELEASED = ModelSpec(
+    ar_width=4096,
+    ar_mlp_width=13696,
     ar_layers=40,
     ar_heads=32,
-    vision_hidden=1536,
-    vision_mlp=6144,
+    vision_width=1536,
+    vision_mlp_width=6144,
     vision_layers=40,
     vision_heads=16,
-    vision_px=2048,
-    vq_width=2048,
-    codebook=16384,
+    vision_image_px=2048,
+    codebook_width=2048,
+    codebook_rows=16384,
     vocabulary=168064,
-    special=(167841, 167845, 167846, 167855),
-    edges=(512, 2048),
+    special_ids=(167841, 167845, 167846, 167855),
+    reference_edges_px=(512, 2048),
     dit_heads=32,
     dit_head_width=128,
     dit_layers=30,
-    dit_time=512,
-    dit_condition=256,
+    dit_time_width=512,
+    dit_condition_width=256,
     glyph_width=1472,
-    glyph_mlp=3584,
+    glyph_mlp_width=3584,
     glyph_layers=12,
     glyph_heads=6,
     glyph_head_width=64,
-    vae_blocks=(128, 512, 1024, 1024),
-    vae_layers=3,
-    vae_groups=32,
-    vae_attention=False,
+    vae_widths=(128, 512, 1024, 1024),
+    vae_layers_per_block=3,
+    vae_norm_groups=32,
+    vae_mid_attention=False,
 )

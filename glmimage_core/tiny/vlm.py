@@ -1,5 +1,6 @@
-"""Writes a random vision-language checkpoint of the Glmga family, of a few hundred KB, in the layout that transformers' Auto
-classes open: a config, safetensors, tokenizer, chat template, image and video processor in one folder.
+"""A random vision-language checkpoint of the Glmga family, a few hundred KB, as transformers' Auto classes open it.
+
+One folder holds the config, safetensors, tokenizer, chat template, image processor and video processor.
 """
 
 import json
@@ -29,7 +30,7 @@ CHAT_TEMPLATE = (
 
 
 def write_vlm(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
-    """Write a random checkpoint into a folder, which is made and must not hold anything yet."""
+    """Write a random checkpoint into a new or empty folder."""
     from transformers import Glm46VForConditionalGeneration, GlmgaConfig
 
     check_empty(folder)

@@ -1,4 +1,4 @@
-"""Random weights that keep a signal's size."""
+"""Random weights under which activations keep their size."""
 
 import hashlib
 
@@ -7,19 +7,20 @@ import torch
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module, key: str) -> None:
-    """Fill a model with random weights that keep activations near unit size, so that every input shows in the output.
+    """Fill a model with random weights that keep activations near unit size, so that every input changes the output.
 
-    The numbers are drawn where the weights are. Ids beyond the AR model's codebook get a logit of 0, as unlikely as in the
-    trained model, whose reference does not mask them.
+    key: seeds a generator for each parameter, with its name; the numbers are drawn on the parameter's device. The AR model's
+    head gives ids beyond the codebook a logit of 0: the trained model makes them unlikely, and the reference implementation does
+    not mask them.
     """
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for name, parameter in model.named_parameters():
-        number = int.from_bytes(hashlib.sha256(f"{key}/{name}".encode()).digest()[:7], "big")
-        generator = torch.Generator(parameter.device).manual_seed(number)
+        seed = int.from_bytes(hashlib.sha256(f"{key}/{name}".encode()).digest()[:7], "big")
+        generator = torch.Generator(parameter.device).manual_seed(seed)
         noise = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=torch.float32)
         if parameter.ndim == 1:  # norms around 1, biases around 0
             parameter.copy_(0.1 * noise + (1 if name.endswith("weight") else 0))
-        elif id(parameter) in tables:
+        elif id(parameter) in embeddings:
             parameter.copy_(noise)
         else:
             parameter.copy_(noise / parameter[0].numel() ** 0.5)

@@ -101,7 +101,7 @@ class CogView3PlusModel(CogView3Model):
         dit = self.component_on(x.device)
         scaled = self.model_sampling.calculate_input(t, x)
         timestep = self.model_sampling.timestep(t).float()
-        v = velocity(dit, scaled, timestep, text=c_crossattn.to(x.device, dit.dtype), sizes=sizes)
+        v = velocity(dit, scaled, timestep, text=c_crossattn.to(x.device, dit.dtype), **sizes)
         return self.model_sampling.calculate_denoised(t, v, x)
 
 

@@ -1,4 +1,4 @@
-"""transformers' and diffusers' own code over the models that are measured: the same objects, so the same weights and memory."""
+"""transformers' and diffusers' own code, over the models that are measured: the same objects, so the same weights and memory."""
 
 import copy
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from .measure import Case
 
 
 @torch.inference_mode()
-def generate(ar: ArModel, ids: torch.Tensor, grids: Sequence[Grid], batch: int, seed: int) -> torch.Tensor:
-    """transformers' generate on a prompt without references, with the count of tokens forced.
+def generate(ar: ArModel, ids: torch.Tensor, grids: Sequence[Grid], *, batch: int, seed: int) -> torch.Tensor:
+    """transformers' generate on a prompt without references, forced to emit all tokens of the grids.
 
     ids: [S]. grids: in the order in which they are emitted. Returns [B, S + T] int64.
     """
@@ -36,8 +36,8 @@ def generate(ar: ArModel, ids: torch.Tensor, grids: Sequence[Grid], batch: int, 
     )
 
 
-def pipeline(folder: Path, dit: Dit, vae: Vae, ar: ArModel | None = None, encoder: GlyphEncoder | None = None):
-    """diffusers' pipeline over these models. Without the AR model and the glyph encoder it paints a given prior."""
+def pipeline(folder: Path, dit: Dit, vae: Vae, *, ar: ArModel | None = None, encoder: GlyphEncoder | None = None):
+    """diffusers' pipeline over these models. Without AR model and glyph encoder it needs prior tokens and embeddings."""
     from diffusers import FlowMatchEulerDiscreteScheduler, GlmImagePipeline, GlmImageTransformer2DModel
     from transformers import GlmImageProcessor
 
@@ -62,16 +62,16 @@ def pipeline(folder: Path, dit: Dit, vae: Vae, ar: ArModel | None = None, encode
     return pipe
 
 
-def given_prior(tokens: torch.Tensor, device: torch.device) -> dict:
-    """The pipeline's arguments for prior tokens [B, height / 32, width / 32] that are there already."""
+def prior_arguments(tokens: torch.Tensor, device: torch.device) -> dict:
+    """The pipeline's arguments for given prior tokens [B, height / 32, width / 32]."""
     return {"prior_token_ids": prior_for_dit(tokens).to(device)}
 
 
-def given_reference(picture: Image.Image, vision_tokens: torch.Tensor, batch: int, device: torch.device) -> dict:
-    """The pipeline's arguments for one reference whose vision tokens [height / 32, width / 32] are there already.
+def reference_arguments(picture: Image.Image, vision_tokens: torch.Tensor, *, batch: int, device: torch.device) -> dict:
+    """The pipeline's arguments for one reference with given vision tokens [height / 32, width / 32].
 
-    With these it edits on every transformers; it cannot take the tokens from today's itself. It still encodes the picture
-    and writes its cache, for each image of the batch.
+    The pipeline's own way to the vision tokens fails with today's transformers. It still encodes the picture and computes its
+    keys and values, once for each image of the batch.
     """
     height, width = vision_tokens.shape
     return {
@@ -82,8 +82,8 @@ def given_reference(picture: Image.Image, vision_tokens: torch.Tensor, batch: in
 
 
 @torch.inference_mode()
-def generate_edit(pipe, prompt: str, picture: Image.Image, case: Case, seed: int) -> torch.Tensor:
-    """The AR half of the pipeline's edit, with the count of tokens forced. Returns [B, height / 32, width / 32] int64."""
+def generate_edit(pipe, prompt: str, picture: Image.Image, case: Case, *, seed: int) -> torch.Tensor:
+    """The AR stage of the pipeline's edit, forced to emit all prior tokens. Returns [B, height / 32, width / 32] int64."""
     torch.manual_seed(seed)
     content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
     inputs = pipe.processor.apply_chat_template(
