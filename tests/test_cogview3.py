@@ -195,7 +195,7 @@ def test_the_largest_sizes_and_those_over_links_are_taken():
         ({"denoise": 0.5, "latents": torch.zeros(1, 16, 64, 64)}, "the latent image is an empty one"),
         ({"mask": torch.ones(1, 1, 64, 64), "latents": torch.zeros(1, 16, 64, 64)}, "the latent image is an empty one"),
         ({"latents": torch.ones(2, 16, 64, 64), "seeds": [0] * 3}, "2 latent images do not go with 3 images to paint"),
-        ({"latents": torch.zeros(1, 4, 64, 64)}, r"not \[1, 4, 64, 64\]"),
+        ({"latents": torch.zeros(1, 4, 64, 64)}, r"are \[1, 4, 64, 64\], not \[batch, 16"),
         ({"latents": torch.zeros(1, 16, 32, 64)}, r"the latent image is \[1, 16, 32, 64\]"),
     ],
 )
