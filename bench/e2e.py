@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..cli.graph import ALL_NODES
+from ..cli.graph.nodes import ALL_NODES
 from ..cli.graph.runner import Runner
 from ..cli.graph.stock import Folders, SaveImage
 from ..cli.graph.workflow import Nodes, Workflow, read_workflow

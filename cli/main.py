@@ -31,8 +31,9 @@ from ..glmimage_core.weights.formats import CHOICES
 from ..glmimage_core.weights.linear import sizes_when
 from ..nodes.host import host
 from ..nodes.host.standalone import best_device, usable_device
-from .graph import ALL_NODES
-from .graph.runner import NodeError, Runner
+from .graph.errors import NodeError
+from .graph.nodes import ALL_NODES
+from .graph.runner import Runner
 from .graph.stock import Folders
 from .graph.workflow import read_workflow
 from .score import add_score

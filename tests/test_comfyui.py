@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from endpoint_server import painted
-from glm_image_pack.cli.graph import ALL_NODES
+from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.cli.graph.workflow import Workflow

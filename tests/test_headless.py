@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from glm_image_pack.cli.graph import ALL_NODES
-from glm_image_pack.cli.graph.runner import NodeError, Runner
+from glm_image_pack.cli.graph.errors import NodeError
+from glm_image_pack.cli.graph.nodes import ALL_NODES
+from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import STOCK_NODES, Folders
 from glm_image_pack.cli.graph.workflow import Workflow, WorkflowError, parse_workflow, read_workflow
 from glm_image_pack.cli.main import main

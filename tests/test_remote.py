@@ -11,7 +11,7 @@ import tracemalloc
 import pytest
 import torch
 from endpoint_server import KEY, painted, picture, send
-from glm_image_pack.cli.graph import ALL_NODES
+from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.glmimage_core.endpoint import Endpoint, EndpointError
