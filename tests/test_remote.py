@@ -19,7 +19,7 @@ from glm_image_pack.glmimage_core.glm_image import remote
 from glm_image_pack.glmimage_core.glm_image.remote import Order
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
-from test_headless import shipped
+from shipped import shipped
 
 pytest.importorskip("openai", reason="needs the package openai")
 SIDE = 256
