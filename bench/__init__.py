@@ -4,92 +4,10 @@
     measure      rounds, medians, peaks, and the rates that floors are computed from
     models       random models of a size, made on the device
     reference    transformers' generate and diffusers' pipeline over the same models
+    environment  libraries, device and settings, printed with every table
     table        what is printed and saved
     ar, dit, vae, e2e, memory    one module a benchmark
 
 Ways to the same result take turns in one process and on the same weights, so that a noisy machine disturbs all alike; each
 figure is a median.
 """
-
-import argparse
-import tempfile
-from functools import partial
-from pathlib import Path
-from types import ModuleType
-
-import torch
-
-from ..glmimage_core.checkpoints.build import check_libraries
-from ..glmimage_core.checkpoints.report import DTYPES
-from ..glmimage_core.tiny.spec import SIZES
-from ..nodes.host.standalone import best_device, usable_device
-from . import ar, dit, e2e, memory, vae
-from .measure import cases, numbers
-from .models import FULL, Models
-from .table import FORMATS, environment, save
-
-BENCHES: dict[str, ModuleType] = {"ar": ar, "dit": dit, "vae": vae, "e2e": e2e, "memory": memory}
-
-
-def add_bench(commands) -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="measure against diffusers and against the machine",
-        description="Measures the stages on random weights. Without a name: e2e --against reference.",
-    )
-    benches = parser.add_subparsers(required=True, metavar="NAME")
-    for name, module in BENCHES.items():
-        title = module.__doc__.splitlines()[0]
-        bench = benches.add_parser(name, help=title, description=title)
-        _add_common(bench)
-        module.add_options(bench)
-        bench.set_defaults(run=partial(_bench, name))
-
-
-def with_default_bench(arguments: list[str]) -> list[str]:
-    """`bench` alone, or with options only, is `bench e2e --against reference`."""
-    named = arguments[1:2] and (arguments[1] in ("-h", "--help") or not arguments[1].startswith("-"))
-    return arguments if arguments[:1] != ["bench"] or named else ["bench", "e2e", "--against", "reference", *arguments[1:]]
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--size", choices=(*SIZES, FULL), default="tiny", help=f"of the random models; {FULL} is the released one"
-    )
-    parser.add_argument("--width", type=numbers, default=[512], metavar="PX[,PX...]", help="of the pictures, in pixels")
-    parser.add_argument(
-        "--height", type=numbers, default=None, metavar="PX[,PX...]", help="one for each width; the width by default"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="float32 on the CPU and bfloat16 elsewhere by default")
-    parser.add_argument("--device", help="cuda, mps or cpu; the best there is by default")
-    parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the runs")
-    parser.add_argument("--save", type=Path, metavar="FILE", help=f"write the tables there too ({', '.join(FORMATS)})")
-
-
-def _bench(name: str, options: argparse.Namespace) -> int:
-    options.device = usable_device(options.device) if options.device else best_device()
-    options.dtype = DTYPES[options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")]
-    if options.rounds < 1:
-        raise ValueError(f"--rounds is {options.rounds}; at least one is needed")
-    if options.save and options.save.suffix not in FORMATS:
-        raise ValueError(f"--save {options.save} is of no known kind; use {' or '.join(FORMATS)}")
-    if options.save and not options.save.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--save {options.save}: there is no folder {options.save.absolute().parent}")
-    options.cases = cases(options.width, options.height or options.width, getattr(options, "batch", [1]))
-    BENCHES[name].check(options)
-    check_libraries()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        models = Models(Path(folder), options.size, options.device, options.dtype, options.seed)
-        about = environment(name, options)
-        print(", ".join(f"{key} {value}" for key, value in about.items()))
-        tables = []
-        for table in BENCHES[name].measure(options, models):
-            print(f"\n{table.markdown()}", flush=True)
-            tables.append(table)
-    if options.save:
-        save(options.save, about, tables)
-    return 0

@@ -4,7 +4,7 @@ A token is one for every sequence of the batch. The floor is every Linear of the
 sequence; `read` is the time in which the copy rate moves their weights once, which a cache can beat for small models.
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 
 import torch
@@ -15,17 +15,12 @@ from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import preview_grid, prior_grid
 from ..glmimage_core.glm_image.prior import generate_prior, prompt_ids
 from .inputs import PROMPT
-from .measure import Case, copy_rate, medians, numbers
+from .measure import Case, copy_rate, medians
 from .models import Models
 from .reference import generate
 from .table import Table, compared
 
 FLOOR_TOKENS = 64  # after which the floor is known
-
-
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="sequences at once")
-    parser.add_argument("--against", choices=["reference"], help="transformers' generate, made to emit as many tokens")
 
 
 def check(options: Namespace) -> None:

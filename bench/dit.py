@@ -5,7 +5,7 @@ DiT's layers, as operations, divided by the rate of a large matrix product.
 """
 
 import statistics
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -16,16 +16,10 @@ from ..glmimage_core.diffusion import dit_token_count, image_seeds
 from ..glmimage_core.glm_image.denoise import sample
 from ..glmimage_core.glm_image.dit import Dit
 from .inputs import GLYPHS, random_glyphs, random_prior, random_reference
-from .measure import Case, Stopwatch, alternate, numbers, product_rate, seconds
+from .measure import Case, Stopwatch, alternate, product_rate, seconds
 from .models import Models
 from .reference import given_prior, given_reference, pipeline
 from .table import Table, compared
-
-
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="pictures at once")
-    parser.add_argument("--steps", type=int, default=4, help="of each run")
-    parser.add_argument("--against", choices=["reference"], help="diffusers' pipeline, given the same prior tokens")
 
 
 def check(options: Namespace) -> None:

@@ -5,7 +5,7 @@ already: in a graph, what did not change does not run again.
 """
 
 import statistics
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..nodes.host import host, standalone
 from .ar import FLOOR_TOKENS, bare_products, emitted_grids
 from .dit import step_flops
 from .inputs import PROMPT
-from .measure import Case, Stopwatch, Times, alternate, numbers, product_rate, seconds
+from .measure import Case, Stopwatch, Times, alternate, product_rate, seconds
 from .models import LAYOUT, Models
 from .reference import generate_edit, given_prior, given_reference, pipeline
 from .table import Table, compared
@@ -46,12 +46,6 @@ STAGES = {
     "decode": [(vae_node, "decode")],
 }
 CACHES = {"caches": [(reference_cache, "reference_keys_values")]}  # a part of denoise
-
-
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="pictures at once")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--against", choices=["reference"], help="diffusers' pipeline")
 
 
 def check(options: Namespace) -> None:

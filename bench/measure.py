@@ -34,11 +34,6 @@ class Case(NamedTuple):
         return {"picture": f"{self.width}x{self.height}", "batch": self.batch}
 
 
-def numbers(text: str) -> list[int]:
-    """The numbers of a list such as 512,1024: an option's type."""
-    return [int(part) for part in text.split(",")]
-
-
 def cases(widths: Sequence[int], heights: Sequence[int], batches: Sequence[int]) -> list[Case]:
     """Every size in every batch. Raises ValueError for what is none."""
     if len(widths) != len(heights):
