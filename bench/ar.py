@@ -4,7 +4,7 @@ One token here is one for every sequence of the batch. The floor is every Linear
 sequence. `read` is the time to read their weights once at the copy rate; for small models a CPU's cache can be faster.
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,16 +17,11 @@ from ..glmimage_core.glm_image.geometry import preview_grid, prior_grid
 from ..glmimage_core.glm_image.prior import generate_prior, prompt_ids
 from .inputs import PROMPT
 from .libraries import generate
-from .measure import Case, copy_rate, medians, numbers
+from .measure import Case, copy_rate, medians
 from .models import Models
 from .table import Table, compared
 
 FLOOR_TOKENS = 64  # over which the floor is measured
-
-
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="sequences at once")
-    parser.add_argument("--against", choices=["reference"], help="transformers' generate, forced to emit as many tokens")
 
 
 def check(options: Namespace) -> None:

@@ -5,7 +5,7 @@ the DiT's layers, divided by the rate of a large matrix product.
 """
 
 import statistics
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -17,15 +17,9 @@ from ..glmimage_core.glm_image.denoise import sample
 from ..glmimage_core.glm_image.dit import Dit
 from .inputs import GLYPHS, random_glyphs, random_prior, random_reference
 from .libraries import pipeline, prior_arguments, reference_arguments
-from .measure import Case, Stopwatch, alternate, numbers, product_rate, seconds
+from .measure import Case, Stopwatch, alternate, product_rate, seconds
 from .models import Models
 from .table import Table, compared
-
-
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="pictures at once")
-    parser.add_argument("--steps", type=int, default=4, help="steps of each run")
-    parser.add_argument("--against", choices=["reference"], help="diffusers' pipeline, given the same prior tokens")
 
 
 def check(options: Namespace) -> None:

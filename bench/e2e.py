@@ -7,7 +7,7 @@ in ComfyUI, a node runs again only if its inputs changed.
 import asyncio
 import inspect
 import statistics
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..cli.graph import ALL_NODES
+from ..cli.graph.nodes import ALL_NODES
 from ..cli.graph.runner import Runner
 from ..cli.graph.stock import Folders
 from ..cli.graph.workflow import Nodes, Workflow, read_workflow
@@ -28,7 +28,7 @@ from .ar import FLOOR_TOKENS, bare_products, emitted_grids
 from .dit import step_flops
 from .inputs import PROMPT
 from .libraries import generate_edit, pipeline, prior_arguments, reference_arguments
-from .measure import Case, Stopwatch, Times, alternate, numbers, product_rate, seconds
+from .measure import Case, Stopwatch, Times, alternate, product_rate, seconds
 from .models import LAYOUT, Models
 from .table import Table, compared
 from .vae import decode_floor
@@ -45,12 +45,6 @@ STAGES = {
     "saving": "SaveImage",
 }
 """The node that runs each stage. Node ids are part of the workflow format and never change; an unknown one is a KeyError."""
-
-
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="pictures at once")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--against", choices=["reference"], help="diffusers' pipeline")
 
 
 def check(options: Namespace) -> None:

@@ -32,11 +32,6 @@ class Case(NamedTuple):
         return {"picture": f"{self.width}x{self.height}", "batch": self.batch}
 
 
-def numbers(text: str) -> list[int]:
-    """The type of an option such as 512,1024."""
-    return [int(number) for number in text.split(",")]
-
-
 def cases(widths: Sequence[int], heights: Sequence[int], batches: Sequence[int]) -> list[Case]:
     """Every size with every batch. Raises ValueError for sizes and batches that cannot be painted."""
     if len(widths) != len(heights):

@@ -4,7 +4,7 @@ A peak is weights and working memory: on CUDA as PyTorch's allocator counts it, 
 """
 
 import gc
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,17 +26,11 @@ from ..glmimage_core.placement.residency import model_bytes
 from ..glmimage_core.units import human_bytes
 from ..glmimage_core.vae import decode
 from .inputs import GLYPHS, PROMPT, random_glyphs, random_prior, random_reference
-from .measure import Case, allocator_peak, numbers
+from .measure import Case, allocator_peak
 from .models import Models
 from .table import Table, Value
 
 MB, GB = 10**6, 10**9
-
-
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help="pictures at once")
-    parser.add_argument("--references", type=numbers, default=[0, 1], metavar="N[,N...]", help="of the picture's size")
-    parser.add_argument("--cap", type=float, metavar="GB", help="the most memory that PyTorch may take (CUDA)")
 
 
 def check(options: Namespace) -> None:

@@ -1,14 +1,9 @@
-"""Tables of results: printed as Markdown, saved as Markdown or JSON."""
+"""Tables: printed as Markdown or as plain text, saved as Markdown or JSON. Imports no torch, so that any command may use it."""
 
 import json
-import platform
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 FORMATS = (".json", ".md")
 
@@ -17,17 +12,30 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with equal keys, the columns. A value that was not measured is None."""
+    """Rows with the same keys, which name the columns. None stands for a value that was not measured."""
 
     title: str
     rows: list[dict[str, Value]]
 
     def markdown(self) -> str:
-        cells = [list(self.rows[0]), *([_shown(value) for value in row.values()] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        cells, widths = self._cells()
         lines = [" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
         rule = " | ".join("-" * (width - 1) + ":" for width in widths)
         return "\n".join([self.title, "", *(f"| {line} |" for line in (lines[0], rule, *lines[1:]))])
+
+    def text(self, left: Collection[str] = ()) -> str:
+        """Without the title, for a terminal. Columns are flush right, but for those named in `left`."""
+        cells, widths = self._cells()
+        columns = [
+            [cell.ljust(width) if name in left else cell.rjust(width) for cell in column]
+            for name, width, column in zip(self.rows[0], widths, zip(*cells, strict=True), strict=True)
+        ]
+        return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+
+    def _cells(self) -> tuple[list[list[str]], list[int]]:
+        """The header and the rows as text, and the width of each column."""
+        cells = [list(self.rows[0]), *([_shown(value) for value in row.values()] for row in self.rows)]
+        return cells, [max(map(len, column)) for column in zip(*cells, strict=True)]
 
 
 def _shown(value: Value) -> str:
@@ -45,25 +53,6 @@ def compared(ours: float, reference: float | None, floor: float | None, unit: st
         "floor": floor,
         "this / floor": ours / floor if floor else None,
     }
-
-
-def environment(name: str, options: Namespace) -> dict[str, Value]:
-    """The settings, device and versions on which the figures depend."""
-    return {
-        "bench": name,
-        "size": options.size,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "device": _device_name(options.device),
-        "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "seed": options.seed,
-        "torch": str(torch.__version__),  # names the build, such as 2.13.0+cu130; the package's metadata may not
-        **{library: version(library) for library in ("transformers", "diffusers")},
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def save(file: Path, about: dict[str, Value], tables: Sequence[Table]) -> None:

@@ -4,7 +4,7 @@ The floor is the operations of the whole picture, in products and convolutions, 
 """
 
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,10 +16,6 @@ from ..glmimage_core.vae import TILE_PX, Vae
 from .measure import Case, medians, product_rate
 from .models import Models
 from .table import Table, compared
-
-
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--against", choices=["reference"], help="AutoencoderKL on tensors that are on the device")
 
 
 def check(options: Namespace) -> None:

@@ -1,1 +1,18 @@
-"""The command line, a file a command."""
+"""The command line, a file a command. Nothing here imports torch before a command has checked what it was given.
+
+main         the parser, what runs a command, exit statuses, the log
+render       runs a workflow file
+inspect      describes a checkpoint and what is wrong with it
+quantize     writes a quantized copy of a checkpoint
+convert      writes CogView3-Base in the layout of diffusers
+tiny         writes a small random checkpoint
+bench        measures against transformers and diffusers
+score        how well a checkpoint follows prompts of nano's world
+train        trains nano, the built-in model
+info         versions and devices, for a bug report
+predictions  predicted memory, and settings for cards: the second half of inspect
+choices      the values that options take, listed without importing torch
+progress     progress bars, and lines in a log
+version      the version of the pack
+graph/       workflow files: read, check, run
+"""

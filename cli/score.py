@@ -1,62 +1,75 @@
-"""Scores a checkpoint in nano's world: paints the held-out prompts, reads the pictures back, prints one table."""
+"""`python . score`: paints the held-out prompts of nano's world, reads the pictures back, prints one table."""
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ..bench.table import Table
-from ..glmimage_core.checkpoints.report import DTYPES
-from ..glmimage_core.glm_image.denoise import Approximations
-from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
-from ..glmimage_core.images import to_pictures
-from ..glmimage_core.weights.formats import CHOICES
+from .choices import DTYPES, QUANTIZATIONS
+from .progress import progress_bar, quiet_libraries
 
 KEPT_DB = 28.0
 """What an edit is not to change must come back within this PSNR."""
 
 
-def add_score(commands) -> None:
+def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "score",
-        help="how well a checkpoint follows prompts of nano's world",
+        parents=common,
+        help="measure how well a checkpoint follows prompts of nano's world",
         description="Paints 500 held-out prompts and edits of coloured shapes and words, and reads the pictures back.",
     )
     parser.add_argument(
         "checkpoint",
         type=Path,
         nargs="?",
-        default=BUILT_IN[NANO],
         metavar="CHECKPOINT",
-        help="a folder with model_index.json; nano, the built-in model, by default",
+        help="a folder with model_index.json; default: nano, the built-in model",
     )
-    parser.add_argument("--share", type=float, default=1.0, help="of the prompts of each subject, 0..1")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=1.5)
-    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="float32", help="of the weights; auto as they are stored")
-    parser.add_argument("--quantization", choices=CHOICES, default="none", help="of AR model and DiT")
-    parser.add_argument("--step-cache", type=float, default=0.0, metavar="THRESHOLD", help="as of GLM-Image Sampler")
-    parser.add_argument("--save", type=Path, metavar="DIR", help="write the pictures there, the wrong ones' names begin with x")
-    parser.set_defaults(run=_score)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the prompts of each subject, 0..1; default: all")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each picture; default: %(default)s")
+    parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; default: %(default)s")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="float32",
+        help="precision of the weights; auto: as stored; default: %(default)s",
+    )
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="none", help="format of AR model and DiT; default: %(default)s"
+    )
+    parser.add_argument(
+        "--step-cache", type=float, default=0.0, metavar="THRESHOLD", help="step_cache of GLM-Image Sampler; default: 0, off"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="also save the pictures to this folder; names of wrong ones begin with x"
+    )
+    parser.set_defaults(run=run)
 
 
-def _score(options) -> int:
-    if not is_checkpoint(options.checkpoint):
-        raise FileNotFoundError(f"{options.checkpoint} is no folder with a model_index.json that names a GlmImagePipeline")
+def run(options: argparse.Namespace) -> int:
+    if options.checkpoint and not (options.checkpoint / "model_index.json").is_file():
+        raise FileNotFoundError(f"{options.checkpoint} is no folder with a model_index.json")
     if not 0 < options.share <= 1:
         raise ValueError(f"--share is {options.share}; it must lie above 0 and not above 1")
     if options.steps < 1:
         raise ValueError(f"--steps is {options.steps}; at least one is needed")
-    if options.save:
-        options.save.mkdir(parents=True, exist_ok=True)
+
+    from ..glmimage_core.glm_image.denoise import Approximations
+    from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
     from ..training import scoring  # needs SciPy, which the pack itself does not
     from ..training.painter import Painter
 
+    checkpoint = options.checkpoint or BUILT_IN[NANO]
+    if not is_checkpoint(checkpoint):
+        raise FileNotFoundError(f"{checkpoint / 'model_index.json'} does not name a GlmImagePipeline")
+    if options.save:
+        options.save.mkdir(parents=True, exist_ok=True)
+    quiet_libraries()
     paint = Painter.of(
-        options.checkpoint,
+        checkpoint,
         options.dtype,
         options.quantization,
         steps=options.steps,
@@ -65,20 +78,22 @@ def _score(options) -> int:
     )
     verdicts, began = [], time.monotonic()
     asked = list(scoring.questions(options.share))
-    for question in asked:
-        picture = scoring.answer(paint, question)
-        verdicts.append(scoring.judge(question, picture))
-        if options.save:
-            _keep(options.save, verdicts[-1], picture)
-        if sys.stderr.isatty():
-            print(f"\r{len(verdicts)}/{len(asked)}", end="", file=sys.stderr, flush=True)
+    with progress_bar("Pictures", len(asked)) as bar:
+        for question in asked:
+            picture = scoring.answer(paint, question)
+            verdicts.append(scoring.judge(question, picture))
+            if options.save:
+                _keep(options.save, verdicts[-1], picture)
+            bar.update()
     seconds = (time.monotonic() - began) / len(verdicts)
-    title = f"{options.checkpoint.name}, {options.steps} steps, cfg {options.cfg}, {seconds:.1f} s a picture"
+    title = f"{checkpoint.name}, {options.steps} steps, cfg {options.cfg}, {seconds:.1f} s a picture"
     print(table(title, verdicts).markdown())
     return 0
 
 
-def _keep(folder: Path, verdict, picture: torch.Tensor) -> None:
+def _keep(folder: Path, verdict, picture) -> None:
+    from ..glmimage_core.images import to_pictures
+
     name = f"{'' if verdict.right else 'x '}{verdict.question.subject} {verdict.question.number:03}.png"
     to_pictures(picture[None])[0].save(folder / name)
 

@@ -1,47 +1,55 @@
-"""Trains nano, the built-in model, part by part."""
+"""`python . train`: trains nano, the built-in model, phase by phase."""
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from .choices import DEVICE_HELP, TRAINED_PHASES
+from .progress import quiet_libraries
 
-from .device import device_option
 
-
-def add_train(commands) -> None:
+def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "train",
-        help="make the built-in model anew",
-        description="Trains nano from scratch. Stopped and started again it goes on; DIR/nano is the checkpoint so far.",
+        parents=common,
+        help="train nano, the built-in model, from scratch",
+        description="Trains nano from scratch. Run the same command again to continue; DIR/nano is the checkpoint so far.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="is made, or goes on")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder for the training run; continues if it exists")
+    parser.add_argument("parts", nargs="*", metavar="PHASE", help=f"{', '.join(TRAINED_PHASES)}; default: all, in this order")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="the longest time for each phase; default: no limit")
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help="vae, vision, ar, dit, glyphs, letters; all, in this order, by default"
+        "--compile",
+        action="store_true",
+        help="compile the layers of the AR model and of the DiT: takes a minute, then training is faster",
     )
-    parser.add_argument("--minutes", type=float, default=math.inf, help="for each part at most")
-    parser.add_argument("--device", help="cuda, mps or cpu; the best there is by default")
-    parser.add_argument("--compile", action="store_true", help="AR model and DiT through torch.compile: a minute, then faster")
-    parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.set_defaults(run=_train)
+    parser.add_argument("--threads", type=int, help="CPU threads that PyTorch may use")
+    parser.set_defaults(run=run)
 
 
-def _train(options: argparse.Namespace) -> int:
-    from ..glmimage_core.placement.compute import check_compiler
-    from ..training.make import PHASES, train_phase
-
-    if unknown := [name for name in options.parts if name not in PHASES]:
-        raise ValueError(f"there is no phase {unknown[0]!r}; the phases are {', '.join(PHASES)}")
+def run(options: argparse.Namespace) -> int:
+    if unknown := [name for name in options.parts if name not in TRAINED_PHASES]:
+        raise ValueError(f"there is no phase {unknown[0]!r}; the phases are {', '.join(TRAINED_PHASES)}")
     if not options.minutes > 0:
         raise ValueError(f"--minutes is {options.minutes}; it must be above 0")
+
+    import torch
+
+    from ..glmimage_core.placement.compute import check_compiler
+    from ..training.make import train_phase
+    from .device import device_option
+
     if options.compile:
         check_compiler()
+    quiet_libraries()
     device = device_option(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    for name in options.parts or PHASES:
+    for name in options.parts or TRAINED_PHASES:
         if not train_phase(name, options.folder, device, seconds=options.minutes * 60, compiled=options.compile):
-            print(f"{name} is not done yet; the same command goes on")
+            print(f"{name} is not done yet; run the same command again to continue")
             return 0
     print(options.folder / "nano")
     return 0

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from _pack import ROOT
-from glm_image_pack.cli.graph import ALL_NODES as OWN_NODES
 from glm_image_pack.cli.graph import workflow as workflow_format
+from glm_image_pack.cli.graph.nodes import ALL_NODES as OWN_NODES
 from glm_image_pack.glmimage_core.glm_image.files.components import NANO
 
 

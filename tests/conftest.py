@@ -21,6 +21,9 @@ import _pack  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from endpoint_server import Server  # noqa: E402
+from glm_image_pack.cli.graph.nodes import ALL_NODES  # noqa: E402
+from glm_image_pack.cli.graph.runner import Runner  # noqa: E402
+from glm_image_pack.cli.graph.stock import Folders  # noqa: E402
 from glm_image_pack.glmimage_core.cogview3.convert import convert  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
@@ -94,6 +97,18 @@ def quiet_host(models):
     yield host
     host.residency = None
     host.on_progress = lambda label, done, total: None
+
+
+@pytest.fixture
+def folders(tmp_path) -> Folders:
+    """The shipped reference pictures to read, a folder of the test's own to write."""
+    return Folders(ROOT / "workflows" / "input", tmp_path / "output", [])
+
+
+@pytest.fixture
+def runner(folders) -> Runner:
+    """Keeps results from run to run."""
+    return Runner(ALL_NODES, folders, keep=True)
 
 
 @pytest.fixture

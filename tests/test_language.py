@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from endpoint_server import KEY
-from glm_image_pack.cli.graph import ALL_NODES
+from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.workflow import read_workflow
 from glm_image_pack.cli.main import main
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES

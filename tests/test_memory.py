@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 from glm_image_pack.bench.measure import allocator_peak
-from glm_image_pack.cli.main import _print_settings, main
+from glm_image_pack.cli.main import main
+from glm_image_pack.cli.predictions import settings_for_cards
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import COMPONENTS
 from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes, glyph_bytes, prior_bytes
@@ -14,6 +15,7 @@ from glm_image_pack.glmimage_core.placement.prediction import Job, setting_for
 from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes
 from glm_image_pack.glmimage_core.tiny.glm_image import write_layout
 from glm_image_pack.glmimage_core.tiny.spec import RELEASED
+from glm_image_pack.glmimage_core.units import human_bytes
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 
 from pictures import pattern
@@ -44,7 +46,7 @@ def test_inspect_counts_for_a_stage_only_the_half_of_the_ar_model_that_it_runs(f
     assert main(["inspect", str(folder), "--width", "256", "--height", "256"]) == 0
     printed = capsys.readouterr().out
     for stage, half in (("Generate Prior", "language"), ("Encode Reference, vision", "vision")):
-        weights = float(re.search(rf"{stage} +weights +([\d.]+) kB", printed)[1])
+        weights = float(re.search(rf"{stage} +([\d.]+) kB", printed)[1])
         assert weights == pytest.approx(model_bytes(ar.halves[half]) / 1000, rel=1e-3)
 
 
@@ -171,14 +173,14 @@ def released(tmp_path_factory):
         (24, ("none", "none"), ("none", "none")),
     ],
 )
-def test_settings_for_cards_at_1024_of_the_released_models(released, card, text, edit, capsys):
+def test_settings_for_cards_at_1024_of_the_released_models(released, card, text, edit):
     for references, expected in (((), text), (((1024, 1024),), edit)):
-        _print_settings(Job(references=references), released)
-        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  {card:2} GB"))
-        found = re.findall(r"(\S[^()]*) \(peak ([\d.]+) GB\)", line.removeprefix(f"  {card:2} GB"))
+        rows = settings_for_cards(Job(references=references), released).rows
+        (row,) = (row for row in rows if row["card"] == f"{card} GiB ({human_bytes(card * 2**30)})")
+        found = [re.fullmatch(r"(.+) \(peak ([\d.]+) GB\)", row[model]).groups() for model in ("AR model", "DiT")]
         assert tuple(setting for setting, _ in found) == expected
         assert all(float(peak) * 1e9 + HEADROOM <= card * 2**30 for _, peak in found)
-        assert line.endswith("whole")
+        assert row["VAE Decode"] == "whole"
 
 
 def test_no_setting_where_nothing_fits(released):

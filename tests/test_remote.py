@@ -14,7 +14,7 @@ import tracemalloc
 import pytest
 import torch
 from endpoint_server import KEY, painted, picture, send
-from glm_image_pack.cli.graph import ALL_NODES
+from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.glmimage_core.endpoint import Endpoint, EndpointError
@@ -22,7 +22,7 @@ from glm_image_pack.glmimage_core.glm_image import remote
 from glm_image_pack.glmimage_core.glm_image.remote import Order
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
-from test_headless import shipped
+from shipped import shipped
 
 SIDE = 256
 BOMB = gzip.compress(b" " * 50_000_000)

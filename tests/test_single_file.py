@@ -22,7 +22,7 @@ from glm_image_pack.glmimage_core.weights.formats import Header
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_headless import ROOT
+from shipped import ROOT
 
 from single_files import write_file
 

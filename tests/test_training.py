@@ -154,7 +154,7 @@ def test_a_wrong_option_of_train_is_named(tmp_path, options, message, capsys):
 
 def test_train_stops_in_time_and_says_how_to_go_on(tmp_path, capsys):
     assert main(["train", str(tmp_path), "vision", "--minutes", "0.0001"]) == 0
-    assert "vision is not done yet; the same command goes on" in capsys.readouterr().out
+    assert "vision is not done yet; run the same command again to continue" in capsys.readouterr().out
     assert (tmp_path / "vision.pt").is_file() and (tmp_path / "nano" / "vision_language_encoder" / "model.safetensors").is_file()
 
 

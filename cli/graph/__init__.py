@@ -1,6 +1,8 @@
-"""Runs a workflow file without ComfyUI: reads it, checks it, walks it, saves the pictures."""
+"""Runs a workflow file without ComfyUI.
 
-from ...nodes import NODE_CLASS_MAPPINGS
-from .stock import STOCK_NODES
-
-ALL_NODES = STOCK_NODES | NODE_CLASS_MAPPINGS
+workflow    a file in memory: read, changed, brought to API format; needs no torch
+runner      checks a workflow and runs its nodes in order
+stock       ComfyUI's own nodes that the shipped workflows use
+nodes       all nodes that a workflow may hold here
+errors      what is wrong with a workflow, and what a node raised
+"""

@@ -1,202 +1,228 @@
-"""Checks a workflow and walks it: each node once, after the nodes it needs, and again only when its inputs changed."""
+"""Checks a workflow and runs it: each node once, after the nodes it needs, and again only when its inputs changed."""
 
 import asyncio
 import hashlib
 import inspect
 import logging
 import math
+import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from .errors import NodeError, WorkflowError
 from .stock import Folders
-from .workflow import Nodes, Workflow, WorkflowError, input_types, is_link
+from .workflow import Declared, Nodes, Workflow, declared, is_link
 
 log = logging.getLogger(__name__)
-
-
-class NodeError(RuntimeError):
-    """What a node raised while it ran, with the node's name."""
-
-    def __init__(self, node: str, error: Exception):
-        message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        super().__init__(f"{node}: {message}")
-        self.error = error
 
 
 class Runner:
     """Runs workflows one after another.
 
     nodes: class types and their classes. keep: hold results for the next run, so that it only runs what changed; without
-    it each result goes as soon as nothing needs it, so that a loaded model leaves memory after its last use.
+    it each result goes as soon as nothing needs it, so that a loaded model leaves memory after its last use. on_finished is
+    called with the title of each node that ran and its seconds.
     """
 
-    def __init__(self, nodes: Nodes, folders: Folders, keep: bool = False):
+    def __init__(
+        self,
+        nodes: Nodes,
+        folders: Folders,
+        *,
+        keep: bool = False,
+        on_finished: Callable[[str, float], None] = lambda title, seconds: None,
+    ):
         self.nodes = nodes
         self.folders = folders
         self.keep = keep
+        self.on_finished = on_finished
         self.executed: list[str] = []  # ids of the nodes that ran in the last run, in order
-        self._results: dict[str, tuple] = {}
-        self._types: dict[type, dict[str, tuple]] = {}
+        self._results: dict[str, tuple] = {}  # by the nodes' keys
 
     def run(self, workflow: Workflow) -> None:
         """Check everything, then run what the output nodes need.
 
         Raises WorkflowError, before anything runs, when the workflow or a value is wrong, and NodeError when a node fails.
         """
-        order = self.check(workflow)
-        keys: dict[str, str] = {}
-        uses: Counter[str] = Counter()
-        for node_id in order:
-            keys[node_id] = self._key(workflow, node_id, keys)
-            uses.update(keys[source] for source, _ in self._links(workflow, node_id).values())
+        run = Run(workflow, self.nodes, self.folders)
+        order = run.check()
+        keys = run.keys(order)
+        uses = Counter(keys[source] for node_id in order for source in run.sources(node_id))
         self._results = {key: result for key, result in self._results.items() if key in keys.values()}
         self.executed = []
         for node_id in order:
             if keys[node_id] not in self._results:
-                self._results[keys[node_id]] = self._execute(workflow, node_id, keys)
+                began = time.perf_counter()
+                results = {source: self._results[keys[source]] for source in run.sources(node_id)}
+                self._results[keys[node_id]] = run.execute(node_id, results)
+                del results  # a result that nothing needs any more must leave memory below
                 self.executed.append(node_id)
-            uses.subtract(keys[source] for source, _ in self._links(workflow, node_id).values())
+                self.on_finished(workflow.title(node_id), time.perf_counter() - began)
+            uses.subtract(keys[source] for source in run.sources(node_id))
             if not self.keep:
                 self._results = {key: result for key, result in self._results.items() if uses[key] > 0}
 
-    def check(self, workflow: Workflow) -> list[str]:
-        """Check all nodes that an output needs. Returns their ids in the order in which they will run."""
-        self._types = {}
-        known = [node_id for node_id, node in workflow.prompt.items() if node["class_type"] in self.nodes]
-        outputs = [node_id for node_id in known if getattr(self._class(workflow, node_id), "OUTPUT_NODE", False)]
-        unknown = [workflow.title(node_id) for node_id in workflow.prompt if node_id not in known]
+
+class Run:
+    """One run of one workflow. What a node class declares is asked for once a run."""
+
+    def __init__(self, workflow: Workflow, nodes: Nodes, folders: Folders):
+        self.workflow = workflow
+        self.prompt = workflow.prompt
+        self.nodes = nodes
+        self.folders = folders
+        self._declared: dict[type, Declared] = {}
+
+    def check(self) -> list[str]:
+        """Check all nodes that an output needs. Returns their ids in the order in which they will run.
+
+        Raises WorkflowError.
+        """
+        known = [node_id for node_id, node in self.prompt.items() if node["class_type"] in self.nodes]
+        outputs = [node_id for node_id in known if getattr(self._class(node_id), "OUTPUT_NODE", False)]
+        unknown = [self.workflow.title(node_id) for node_id in self.prompt if node_id not in known]
         if not outputs:
             here = f"; no such node here: {', '.join(unknown)}" if unknown else ""
             raise WorkflowError(f"the workflow has no output, such as a Save Image node{here}")
         depths: dict[str, int] = {}
         for node_id in outputs:
-            self._check_links(workflow, node_id, depths, path=())
+            self._check_links(node_id, depths, path=())
         for node_id in depths:
-            self._check_values(workflow, node_id)
+            self._check_values(node_id)
         for title in unknown:
             log.warning("%s is left out: no such node here, and no output needs it", title)
         order: dict[str, None] = {}
         for node_id in outputs:
-            self._visit(workflow, node_id, depths, order)
+            self._visit(node_id, depths, order)
         return list(order)
 
-    def _visit(self, workflow: Workflow, node_id: str, depths: dict[str, int], order: dict[str, None]) -> None:
+    def keys(self, order: list[str]) -> dict[str, str]:
+        """A key for each node, given in running order. Nodes with equal keys give equal results."""
+        keys: dict[str, str] = {}
+        for node_id in order:
+            keys[node_id] = self._key(node_id, keys)
+        return keys
+
+    def sources(self, node_id: str) -> list[str]:
+        """The ids of the nodes that an input is linked to, once for each link."""
+        return [source for source, _ in self._links(node_id).values()]
+
+    def execute(self, node_id: str, results: Mapping[str, tuple]) -> tuple:
+        """Run one node. results: what each of its sources returned, by id. Raises NodeError."""
+        node_class, inputs = self._class(node_id), self.prompt[node_id]["inputs"]
+        arguments = {name: inputs[name] for name in self._inputs(node_id) if name in inputs}
+        arguments |= {name: results[source][output] for name, (source, output) in self._links(node_id).items()}
+        hidden = {"FOLDERS": self.folders, "PROMPT": self.prompt, "WORKFLOW": self.workflow.ui}
+        arguments |= {name: hidden[kind] for name, kind in self._declares(node_id).hidden.items()}
+        log.info("%s runs", self.workflow.title(node_id))
+        try:
+            outputs = getattr(node_class(), node_class.FUNCTION)(**arguments)
+            return asyncio.run(outputs) if inspect.iscoroutine(outputs) else outputs
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            raise NodeError(self.workflow.title(node_id), error) from error
+
+    def _visit(self, node_id: str, depths: dict[str, int], order: dict[str, None]) -> None:
         """Depth first, the longest chain first, so that loaders run as late as they can."""
         if node_id in order:
             return
-        sources = {source for source, _ in self._links(workflow, node_id).values()}
-        for source in sorted(sources, key=lambda source: (-depths[source], source)):
-            self._visit(workflow, source, depths, order)
+        for source in sorted(set(self.sources(node_id)), key=lambda source: (-depths[source], source)):
+            self._visit(source, depths, order)
         order[node_id] = None
 
-    def _class(self, workflow: Workflow, node_id: str) -> type:
-        return self.nodes[workflow.prompt[node_id]["class_type"]]
+    def _class(self, node_id: str) -> type:
+        return self.nodes[self.prompt[node_id]["class_type"]]
 
-    def _inputs(self, node_class: type) -> dict[str, tuple]:
-        """The declared inputs of a class, asked for once a run: a loader looks through folders to tell."""
-        if node_class not in self._types:
-            self._types[node_class] = input_types(node_class)
-        return self._types[node_class]
+    def _declares(self, node_id: str) -> Declared:
+        node_class = self._class(node_id)
+        if node_class not in self._declared:
+            self._declared[node_class] = declared(node_class)
+        return self._declared[node_class]
 
-    def _links(self, workflow: Workflow, node_id: str) -> dict[str, tuple[str, int]]:
+    def _inputs(self, node_id: str) -> dict[str, tuple[Any, dict]]:
+        return self._declares(node_id).inputs
+
+    def _links(self, node_id: str) -> dict[str, tuple[str, int]]:
         """Declared inputs that are links, as name -> (node id, output)."""
-        declared = self._inputs(self._class(workflow, node_id))
-        inputs = workflow.prompt[node_id]["inputs"]
-        return {name: (str(value[0]), value[1]) for name, value in inputs.items() if name in declared and is_link(value)}
+        inputs, known = self.prompt[node_id]["inputs"], self._inputs(node_id)
+        return {name: (str(value[0]), value[1]) for name, value in inputs.items() if name in known and is_link(value)}
 
-    def _known_values(self, workflow: Workflow, node_id: str) -> dict[str, Any]:
+    def _known_values(self, node_id: str) -> dict[str, Any]:
         """The inputs whose values are known before anything runs: widgets, and links to nodes that only hand on theirs."""
         values = {}
-        for name in self._inputs(self._class(workflow, node_id)):
-            value = workflow.prompt[node_id]["inputs"].get(name)
-            while is_link(value) and getattr(self._class(workflow, str(value[0])), "CONSTANT", False):
-                value = workflow.prompt[str(value[0])]["inputs"].get("value")
+        for name in self._inputs(node_id):
+            value = self.prompt[node_id]["inputs"].get(name)
+            while is_link(value) and getattr(self._class(str(value[0])), "CONSTANT", False):
+                value = self.prompt[str(value[0])]["inputs"].get("value")
             if value is not None and not is_link(value):
                 values[name] = value
         return values
 
-    def _check_links(self, workflow: Workflow, node_id: str, depths: dict[str, int], path: tuple[str, ...]) -> int:
+    def _check_links(self, node_id: str, depths: dict[str, int], path: tuple[str, ...]) -> int:
         """Check the links above a node; fills depths, the length of the longest chain above each."""
+        title = self.workflow.title(node_id)
         if node_id in path:
-            raise WorkflowError(f"{workflow.title(node_id)}: its inputs lead back to itself")
+            raise WorkflowError(f"{title}: its inputs lead back to itself")
         if node_id in depths:
             return depths[node_id]
-        if workflow.prompt[node_id]["class_type"] not in self.nodes:
-            foreign = {node["class_type"] for node in workflow.prompt.values()} - set(self.nodes)
+        if self.prompt[node_id]["class_type"] not in self.nodes:
+            foreign = {node["class_type"] for node in self.prompt.values()} - set(self.nodes)
             raise WorkflowError(
-                f"{workflow.title(node_id)}: no such node here: {', '.join(sorted(foreign))}; run the workflow in ComfyUI, "
+                f"{title}: no such node here: {', '.join(sorted(foreign))}; run the workflow in ComfyUI, "
                 "or use this pack's own sampler and VAE nodes"
             )
-        declared = self._inputs(self._class(workflow, node_id))
         depth = 0
-        for name, (source, output) in self._links(workflow, node_id).items():
-            place = f"{workflow.title(node_id)}: {name}"
-            if source not in workflow.prompt:
-                raise WorkflowError(f"{place} is linked to node {source}, which is missing")
-            source_depth = self._check_links(workflow, source, depths, (*path, node_id))
-            returned = self._class(workflow, source).RETURN_TYPES
-            if not 0 <= output < len(returned):
-                raise WorkflowError(f"{place} is linked to output {output} of {workflow.title(source)}, which has none such")
-            kind = declared[name][0]
-            wanted = "COMBO" if isinstance(kind, list) else kind
-            if wanted not in ("*", returned[output]):
-                raise WorkflowError(f"{place} takes {wanted}, but {workflow.title(source)} gives {returned[output]}")
+        for name, (source, output) in self._links(node_id).items():
+            if source not in self.prompt:
+                raise WorkflowError(f"{title}: {name} is linked to node {source}, which is missing")
+            source_depth = self._check_links(source, depths, (*path, node_id))
+            self._check_link(f"{title}: {name}", self._inputs(node_id)[name][0], source, output)
             depth = max(depth, 1 + source_depth)
         depths[node_id] = depth
         return depth
 
-    def _check_values(self, workflow: Workflow, node_id: str) -> None:
+    def _check_link(self, place: str, kind: Any, source: str, output: int) -> None:
+        """Check that a link comes from an output there is, and of the type that its input takes."""
+        returned = self._class(source).RETURN_TYPES
+        if not 0 <= output < len(returned):
+            raise WorkflowError(f"{place} is linked to output {output} of {self.workflow.title(source)}, which has none such")
+        taken = "COMBO" if isinstance(kind, list) else kind
+        if taken not in ("*", returned[output]):
+            raise WorkflowError(f"{place} takes {taken}, but {self.workflow.title(source)} gives {returned[output]}")
+
+    def _check_values(self, node_id: str) -> None:
         """Convert and check the values of one node in place, as ComfyUI does before it queues a graph."""
-        node_class, inputs = self._class(workflow, node_id), workflow.prompt[node_id]["inputs"]
-        required = node_class.INPUT_TYPES().get("required", {})
+        node_class, inputs, title = self._class(node_id), self.prompt[node_id]["inputs"], self.workflow.title(node_id)
         validate = getattr(node_class, "VALIDATE_INPUTS", None)
         own = list(inspect.signature(validate).parameters) if validate else []
-        for name, (kind, options) in self._inputs(node_class).items():
-            place = f"{workflow.title(node_id)}: {name}"
+        for name, (kind, options) in self._inputs(node_id).items():
             if name not in inputs:
-                if name in required:
-                    raise WorkflowError(f"{place} is missing")
+                if name in self._declares(node_id).required:
+                    raise WorkflowError(f"{title}: {name} is missing")
             elif not is_link(inputs[name]):
-                inputs[name] = _checked(place, inputs[name], kind, options, name in own)
-        values = self._known_values(workflow, node_id) | {"folders": self.folders}
+                inputs[name] = _checked(f"{title}: {name}", inputs[name], kind, options, validates_itself=name in own)
+        values = self._known_values(node_id) | {"folders": self.folders}
         if validate and (answer := validate(**{name: values.get(name) for name in own})) is not True:
             names = ", ".join(name for name in own if name != "folders")
-            raise WorkflowError(f"{workflow.title(node_id)}: {names}: {answer}")
+            raise WorkflowError(f"{title}: {names}: {answer}")
 
-    def _arguments(self, workflow: Workflow, node_id: str, keys: dict[str, str]) -> dict[str, Any]:
-        node_class, inputs = self._class(workflow, node_id), workflow.prompt[node_id]["inputs"]
-        arguments = {name: inputs[name] for name in self._inputs(node_class) if name in inputs}
-        for name, (source, output) in self._links(workflow, node_id).items():
-            arguments[name] = self._results[keys[source]][output]
-        hidden = {"FOLDERS": self.folders, "PROMPT": workflow.prompt, "WORKFLOW": workflow.ui}
-        return arguments | {name: hidden[kind] for name, kind in node_class.INPUT_TYPES().get("hidden", {}).items()}
-
-    def _key(self, workflow: Workflow, node_id: str, keys: dict[str, str]) -> str:
-        """Equal for nodes that will give the same results: class, values, what their links are made of, files read."""
-        node_class, inputs = self._class(workflow, node_id), workflow.prompt[node_id]["inputs"]
-        links = self._links(workflow, node_id)
-        parts = [workflow.prompt[node_id]["class_type"]]
-        for name in sorted(set(self._inputs(node_class)) & set(inputs)):
+    def _key(self, node_id: str, keys: Mapping[str, str]) -> str:
+        """Made of the class, the values, the keys of the sources and the files that are read."""
+        node_class, inputs = self._class(node_id), self.prompt[node_id]["inputs"]
+        links = self._links(node_id)
+        parts = [self.prompt[node_id]["class_type"]]
+        for name in sorted(set(self._inputs(node_id)) & set(inputs)):
             source, output = links.get(name, (None, None))
             parts.append(f"{name}={inputs[name]!r}" if source is None else f"{name}<-{keys[source]}.{output}")
-        known = self._known_values(workflow, node_id)
-        if hasattr(node_class, "IS_CHANGED") and len(known) == len(self._inputs(node_class)):
+        known = self._known_values(node_id)
+        if hasattr(node_class, "IS_CHANGED") and len(known) == len(self._inputs(node_id)):
             parts.append(node_class.IS_CHANGED(**known, folders=self.folders))
         if getattr(node_class, "OUTPUT_NODE", False):
             parts.append(node_id)  # what an output node leaves is a file, so two of them never stand for each other
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def _execute(self, workflow: Workflow, node_id: str, keys: dict[str, str]) -> tuple:
-        node_class = self._class(workflow, node_id)
-        arguments = self._arguments(workflow, node_id, keys)
-        try:
-            results = getattr(node_class(), node_class.FUNCTION)(**arguments)
-            return asyncio.run(results) if inspect.iscoroutine(results) else results
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            raise NodeError(workflow.title(node_id), error) from error
 
-
-def _checked(place: str, value: Any, kind: Any, options: dict, validates_itself: bool) -> Any:
+def _checked(place: str, value: Any, kind: Any, options: dict, *, validates_itself: bool) -> Any:
     """A value converted to its declared type and within its declared range. Raises WorkflowError."""
     if isinstance(kind, list):
         if value not in kind and not validates_itself:
@@ -204,13 +230,12 @@ def _checked(place: str, value: Any, kind: Any, options: dict, validates_itself:
         return value
     if kind == "*":
         return value
-    if kind in _CONVERT:
-        try:
-            value = _CONVERT[kind](value)
-        except (ValueError, TypeError, OverflowError):
-            raise WorkflowError(f"{place} is {value!r}, which is no {kind}") from None
-    else:
+    if kind not in _CONVERT:
         raise WorkflowError(f"{place} is {value!r}, but takes a link to {kind}")
+    try:
+        value = _CONVERT[kind](value)
+    except (ValueError, TypeError, OverflowError):
+        raise WorkflowError(f"{place} is {value!r}, which is no {kind}") from None
     if validates_itself:
         return value
     for bound, beyond in (("min", lambda limit: value < limit), ("max", lambda limit: value > limit)):

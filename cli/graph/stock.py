@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,14 +34,23 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-class LoadImage:
-    TITLE = "Load Image"
-    RETURN_TYPES = ("IMAGE", "MASK")
-    FUNCTION = "load"
+class StockNode:
+    """A node with fixed inputs. HIDDEN are those that the runner adds: its folders and the workflow in both formats."""
+
+    REQUIRED: ClassVar[dict[str, tuple]] = {}
+    HIDDEN: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"image": ("STRING", {})}, "hidden": {"folders": "FOLDERS"}}
+        return {"required": cls.REQUIRED, "hidden": cls.HIDDEN}
+
+
+class LoadImage(StockNode):
+    TITLE = "Load Image"
+    REQUIRED = {"image": ("STRING", {})}
+    HIDDEN = {"folders": "FOLDERS"}
+    RETURN_TYPES = ("IMAGE", "MASK")
+    FUNCTION = "load"
 
     @staticmethod
     def _path(folders: Folders, image: str) -> Path:
@@ -78,19 +88,14 @@ class LoadImage:
         return (torch.from_numpy(rgb)[None], mask)
 
 
-class SaveImage:
+class SaveImage(StockNode):
     TITLE = "Save Image"
+    REQUIRED = {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {"default": "ComfyUI"})}
+    HIDDEN = {"folders": "FOLDERS", "prompt": "PROMPT", "workflow": "WORKFLOW"}
     RETURN_TYPES = ()
     FUNCTION = "save"
     OUTPUT_NODE = True
     SUBFOLDER = ""
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {"default": "ComfyUI"})},
-            "hidden": {"folders": "FOLDERS", "prompt": "PROMPT", "workflow": "WORKFLOW"},
-        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix, folders):
@@ -116,11 +121,8 @@ class PreviewImage(SaveImage):
     """Saved too, below preview/, since there is no screen to show it on."""
 
     TITLE = "Preview Image"
+    REQUIRED = {"images": ("IMAGE", {})}
     SUBFOLDER = "preview"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"images": ("IMAGE", {})}, "hidden": SaveImage.INPUT_TYPES()["hidden"]}
 
     @classmethod
     def VALIDATE_INPUTS(cls):
@@ -172,37 +174,27 @@ def _write_whole(stem: Path, picture: Image.Image, info: PngInfo) -> Path:
     return path
 
 
-class SetLatentNoiseMask:
+class SetLatentNoiseMask(StockNode):
     TITLE = "Set Latent Noise Mask"
+    REQUIRED = {"samples": ("LATENT", {}), "mask": ("MASK", {})}
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "set_mask"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"samples": ("LATENT", {}), "mask": ("MASK", {})}}
 
     def set_mask(self, samples, mask):
         return (samples | {"noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
 
 
-class ImageScale:
+class ImageScale(StockNode):
     TITLE = "Upscale Image"
-    METHODS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")
+    REQUIRED = {
+        "image": ("IMAGE", {}),
+        "upscale_method": (["nearest-exact", "bilinear", "area", "bicubic", "lanczos"], {}),
+        "width": ("INT", {"default": 512, "min": 0, "max": 16384}),
+        "height": ("INT", {"default": 512, "min": 0, "max": 16384}),
+        "crop": (["disabled", "center"], {}),
+    }
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "scale"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        side = {"default": 512, "min": 0, "max": 16384}
-        return {
-            "required": {
-                "image": ("IMAGE", {}),
-                "upscale_method": (list(cls.METHODS), {}),
-                "width": ("INT", side),
-                "height": ("INT", side),
-                "crop": (["disabled", "center"], {}),
-            }
-        }
 
     def scale(self, image, upscale_method, width, height, crop):
         """A side of 0 follows the other one. center cuts away what the new aspect has no room for."""
@@ -223,38 +215,33 @@ class ImageScale:
         return (scaled.movedim(1, -1),)
 
 
-class PreviewAny:
+class PreviewAny(StockNode):
     """Shown on standard error, since there is no screen: standard output is for the paths of pictures."""
 
     TITLE = "Preview as Text"
+    REQUIRED = {"source": ("*", {})}
     RETURN_TYPES = ("STRING",)
     FUNCTION = "show"
     OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"source": ("*", {})}}
 
     def show(self, source):
         print(f"{self.TITLE}: {source}", file=sys.stderr)
         return (str(source),)
 
 
-def _primitive(node_id: str, title: str, kind: str) -> type:
-    """A node that hands its one widget on. CONSTANT tells that its value is known before anything runs."""
+class Primitive(StockNode):
+    """A node that hands on its one widget. CONSTANT says that its value is known before anything runs."""
 
-    def INPUT_TYPES(cls):
-        return {"required": {"value": (kind, {"control_after_generate": True} if kind == "INT" else {})}}
+    CONSTANT = True
+    FUNCTION = "value"
 
-    members = {
-        "TITLE": title,
-        "CONSTANT": True,
-        "RETURN_TYPES": (kind,),
-        "FUNCTION": "value",
-        "INPUT_TYPES": classmethod(INPUT_TYPES),
-        "value": lambda self, value: (value,),
-    }
-    return type(node_id, (), members)
+    def value(self, value):
+        return (value,)
+
+
+def _primitive(node_id: str, title: str, kind: str) -> type[Primitive]:
+    options = {"control_after_generate": True} if kind == "INT" else {}
+    return type(node_id, (Primitive,), {"TITLE": title, "RETURN_TYPES": (kind,), "REQUIRED": {"value": (kind, options)}})
 
 
 STOCK_NODES = {

@@ -5,12 +5,14 @@ a link [node id, output].
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
+
+from .errors import WorkflowError
 
 MUTED, BYPASSED = 2, 4  # litegraph's node modes
 NOTES = {"Note", "MarkdownNote"}
@@ -20,10 +22,6 @@ MOST_PASSED = 1000  # reroutes, bypasses and subgraph borders in a row; more is 
 CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize"}
 
 Nodes = dict[str, type]
-
-
-class WorkflowError(ValueError):
-    """What is wrong with a workflow or with a value in it, in one line that names node and input."""
 
 
 @dataclass
@@ -51,42 +49,57 @@ class Workflow:
             there = ", ".join(sorted({self.title(node_id) for node_id in self.prompt}))
             raise WorkflowError(f"--set {assignment}: {how} the id or title {name!r}; there are: {there}")
         node = self.prompt[matches[0]]
-        if node["class_type"] in nodes and input_name not in input_types(nodes[node["class_type"]]):
-            known = ", ".join(input_types(nodes[node["class_type"]]))
-            raise WorkflowError(f"{self.title(matches[0])}: no input {input_name!r}; it has {known}")
+        if node["class_type"] in nodes and input_name not in (known := input_types(nodes[node["class_type"]])):
+            raise WorkflowError(f"{self.title(matches[0])}: no input {input_name!r}; it has {', '.join(known)}")
         node["inputs"][input_name] = value
         self.ui = None  # it no longer says what is run, and a picture that carried it would mislead
 
 
-def read_workflow(path: Path, nodes: Nodes, enable: Sequence[str] = ()) -> Workflow:
-    """Read a .json or a .png. `nodes` maps class types to classes, for the order of widgets in UI format.
+@dataclass(frozen=True)
+class WorkflowFile:
+    """What a file holds: all that can be known without the nodes.
 
-    enable: ids or titles of nodes to switch on that are muted or bypassed in a file in UI format.
+    data: the JSON of a .json file, in either format, or a picture's graph in UI format. prompt: a picture's in API format.
     """
+
+    path: Path
+    data: Any = None
+    prompt: Any = None
+
+    def workflow(self, nodes: Nodes, enable: Sequence[str] = ()) -> Workflow:
+        """Bring the graph to API format. `nodes` maps class types to classes, for the order of widgets in UI format.
+
+        enable: ids or titles of nodes to switch on that are muted or bypassed in a file in UI format.
+        """
+        if self.prompt is not None and not enable:
+            return Workflow(_api_format(self.prompt), self.data)
+        if self.data is not None:
+            return parse_workflow(self.data, nodes, enable)
+        raise WorkflowError(f"{self.path} carries no workflow" + (" in UI format, for --enable" if enable else ""))
+
+
+def read_workflow(path: Path, nodes: Nodes, enable: Sequence[str] = ()) -> Workflow:
+    """read_file and WorkflowFile.workflow in one."""
+    return read_file(path).workflow(nodes, enable)
+
+
+def read_file(path: Path) -> WorkflowFile:
+    """Read a .json or a .png. Raises WorkflowError for a file that is missing or neither of them."""
     try:
-        if path.suffix.lower() == ".png":
-            return _from_png(path, nodes, enable)
-        return parse_workflow(json.loads(path.read_text("utf-8")), nodes, enable)
+        if path.suffix.lower() != ".png":
+            return WorkflowFile(path, json.loads(path.read_text("utf-8")))
+        with Image.open(path) as picture:
+            texts = getattr(picture, "text", {})
+        data, prompt = (json.loads(texts[name]) if name in texts else None for name in ("workflow", "prompt"))
+        return WorkflowFile(path, data, prompt)
+    except UnidentifiedImageError as error:
+        raise WorkflowError(f"{path} is not a picture") from error
     except OSError as error:
         raise WorkflowError(f"{path}: {error.strerror or 'not a picture'}") from error
     except UnicodeDecodeError as error:
         raise WorkflowError(f"{path} is neither a workflow in JSON nor a PNG") from error
     except json.JSONDecodeError as error:
         raise WorkflowError(f"{path} is not JSON: {error}") from error
-
-
-def _from_png(path: Path, nodes: Nodes, enable: Sequence[str]) -> Workflow:
-    try:
-        with Image.open(path) as picture:
-            texts = getattr(picture, "text", {})
-    except UnidentifiedImageError as error:
-        raise WorkflowError(f"{path} is not a picture") from error
-    ui = json.loads(texts["workflow"]) if "workflow" in texts else None
-    if "prompt" in texts and not enable:
-        return Workflow(_api_format(json.loads(texts["prompt"])), ui)
-    if ui is not None:
-        return parse_workflow(ui, nodes, enable)
-    raise WorkflowError(f"{path} carries no workflow" + (" in UI format, for --enable" if enable else ""))
 
 
 def parse_workflow(data: Any, nodes: Nodes, enable: Sequence[str] = ()) -> Workflow:
@@ -129,11 +142,25 @@ def _api_format(data: Any) -> dict[str, dict]:
     return data
 
 
-def input_types(node_class: type) -> dict[str, tuple]:
-    """All declared inputs of a node, required before optional, as name -> (type, options)."""
-    declared = node_class.INPUT_TYPES()
-    entries = {**declared.get("required", {}), **declared.get("optional", {})}
-    return {name: (entry[0], entry[1] if len(entry) > 1 else {}) for name, entry in entries.items()}
+class Declared(NamedTuple):
+    """What a node class declares. inputs: name -> (type, options), required before optional. hidden: what a runner adds."""
+
+    inputs: dict[str, tuple[Any, dict]]
+    required: Collection[str]
+    hidden: dict[str, str]
+
+
+def declared(node_class: type) -> Declared:
+    """Ask a node class for its inputs. This can be slow: a loader looks through folders for the names of checkpoints."""
+    kinds = node_class.INPUT_TYPES()
+    entries = {**kinds.get("required", {}), **kinds.get("optional", {})}
+    inputs = {name: (entry[0], entry[1] if len(entry) > 1 else {}) for name, entry in entries.items()}
+    return Declared(inputs, kinds.get("required", {}).keys(), kinds.get("hidden", {}))
+
+
+def input_types(node_class: type) -> dict[str, tuple[Any, dict]]:
+    """All declared inputs of a node class, required before optional, as name -> (type, options)."""
+    return declared(node_class).inputs
 
 
 def is_link(value: Any) -> bool:

@@ -1,0 +1,126 @@
+"""`python . bench NAME`: measures the pack on random weights against transformers, diffusers and the machine's limits."""
+
+import argparse
+import importlib
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ..bench.table import FORMATS, save
+from .choices import DEVICE_HELP, DTYPES, FULL, SIZES
+from .progress import quiet_libraries
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers of a list such as 512,1024: an option's type."""
+    return [int(part) for part in text.split(",")]
+
+
+def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure speed and memory",
+        description="Measures the stages on random weights. Without NAME: e2e --against reference.",
+    )
+    benches = parser.add_subparsers(required=True, metavar="NAME")
+
+    def add(name: str, title: str) -> argparse.ArgumentParser:
+        bench = benches.add_parser(name, parents=common, help=title, description=title)
+        _add_common(bench)
+        bench.set_defaults(run=partial(run, name))
+        return bench
+
+    ar = add("ar", "milliseconds a token of the AR stage, against transformers' generate")
+    _add_batch(ar, "sequences at once")
+    _add_against(ar, "transformers' generate, forced to emit as many tokens")
+    dit = add("dit", "seconds a guided step of the DiT, against diffusers' pipeline")
+    _add_batch(dit)
+    dit.add_argument("--steps", type=int, default=4, help="steps of each run; default: %(default)s")
+    _add_against(dit, "diffusers' pipeline, with the same prior tokens")
+    vae = add("vae", "seconds a picture of the VAE, against diffusers' AutoencoderKL")
+    _add_against(vae, "AutoencoderKL, called directly")
+    e2e = add("e2e", "whole workflows, against diffusers' pipeline")
+    _add_batch(e2e)
+    e2e.add_argument("--steps", type=int, default=10, help="steps of each run; default: %(default)s")
+    _add_against(e2e, "diffusers' pipeline")
+    memory = add("memory", "the predicted peak memory of each stage, against the measured one")
+    _add_batch(memory)
+    memory.add_argument(
+        "--references", type=numbers, default=[0, 1], metavar="N[,N...]", help="how many references of the picture's size"
+    )
+    memory.add_argument("--cap", type=float, metavar="GB", help="the most device memory PyTorch may use (CUDA only)")
+
+
+def with_default_bench(arguments: list[str]) -> list[str]:
+    """`bench` alone, or with options only, is `bench e2e --against reference`."""
+    command = next((place for place, argument in enumerate(arguments) if not argument.startswith("-")), None)
+    if command is None or arguments[command] != "bench":
+        return arguments
+    after = arguments[command + 1 :]
+    if after and (after[0] in ("-h", "--help") or not after[0].startswith("-")):
+        return arguments
+    return [*arguments[: command + 1], "e2e", "--against", "reference", *after]
+
+
+def _add_batch(parser: argparse.ArgumentParser, meaning: str = "pictures at once") -> None:
+    parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help=f"{meaning}; default: 1")
+
+
+def _add_against(parser: argparse.ArgumentParser, reference: str) -> None:
+    parser.add_argument("--against", choices=["reference"], help=f"also measure the reference: {reference}")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size", choices=(*SIZES, FULL), default="tiny", help=f"size of the random models; {FULL} is the released size"
+    )
+    parser.add_argument("--width", type=numbers, default=[512], metavar="PX[,PX...]", help="picture widths; default: 512")
+    parser.add_argument(
+        "--height", type=numbers, default=None, metavar="PX[,PX...]", help="one height for each width; default: the widths"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up; default: %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--device", help=DEVICE_HELP)
+    parser.add_argument("--threads", type=int, help="CPU threads that PyTorch may use")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the runs")
+    parser.add_argument("--save", type=Path, metavar="FILE", help=f"also write the tables to this file ({', '.join(FORMATS)})")
+
+
+def run(name: str, options: argparse.Namespace) -> int:
+    if options.rounds < 1:
+        raise ValueError(f"--rounds is {options.rounds}; use 1 or more")
+    if options.save and options.save.suffix not in FORMATS:
+        raise ValueError(f"--save {options.save} must end in one of these: {' or '.join(FORMATS)}")
+    if options.save and not options.save.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--save {options.save}: there is no folder {options.save.absolute().parent}")
+
+    import torch
+
+    from ..bench.environment import environment
+    from ..bench.measure import cases
+    from ..bench.models import Models
+    from ..glmimage_core.checkpoints.build import check_libraries
+    from ..glmimage_core.checkpoints.report import DTYPES
+    from .device import device_option
+
+    options.device = device_option(options.device)
+    options.dtype = DTYPES[options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")]
+    options.cases = cases(options.width, options.height or options.width, getattr(options, "batch", [1]))
+    bench = importlib.import_module(f"...bench.{name}", __name__)
+    bench.check(options)
+    check_libraries()
+    quiet_libraries()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        models = Models(Path(folder), options.size, device=options.device, dtype=options.dtype, seed=options.seed)
+        about = environment(name, options)
+        print(", ".join(f"{key} {value}" for key, value in about.items()))
+        tables = []
+        for table in bench.measure(options, models):
+            print(f"\n{table.markdown()}", flush=True)
+            tables.append(table)
+    if options.save:
+        save(options.save, about, tables)
+    return 0

@@ -1,0 +1,58 @@
+"""The shipped workflows, at a size for tests."""
+
+from pathlib import Path
+
+from glm_image_pack.cli.graph.nodes import ALL_NODES
+from glm_image_pack.cli.graph.runner import Runner
+from glm_image_pack.cli.graph.stock import Folders
+from glm_image_pack.cli.graph.workflow import Workflow, read_workflow
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+NANO = ["nano", "nano_edit"]  # with the built-in model
+WITH_SERVER = ["enhance_prompt_api", "remote"]  # which run in tests/test_language.py and tests/test_remote.py
+COMFYUI_ONLY = ["custom_sampler", "stock_sampler"]
+WITH_VLM = ["enhance_prompt", "describe"]
+COGVIEW3 = ["cogview3_plus", "cogview3_base"]
+SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25, "max_tokens": 64, "relay_steps": 1}
+SIZES = {
+    "cogview3_plus": (512, 544),
+    "cogview3_base": (512, 576),
+    "restyle": (576, 448),
+    "stock_sampler": (672, 384),
+    "custom_sampler": (448, 576),
+}  # of the others: 256 x 288
+ADDED = {  # since version 1
+    "GLMImageSampler": {"sampler_name": "euler", "cfg_start": 0.0, "cfg_end": 1.0, "step_cache": 0.0},
+    "GLMImageLoadDiT": {"attention": "auto", "compile": False, "device": "default"},
+} | {f"GLMImageLoad{model}": {"device": "default"} for model in ("AR", "GlyphEncoder", "VAE")}
+
+
+def shipped(name: str, kind: str = "api") -> Workflow:
+    """A shipped workflow at a size for tests."""
+    workflow = read_workflow(ROOT / "workflows" / ("api" if kind == "api" else "") / f"{name}.json", ALL_NODES)
+    for node in workflow.prompt.values():
+        small = dict(SMALL)
+        if node["class_type"] == "GLMImageCogView3Sampler":
+            small |= dict(zip(("width", "height"), SIZES["cogview3_plus"], strict=True))
+        for key, value in small.items():
+            if not isinstance(node["inputs"].get(key, []), list):  # neither absent nor linked
+                node["inputs"][key] = value
+    return workflow
+
+
+def saved(folders: Folders) -> list[Path]:
+    """The pictures that were written, without previews."""
+    return [path for path in folders.written if path.parent.name != "preview"]
+
+
+def set_input(workflow: Workflow, class_type: str, **values) -> None:
+    """Set inputs of every node of a class."""
+    for node in workflow.prompt.values():
+        if node["class_type"] == class_type:
+            node["inputs"] |= values
+
+
+def executed(runner: Runner, workflow: Workflow) -> set[str]:
+    """The classes of the nodes that ran in the last run."""
+    return {workflow.prompt[node_id]["class_type"] for node_id in runner.executed}
