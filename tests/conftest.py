@@ -20,15 +20,17 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 import _pack  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from endpoint_server import Server  # noqa: E402
 from glm_image_pack.glmimage_core.cogview3.convert import convert  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
+from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.cogview3_base import CHECKPOINTS, VAE_FILE, write_cogview3_base  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.cogview3_plus import write_cogview3  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.vlm import write_vlm  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
+
+from endpoint_server import Server  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +68,12 @@ def ar(folder):
 @pytest.fixture(scope="session")
 def encoder(folder):
     return checkpoints.load_glyph_encoder(folder)
+
+
+@pytest.fixture(scope="session")
+def glyphs(encoder):
+    """The glyph embeddings of both sides of the guidance, [1, L, D] each: of one text, and of none."""
+    return encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
 
 
 @pytest.fixture

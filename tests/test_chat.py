@@ -8,10 +8,11 @@ import time
 import tracemalloc
 
 import pytest
-from endpoint_server import KEY, words
 from glm_image_pack.glmimage_core.endpoint import QUOTED_ERROR, EndpointError
 from glm_image_pack.glmimage_core.language.chat import chat_endpoint, complete
 from PIL import Image
+
+from endpoint_server import KEY, words
 
 pytest.importorskip("openai", reason="needs the package openai")
 BOMB = gzip.compress(b"data: " + b"\0" * 50_000_000)

@@ -10,7 +10,8 @@ from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras, match, read_lora
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file
-from test_denoise import plan
+
+from plans import plan
 
 LAYER = "transformer_blocks.0.attn1.to_q"
 

@@ -23,6 +23,7 @@ from glm_image_pack.training.drawing import draw
 from glm_image_pack.training.painter import Painter
 from glm_image_pack.training.reading import read
 from glm_image_pack.training.world import Scene, Shape, tokens_of
+
 from oracle import load_pipeline, run_pipeline
 
 FOLDER = BUILT_IN[NANO]

@@ -12,10 +12,10 @@ from glm_image_pack.glmimage_core.placement.residency import Residency
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
 from glm_image_pack.nodes.host.devices import DEVICES, device_of
-from make_locale_en import node_definitions
-from test_denoise import plan
 
+from make_locale_en import node_definitions
 from pictures import pattern
+from plans import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))

@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from _pack import ROOT
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.token_preview import codebook_palette, token_picture
 from glm_image_pack.glmimage_core.latent_preview import colour_chart, fit_latent_colours
@@ -67,9 +67,8 @@ def test_fitted_colours_guess_what_the_vae_decodes(vae):
 
 @pytest.mark.slow
 def test_the_script_that_fits_them(folder, tmp_path):
-    root = Path(__file__).resolve().parents[1]
-    picture = root / "workflows" / "input" / "glm-image-scene.png"
-    command = [sys.executable, str(root / "scripts" / "fit_latent_colours.py"), str(folder)]
+    picture = ROOT / "workflows" / "input" / "glm-image-scene.png"
+    command = [sys.executable, str(ROOT / "scripts" / "fit_latent_colours.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     factors = [line.split() for line in done.stdout.splitlines() if line.startswith("    ")]
     assert [len(row) for row in factors] == [3] * 16, done.stderr

@@ -18,9 +18,9 @@ from glm_image_pack.glmimage_core.placement import compute
 from glm_image_pack.glmimage_core.placement.compute import ATTENTION_BACKENDS, compile_blocks, use_attention_backend
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
-from test_denoise import plan
 
 from pictures import pattern
+from plans import plan
 
 WIDTH, HEIGHT = 320, 256
 
