@@ -3,6 +3,7 @@
 Everything in the suite runs the real model classes of transformers and diffusers at tiny size.
 """
 
+import logging
 import os
 import sys
 import threading
@@ -31,6 +32,20 @@ from glm_image_pack.glmimage_core.tiny.vlm import write_vlm  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
 
 from endpoint_server import Server  # noqa: E402
+
+
+class Deprecations(logging.Handler):
+    """Raises what the libraries log of deprecations; of what they warn, pytest makes errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            raise DeprecationWarning(record.getMessage())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deprecations():
+    for library in ("transformers", "diffusers"):
+        logging.getLogger(library).addHandler(Deprecations())
 
 
 @pytest.fixture(scope="session")
