@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from _pack import ROOT
-from glm_image_pack.glmimage_core.checkpoints import build
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import inspect as description
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
@@ -278,13 +277,12 @@ def test_a_description_counts_parameters_and_bytes(folder):
         ({}, "needs transformers 5.1 or newer, which is missing: pip install"),
     ],
 )
-def test_a_library_too_old_or_missing_says_what_to_install(folder, monkeypatch, installed, message):
-    def version(name):
-        if name not in installed:
-            raise build.PackageNotFoundError(name)
-        return installed[name]
-
-    monkeypatch.setattr(build, "version", version)
+def test_a_library_too_old_or_missing_says_what_to_install(folder, tmp_path, monkeypatch, installed, message):
+    for name, version in installed.items():
+        about = tmp_path / f"{name}-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # nothing else is installed
     with pytest.raises(ImportError, match=message):
         checkpoints.load_vae(folder)
 
