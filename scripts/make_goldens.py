@@ -20,7 +20,6 @@ DATA = ROOT / "tests" / "data"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from oracle import load_pipeline, run_pipeline  # noqa: E402
-
 from pictures import pattern  # noqa: E402
 
 CASES = [

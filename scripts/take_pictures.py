@@ -35,9 +35,10 @@ from glm_image_pack.training.drawing import draw
 from glm_image_pack.training.reading import read
 from glm_image_pack.training.scoring import does_what_is_asked, is_edited
 from glm_image_pack.training.world import CELL_PX, Scene, Shape
+from PIL import Image
+
 from make_pictures import SHAPES
 from make_workflows import NANO_EDIT, NANO_PROMPT
-from PIL import Image
 
 WORKFLOWS = ROOT / "workflows"
 WIDTH = 1200  # pixels of every picture

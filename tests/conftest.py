@@ -3,6 +3,7 @@
 Everything in the suite runs the real model classes of transformers and diffusers at tiny size.
 """
 
+import logging
 import os
 import sys
 import threading
@@ -20,18 +21,34 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 import _pack  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from endpoint_server import Server  # noqa: E402
 from glm_image_pack.cli.graph.nodes import ALL_NODES  # noqa: E402
 from glm_image_pack.cli.graph.runner import Runner  # noqa: E402
 from glm_image_pack.cli.graph.stock import Folders  # noqa: E402
 from glm_image_pack.glmimage_core.cogview3.convert import convert  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
+from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.cogview3_base import CHECKPOINTS, VAE_FILE, write_cogview3_base  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.cogview3_plus import write_cogview3  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.vlm import write_vlm  # noqa: E402
 from glm_image_pack.nodes.host import host  # noqa: E402
+
+from endpoint_server import Server  # noqa: E402
+
+
+class Deprecations(logging.Handler):
+    """Raises what the libraries log of deprecations; of what they warn, pytest makes errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            raise DeprecationWarning(record.getMessage())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deprecations():
+    for library in ("transformers", "diffusers"):
+        logging.getLogger(library).addHandler(Deprecations())
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +86,12 @@ def ar(folder):
 @pytest.fixture(scope="session")
 def encoder(folder):
     return checkpoints.load_glyph_encoder(folder)
+
+
+@pytest.fixture(scope="session")
+def glyphs(encoder):
+    """The glyph embeddings of both sides of the guidance, [1, L, D] each: of one text, and of none."""
+    return encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
-from oracle import load_pipeline, run_pipeline
 from PIL import Image
 
+from oracle import load_pipeline, run_pipeline
 from pictures import pattern
 
 DATA = Path(__file__).parent / "data"

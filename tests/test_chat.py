@@ -10,11 +10,12 @@ import tracemalloc
 from itertools import pairwise
 
 import pytest
-from endpoint_server import KEY, words
 from glm_image_pack.glmimage_core.endpoint import ERROR_CHARACTERS, Client, EndpointError
 from glm_image_pack.glmimage_core.language import chat
 from glm_image_pack.glmimage_core.language.chat import chat_endpoint, complete
 from PIL import Image
+
+from endpoint_server import KEY, words
 
 BOMB = gzip.compress(b"data: " + b"\0" * 50_000_000)
 

@@ -30,6 +30,7 @@ from glm_image_pack.glmimage_core.tiny import spec
 from glm_image_pack.glmimage_core.weights import formats
 from glm_image_pack.training import make
 from PIL import Image
+
 from shipped import ROOT
 
 PROGRESS = re.compile(r"([A-Z][A-Za-z, ]+: \d+/\d+) \[.+\]")

@@ -18,13 +18,14 @@ import uuid
 from pathlib import Path
 
 import pytest
-from endpoint_server import painted
 from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.cli.graph.workflow import Workflow
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image, ImageChops
+
+from endpoint_server import painted
 from shipped import COGVIEW3, COMFYUI_ONLY, NAMES, SIZES, SMALL, saved, shipped
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,5 +1,6 @@
 """The decoder against transformers' own forward: the same logits, the same tokens, for every way of running a step."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,8 @@ def transformers_decoder(run):
     ar, positions = run.ar, run.positions
     language_model = ar.model.model.language_model
     grown = DynamicCache(config=language_model.config)
+    # transformers 5.24 renamed the argument.
+    name = "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"
     for index, layer in enumerate(run.layers):
         grown.update(layer.keys[:, :, : run.prompt_length], layer.values[:, :, : run.prompt_length], index)
 
@@ -28,8 +31,7 @@ def transformers_decoder(run):
         hidden = language_model(
             inputs_embeds=ar.model.get_input_embeddings()(token[:, None]),
             position_ids=positions[:, step, None, None].expand(3, len(token), 1),
-            past_key_values=grown,
-            use_cache=True,
+            **{name: grown},
         ).last_hidden_state[:, -1]
         return ar.model.lm_head(hidden)[:, : ar.codebook_size].float()
 

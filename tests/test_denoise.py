@@ -7,23 +7,12 @@ from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image import reference_cache as caching
 from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, CfgConditions, guided_velocity, sample
 from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions
-from glm_image_pack.glmimage_core.glm_image.geometry import prior_grid
+from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.prior import Prior, Sampling
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_kv_caches
 
 from pictures import pattern
-
-
-def plan(width=256, height=256, batch=1, seed=0, rows=256) -> Prior:
-    tokens = torch.randint(0, rows, (batch, *prior_grid(width, height)), generator=torch.Generator().manual_seed(seed))
-    return Prior(tokens, None, width, height, "", seed, Sampling(), "codebook")
-
-
-@pytest.fixture
-def glyphs(encoder):
-    from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
-
-    return encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
+from plans import plan
 
 
 def test_each_image_of_a_batch_can_be_painted_again_alone(dit, glyphs):
@@ -143,8 +132,6 @@ def test_a_swapped_attention_processor_is_refused(dit, glyphs):
 
 
 def test_what_the_dit_sees_changes_the_picture(dit, glyphs, encoder, encode_reference):
-    from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
-
     reference = encode_reference(pattern(128, 160, 3))
     other = encode_reference(pattern(128, 160, 5))
     base = {"positive": glyphs[0], "negative": glyphs[1], "seeds": [0], "steps": 2}

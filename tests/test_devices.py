@@ -13,9 +13,9 @@ from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_kv_caches
 from glm_image_pack.glmimage_core.vae import decode, encode
-from test_denoise import plan
 
 from pictures import pattern
+from plans import plan
 from watch import watch_inputs
 
 META = torch.device("meta")

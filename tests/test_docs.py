@@ -8,6 +8,7 @@ import pytest
 from glm_image_pack.cli.main import main
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
 from glm_image_pack.training.world import Scene, Shape, Word
+
 from take_pictures import PAINTINGS, is_right, record_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,8 @@ from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import external
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file
-from test_denoise import plan
+
+from plans import plan
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from endpoint_server import KEY
 from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.workflow import read_workflow
 from glm_image_pack.cli.main import main
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.keys import key_for
 from PIL import Image
+
+from endpoint_server import KEY
 
 ROOT = Path(__file__).resolve().parents[1]
 NODE = NODES["GLMImageEnhancePromptAPI"]

@@ -15,8 +15,9 @@ from glm_image_pack.glmimage_core.weights.linear import quantize
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras, applied_loras_bytes, match, read_lora
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file
-from test_denoise import plan
 from torch.profiler import ProfilerActivity, profile
+
+from plans import plan
 
 CPU, OTHER = torch.device("cpu"), torch.device("cpu", 0)  # the second plays a place of its own, in the same memory
 LAYER = "transformer_blocks.0.attn1.to_q"

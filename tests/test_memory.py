@@ -55,7 +55,8 @@ def test_inspect_counts_for_a_stage_only_the_half_of_the_ar_model_that_it_runs(f
 def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_reference, encoder, side, references):
     from glm_image_pack.glmimage_core.glm_image.denoise import sample
     from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
-    from test_denoise import plan
+
+    from plans import plan
 
     glyphs = encode_glyph_texts(encoder, ["OPEN"])
     encoded = [encode_reference(pattern(*size, 3)) for size in references]

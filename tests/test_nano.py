@@ -24,6 +24,7 @@ from glm_image_pack.training.drawing import draw
 from glm_image_pack.training.painter import Painter
 from glm_image_pack.training.reading import read
 from glm_image_pack.training.world import Scene, Shape, tokens_of
+
 from oracle import load_pipeline, run_pipeline
 
 FOLDER = BUILT_IN[NANO]
@@ -159,11 +160,10 @@ def test_what_shortcuts_cost(paint):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["int8", "fp8", "nf4"])
-def test_what_quantization_costs(nano, quantization):
+def test_quantized_it_still_draws_what_is_asked(quantization):
     pytest.importorskip("comfy_kitchen")
     small = Painter.of(FOLDER, "float32", quantization)
-    questions = of_subject("one shape", 4)
-    assert sum(right(small, questions)) >= sum(right(nano, questions)) - 1
+    assert all(right(small, of_subject("one shape", 2)))  # nano has all of these right
 
 
 @pytest.mark.slow

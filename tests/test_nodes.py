@@ -15,10 +15,10 @@ from glm_image_pack.nodes.host.devices import DEVICES, device_of
 from glm_image_pack.nodes.host.requests import SampleRequest
 from glm_image_pack.nodes.host.standalone import families, usable_device
 from glm_image_pack.nodes.sockets import MODEL_LOADERS, VAE_LOADERS
-from make_locale_en import node_definitions
-from test_denoise import plan
 
+from make_locale_en import node_definitions
 from pictures import pattern
+from plans import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))

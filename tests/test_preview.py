@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from _pack import ROOT
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.token_preview import codebook_palette, token_picture
 from glm_image_pack.glmimage_core.latent_preview import colour_chart, fit_latent_colours
@@ -67,13 +67,11 @@ def test_fitted_colours_guess_what_the_vae_decodes(vae):
 
 @pytest.mark.slow
 def test_the_script_that_fits_them(folder, tmp_path):
-    root = Path(__file__).resolve().parents[1]
-    picture = root / "workflows" / "input" / "glm-image-scene.png"
-    command = [sys.executable, str(root / "scripts" / "fit_latent_colours.py"), str(folder)]
+    picture = ROOT / "workflows" / "input" / "glm-image-scene.png"
+    command = [sys.executable, str(ROOT / "scripts" / "fit_latent_colours.py"), str(folder), str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     factors = [line.split() for line in done.stdout.splitlines() if line.startswith("    ")]
     assert [len(row) for row in factors] == [3] * 16, done.stderr
     explained = float(done.stdout.rsplit("explains ", 1)[1].split("%")[0])
     assert 20 < explained <= 100
-    subprocess.run([*command, str(picture)], check=True, capture_output=True, cwd=tmp_path)
     assert (tmp_path / "latent-colours.png").is_file()

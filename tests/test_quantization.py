@@ -31,7 +31,8 @@ from glm_image_pack.glmimage_core.weights.linear import (
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import load_file, save_file
-from test_denoise import plan
+
+from plans import plan
 
 FORMATS = tuple(weights_formats.FORMATS)
 CPU = torch.device("cpu")

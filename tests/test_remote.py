@@ -13,7 +13,6 @@ import tracemalloc
 
 import pytest
 import torch
-from endpoint_server import KEY, painted, picture, send
 from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import Folders
@@ -22,6 +21,8 @@ from glm_image_pack.glmimage_core.glm_image import remote
 from glm_image_pack.glmimage_core.glm_image.remote import Order
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
+
+from endpoint_server import KEY, painted, picture, send
 from shipped import shipped
 
 SIDE = 256

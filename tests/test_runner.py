@@ -10,9 +10,9 @@ from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.cli.graph.workflow import Workflow
-from shipped import executed, set_input, shipped
 
 from pictures import pattern
+from shipped import executed, set_input, shipped
 
 # Running again
 

@@ -10,6 +10,7 @@ from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.workflow import read_workflow
 from glm_image_pack.glmimage_core.glm_image.files.components import NANO as BUILT_IN
 from PIL import Image
+
 from shipped import ADDED, COGVIEW3, COMFYUI_ONLY, NAMES, NANO, ROOT, SIZES, SMALL, WITH_SERVER, WITH_VLM, saved, shipped
 
 needs_glmga = pytest.mark.skipif(not hasattr(transformers, "GlmgaConfig"), reason="this transformers has no Glmga")

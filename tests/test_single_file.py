@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _pack import ROOT
 from diffusers import AutoencoderKL
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
@@ -22,8 +23,8 @@ from glm_image_pack.glmimage_core.weights.formats import Header
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shipped import ROOT
 
+from plans import plan
 from single_files import write_file
 
 LOADERS = {"vision_language_encoder": load_ar, "transformer": load_dit, "vae": load_vae}
@@ -54,8 +55,6 @@ def output(component) -> torch.Tensor:
     if kind == "Vae":
         picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
         return decode(component, encode(component, picture))
-    from test_denoise import plan
-
     glyphs = torch.randn(1, 4, component.model.config.text_embed_dim, generator=torch.Generator().manual_seed(0))
     return sample(component, plan(), glyphs, glyphs, seeds=[0], steps=1)
 

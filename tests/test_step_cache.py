@@ -6,16 +6,10 @@ from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image import denoise
 from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
 from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions, velocity
-from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.step_cache import CfgBranchCache, StepCache
-from test_denoise import plan
 
 from pictures import pattern
-
-
-@pytest.fixture
-def glyphs(encoder):
-    return encode_glyph_texts(encoder, ["OPEN"]), encode_glyph_texts(encoder, [])
+from plans import plan
 
 
 @pytest.fixture

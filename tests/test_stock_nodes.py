@@ -5,9 +5,9 @@ from glm_image_pack.cli.graph.errors import WorkflowError
 from glm_image_pack.cli.graph.stock import STOCK_NODES, Folders, _write_whole
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from shipped import set_input, shipped
 
 from pictures import pattern
+from shipped import set_input, shipped
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from glm_image_pack.glmimage_core.placement.streaming import resident_blocks, st
 from glm_image_pack.glmimage_core.tiny.weights import randomize
 from glm_image_pack.glmimage_core.weights.linear import quantize
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
-from test_denoise import plan
 
 from pictures import pattern
+from plans import plan
 
 META = torch.device("meta")
 GIB = 2**30

@@ -1,6 +1,7 @@
 """The DiT cut in parts against diffusers' own forward over the same weights."""
 
 import shutil
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -14,13 +15,12 @@ from glm_image_pack.glmimage_core.glm_image.files.load import load_dit
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values
-from glm_image_pack.glmimage_core.placement import compute
 from glm_image_pack.glmimage_core.placement.compute import ATTENTION_BACKENDS, compile_blocks, use_attention_backend
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
-from test_denoise import plan
 
 from pictures import pattern
+from plans import plan
 
 WIDTH, HEIGHT = 320, 256
 
@@ -126,12 +126,12 @@ def test_a_backend_that_is_not_installed_is_told_before_anything_runs(models, qu
 
 
 def test_a_missing_compiler_is_told_before_anything_runs(models, quiet_host, monkeypatch):
-    monkeypatch.setattr(compute.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image") is True
     assert "C++ compiler" in NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image", compile=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(compute, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "triton", None)  # which find_spec takes for a module that is not there
     assert "Triton" in NODES["GLMImageLoadDiT"].VALIDATE_INPUTS("GLM-Image", compile=True)
 
 

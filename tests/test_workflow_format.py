@@ -9,9 +9,9 @@ from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.workflow import parse_workflow, read_workflow
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from shipped import ADDED, ROOT, shipped
 
 from pictures import pattern
+from shipped import ADDED, ROOT, shipped
 
 
 def graph(*nodes, links=()) -> dict:
