@@ -112,7 +112,7 @@ class GLMImageSampler:
         start = latent_image or {}
         latents, mask = start.get("samples"), noise_mask(start)
         batch = max(prior.batch, 0 if latents is None else len(latents))
-        check_sample(dit, prior, (glyphs, unwanted), batch=batch, denoise=denoise, latents=latents, mask=mask)
+        check_sample(dit, prior, glyphs=(glyphs, unwanted), batch=batch, denoise=denoise, latents=latents, mask=mask)
         request = GlmImageRequest(
             positive=positive,
             negative=negative,

@@ -161,7 +161,7 @@ class GlmImageModel(ComponentModel):
         drop = prompt_type == "negative" or (prompt_type != "positive" and bool(options.get(DROP_KEY)))
         if PRIOR_KEY in options or not drop:
             prior = options[PRIOR_KEY] if drop else applied_prior(options, prompt_type)
-            check_sample(self.component, prior, (cross_attn,), batch=len(noise), denoise=1, latents=noise, mask=None)
+            check_sample(self.component, prior, glyphs=(cross_attn,), batch=len(noise), denoise=1, latents=noise, mask=None)
         references = () if drop else options.get(REFERENCES_KEY, ())
         check_references(references, space=self.component.space)
         dit = self._dit_for_references(device)
