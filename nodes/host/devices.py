@@ -17,7 +17,7 @@ def device_of(choice: str, default: torch.device) -> torch.device | None:
     if choice == "cpu":
         return torch.device("cpu")
     index = int(choice.removeprefix("gpu:"))
-    if default.index is None:  # a kind of device of which a machine has one, such as Metal
+    if default.index is None:  # a machine has at most one device of this kind, such as Metal
         return default if index == 0 and default.type != "cpu" else None
     exists = default.type != "cpu" and index < torch.get_device_module(default).device_count()
     return torch.device(default.type, index) if exists else None

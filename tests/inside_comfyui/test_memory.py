@@ -195,7 +195,7 @@ def test_working_memory_is_asked_for_with_every_stage(stages, monkeypatch):
     for name in ("vision", "prior", "sampler", "encode", "decode", "glyphs"):
         asked.clear()
         stages[name][1]()
-        assert max(asked) > 100_000, name
+        assert max(asked) > (1000 if name == "glyphs" else 100_000), name  # a text of one letter
 
 
 def test_unloaded_models_run_again_without_reading_the_disk(stages, monkeypatch):

@@ -66,7 +66,7 @@ class IntervalGuider(comfy.samplers.CFGGuider):
 
 
 class RelaySampler(comfy.samplers.KSAMPLER):
-    """The steps of CogView3's relay: from the enlarged picture with noise on it to the picture painted anew."""
+    """The steps of CogView3's relay: from the enlarged picture with noise on it to the picture painted again."""
 
     def __init__(self, run: list[Step], low: torch.Tensor):
         """low: [B, 4, h, w], normalised latents of the enlarged picture."""
