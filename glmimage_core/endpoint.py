@@ -267,6 +267,7 @@ class _InterruptibleAdapter(HTTPAdapter):
         hold = self._hold
 
         class HeldConnection(pool.ConnectionCls):
+            # The method by which urllib3's own SOCKS connections put in another socket. `connect` would come after TLS.
             def _new_conn(self) -> socket.socket:
                 connected = super()._new_conn()
                 hold(connected)
