@@ -288,7 +288,7 @@ def test_streaming_the_language_half_is_said(ar, monkeypatch, caplog):
     assert not caplog.text
     with caplog.at_level(logging.WARNING), host.placed(ar, part="language"):
         pass
-    assert "5.0 GB of the AR model do not fit" in caplog.text and "quantization" in caplog.text
+    assert "5.00 GB of the AR model do not fit" in caplog.text and "quantization" in caplog.text
 
 
 def test_streamed_bytes_are_those_that_are_not_there(ar, monkeypatch):
