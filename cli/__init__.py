@@ -11,6 +11,7 @@ score        how well a checkpoint follows prompts of nano's world
 train        trains nano, the built-in model
 info         versions and devices, for a bug report
 predictions  predicted memory, and settings for cards: the second half of inspect
+device       the option --device
 choices      the values that options take, listed without importing torch
 progress     progress bars, and lines in a log
 version      the version of the pack

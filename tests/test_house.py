@@ -47,6 +47,7 @@ OPEN_ENDED = {"max", "min", "zip", "print", "chain", "view", "reshape", "permute
 NOT_OURS = {
     "VALIDATE_INPUTS": "ComfyUI passes it what inspect.getfullargspec(...).args names, which leaves out what is keyword-only",
     "_apply_model": "ComfyUI's BaseModel calls it",
+    "_relay": "ComfyUI's KSAMPLER calls it",
 }
 
 

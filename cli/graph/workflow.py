@@ -184,7 +184,7 @@ def to_api_format(ui: dict, nodes: Nodes) -> dict[str, dict]:
 class _UiGraph:
     """One graph in UI format while it is converted: the whole one, or a subgraph where `node` of `parent` stands for it."""
 
-    def __init__(self, ui: dict, classes: Nodes, subgraphs: dict, parent: "_UiGraph | None" = None, node: dict | None = None):
+    def __init__(self, ui: dict, classes: Nodes, subgraphs: dict, *, parent: "_UiGraph | None" = None, node: dict | None = None):
         self.classes, self.subgraphs, self.parent, self.node = classes, subgraphs, parent, node
         self.prefix = f"{parent.prefix}{node['id']}:" if parent else ""
         self.inputs = [slot["name"] for slot in ui.get("inputs", [])]  # a subgraph's own
@@ -194,7 +194,7 @@ class _UiGraph:
         self.origins = {link["id"]: (link["origin_id"], link["origin_slot"]) for link in links}
         self.results = {link["target_slot"]: link["id"] for link in links if link.get("target_id") == SUBGRAPH_OUTPUT}
         self.children = {
-            node["id"]: _UiGraph(subgraphs[node["type"]], classes, subgraphs, self, node)
+            node["id"]: _UiGraph(subgraphs[node["type"]], classes, subgraphs, parent=self, node=node)
             for node in self.nodes.values()
             if node["type"] in subgraphs
         }

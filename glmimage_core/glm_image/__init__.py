@@ -14,6 +14,8 @@ dit              the DiT as a component, what it is conditioned on, one velocity
 reference_cache  which references' keys and values are kept
 step_cache       an approximation: skips most of a step where little has changed
 denoise          guidance and the Euler loop
+pipeline         GlmImage: load, plan, paint, edit
 memory           bytes that each stage needs
 remote           the same model behind SGLang or vLLM-Omni
+files/           its files on disk
 """

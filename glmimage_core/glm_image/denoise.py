@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..diffusion import LATENT_PX, batches_cfg, initial_noise, latent_grid
+from ..diffusion import LATENT_PX, batches_cfg, check_start, initial_noise, latent_grid, merge_masked
 from ..progress import Progress, no_progress
 from .dit import Conditions, Dit, check_attention, encode_conditions, velocity
 from .kv_cache import LayerKVCache
@@ -155,10 +155,10 @@ def sample(
     for step in range(schedule.steps):
         sigma, sigma_next = schedule.sigmas[step : step + 2]
         cfg_now = approximations.cfg_at(run_progress(schedule.timesteps, step), cfg)
-        x_in = x if mask is None else torch.lerp(sigma * noise + (1 - sigma) * start, x, mask)
+        x_in = x if mask is None else merge_masked(sigma * noise + (1 - sigma) * start, x, mask)
         v = guided_velocity(conditions, x_in, tembs[step : step + 1], cfg_now)
         if mask is not None:  # outside the mask the result is known: the velocity leads there
-            v = (x - torch.lerp(start, x_in - sigma * v, mask)) / sigma
+            v = (x - merge_masked(start, x_in - sigma * v, mask)) / sigma
         x = x + (sigma_next - sigma) * v
         progress(step + 1, schedule.steps)
     if conditions.step_cache is not None:
@@ -195,16 +195,18 @@ def check_sample(
                 f"the conditioning is {embeddings.shape[-1]} wide and this DiT takes {config.text_embed_dim}; "
                 "it comes from another text encoder than GLM-Image's"
             )
-    if latents is None:
-        if denoise < 1:
-            raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")
-        if mask is not None:
-            raise ValueError("there is a mask, but no latent image whose masked part could be kept")
-        return
-    if latents.ndim != 4 or latents.shape[1] != config.in_channels:
+    if latents is not None:
+        _check_latents(dit, prior, latents)
+    check_start(latents, mask, batch=batch, denoise=denoise)
+
+
+def _check_latents(dit: Dit, prior: Prior, latents: torch.Tensor) -> None:
+    """Raise ValueError for latents of another family or of another size than the prior plans."""
+    channels = dit.model.config.in_channels
+    if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(
             f"the latent image is {list(latents.shape)}, which is of another model family; take an empty one of "
-            f"{config.in_channels} channels (EmptySD3LatentImage) or one from GLM-Image VAE Encode"
+            f"{channels} channels (EmptySD3LatentImage) or one from GLM-Image VAE Encode"
         )
     if tuple(latents.shape[2:]) != latent_grid(prior.width, prior.height):
         height, width = (side * LATENT_PX for side in latents.shape[2:])
@@ -212,10 +214,3 @@ def check_sample(
             f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}; "
             "give Generate Prior and the latent the same size"
         )
-    if (denoise < 1 or mask is not None) and not latents.any():
-        raise ValueError(
-            "the latent image is an empty one, of which nothing can be kept; encode a picture, or use denoise 1 and no mask"
-        )
-    for name, count in (("latent images", len(latents)), ("masks", 1 if mask is None else len(mask))):
-        if count not in (1, batch):
-            raise ValueError(f"{count} {name} do not go with {batch} images to paint; use 1 or {batch}")

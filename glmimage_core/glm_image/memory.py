@@ -49,7 +49,7 @@ def vision_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
     return max(quantizing, encoding)
 
 
-def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = True, on_cpu: bool = False) -> int:
+def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = True, *, on_cpu: bool = False) -> int:
     """The sampler: its own passes, which read the caches of all references, or the pass that writes the largest one.
 
     Caches are kept on the CPU, which may be the device; a run has them on the device, or only those of one layer at a time.

@@ -59,7 +59,7 @@ def latents_of(vae: Vae, fitted: Image.Image, tiled: bool = False) -> torch.Tens
 def encode_reference(ar: ArModel, vae: Vae, picture: Image.Image) -> Reference:
     """A picture of any size as both models see it; they are where they are. Raises as `encode` does."""
     fitted = fit(ar, picture)
-    return Reference(*fitted.size, vision_tokens(ar, fitted), latents_of(vae, fitted), ar.codebook, vae.space)
+    return Reference(*fitted.size, vision_tokens(ar, fitted), latents_of(vae, fitted), codebook=ar.codebook, space=vae.space)
 
 
 def check_references(references: Sequence[Reference], codebook: str | None = None, space: LatentSpace | None = None):

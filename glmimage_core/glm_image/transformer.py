@@ -53,10 +53,11 @@ class GlmImageDit(GlmImageTransformer2DModel):
         """
         first, *others = zip(self.transformer_blocks, kv_caches or [None] * len(self.transformer_blocks), strict=True)
         stream = self.image_projector(hidden_states) + prior_embeds  # [B, T, D]
-        after_first, text = self._through([first], stream, glyph_embeds, temb, image_rotary_emb)
+        conditioning = (temb, image_rotary_emb)
+        after_first, text = self._through([first], stream, glyph_embeds, conditioning)
         residual = None if step_cache is None else step_cache.lookup(after_first - stream)
         if residual is None:
-            image, text = self._through(others, after_first, text, temb, image_rotary_emb)
+            image, text = self._through(others, after_first, text, conditioning)
             if step_cache is not None:
                 step_cache.store(image - after_first)
         else:
@@ -68,7 +69,7 @@ class GlmImageDit(GlmImageTransformer2DModel):
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
 
     @staticmethod
-    def _through(blocks, image, text, *conditioning):
+    def _through(blocks, image, text, conditioning):
         for block, kv_cache in blocks:
             image, text = block(image, text, *conditioning, kv_cache=kv_cache)
         return image, text

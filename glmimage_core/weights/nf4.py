@@ -105,7 +105,8 @@ def one_row(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None)
     from bitsandbytes.functional import QuantState
 
     packed, scale = NF4Layout.get_plain_tensors(weight)
-    state = QuantState(scale.view(-1), weight.shape, _levels(packed.device), BLOCK, "nf4", weight.dtype)
+    levels = _levels(packed.device)
+    state = QuantState(scale.view(-1), weight.shape, levels, blocksize=BLOCK, quant_type="nf4", dtype=weight.dtype)
     return bitsandbytes.matmul_4bit(x, packed.view(-1, 1).t(), state, bias=bias)
 
 

@@ -125,7 +125,7 @@ def stored_component(source: Path, kind: ComponentKind, roots: Iterable[Path] = 
     if not source.is_file():
         return InFolder(kind, source, check_checkpoint(source, kind))
     identified, report = check_file(source, kind)
-    stored = InFile(kind, source, report, identified, tuple(roots))
+    stored = InFile(kind, source, report, identified=identified, roots=tuple(roots))
     if kind is AR:
         stored.side_folder()
     else:

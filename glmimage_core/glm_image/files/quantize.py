@@ -10,7 +10,7 @@ It can be resumed, and the folder becomes a valid checkpoint only at the end:
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...checkpoints.build import check_libraries
@@ -52,7 +52,7 @@ def quantize_checkpoint(source: Path, out: Path, formats: Mapping[str, str], pro
         folder = out / name
         for shard, file in zip(shards, _shard_files(folder, shards), strict=True):
             if not file.exists():
-                _write_shard(source / name, shard, file, progress, done, total)
+                _write_shard(source / name, shard, file, lambda written, done=done: progress(done + written, total))
             done += len(shard)
             progress(done, total)
         _write_index(folder, shards)
@@ -127,18 +127,19 @@ def _shard_files(folder: Path, shards: list[Shard]) -> list[Path]:
     return [folder / f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
-def _write_shard(source: Path, shard: Shard, file: Path, progress: Progress, done: int, total: int) -> None:
+def _write_shard(source: Path, shard: Shard, file: Path, written: Callable[[int], None]) -> None:
+    """written: called after each tensor with how many of the shard's are quantized or read."""
     from safetensors.torch import save_file
 
     where = {key: weights for weights in weight_files(source) for key in read_header(weights).tensors}
     tensors = {}
-    for number, (key, form) in enumerate(shard.items()):
+    for number, (key, form) in enumerate(shard.items(), 1):
         tensor = read_tensor(where[key], key)
         if form == "none":
             tensors[key] = tensor
         else:
             tensors |= stored_tensors(key.removesuffix(".weight"), quantize_weight(tensor, form), form)
-        progress(done + number + 1, total)
+        written(number)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + PARTIAL)
     save_file(tensors, partial, {"format": "pt"})

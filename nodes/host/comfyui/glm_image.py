@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import comfy.conds
@@ -270,13 +270,22 @@ def dit_patcher(dit: Dit, device: torch.device, disable_dynamic: bool = False) -
     """The DiT as what travels on a MODEL wire, to compute on a device."""
     patcher = model_patcher(GlmImageModel, dit, device, disable_dynamic=disable_dynamic)
     # ComfyUI calls this for a second copy, when a node needs one that does not stream on demand.
-    settings = (str(dit.model.dtype).removeprefix("torch."), quantization_of(dit.model), dit.attention, dit.compiled)
-    patcher.cached_patcher_init = (_reload, (dit.checkpoint, dit.roots, *settings, device))
+    reload = partial(
+        _reload,
+        roots=dit.roots,
+        dtype=str(dit.model.dtype).removeprefix("torch."),
+        quantization=quantization_of(dit.model),
+        attention=dit.attention,
+        compiled=dit.compiled,
+        device=device,
+    )
+    patcher.cached_patcher_init = (reload, (dit.checkpoint,))
     return patcher
 
 
 def _reload(
     checkpoint: Path,
+    *,
     roots: Sequence[Path],
     dtype: str,
     quantization: str,
