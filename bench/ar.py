@@ -14,7 +14,8 @@ from torch.nn.functional import linear
 from ..glmimage_core.diffusion import Grid
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import preview_grid, prior_grid
-from ..glmimage_core.glm_image.prior import generate_prior, prompt_ids
+from ..glmimage_core.glm_image.layout import prompt_ids
+from ..glmimage_core.glm_image.prior import generate_prior
 from .inputs import PROMPT
 from .libraries import generate
 from .measure import Case, copy_rate, medians

@@ -2,8 +2,9 @@
 
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
+from ..glmimage_core.glm_image.layout import check_prompt
 from ..glmimage_core.glm_image.memory import prior_bytes
-from ..glmimage_core.glm_image.prior import Prior, Sampling, check_prompt, generate_prior
+from ..glmimage_core.glm_image.prior import Prior, Sampling, generate_prior
 from ..glmimage_core.glm_image.references import check_references, sizes_of
 from ..glmimage_core.placement.prediction import Job
 from .host import host

@@ -2,7 +2,7 @@
 
     python scripts/fit_latent_colours.py CHECKPOINT [PICTURE]
 
-In ComfyUI the pack does the same when the first preview is drawn (glmimage_core/preview.py), so nothing is copied from here.
+In ComfyUI the pack does the same when the first preview is drawn (glmimage_core/latent_preview.py): nothing is copied from here.
 With a PICTURE it is judged on that one; what previews show of it, beside what the VAE decodes, goes to latent-colours.png.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _fitting(path: Path) -> torch.Tensor:
-    """[1, H, W, 3], cut to multiples of 8"""
+    """A picture as [1, H, W, 3], cut to multiples of 8 pixels."""
     image = from_picture(Image.open(path))
     height, width = (side // LATENT_PX * LATENT_PX for side in image.shape[1:3])
     return image[:, :height, :width]

@@ -251,7 +251,7 @@ except SystemExit as stop:
         (["tiny", "out", "--size", "huge"], 2, "invalid choice: 'huge'"),
         (["bench", "--rounds", "0"], 2, "--rounds is 0"),
         (["score", "nowhere"], 2, "nowhere is no folder with a model_index.json"),
-        (["train", "out", "hands"], 2, "there is no part 'hands'"),
+        (["train", "out", "hands"], 2, "there is no phase 'hands'"),
     ],
 )
 def test_help_and_mistakes_are_answered_without_torch(arguments, status, message, tmp_path):

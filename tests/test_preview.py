@@ -68,10 +68,12 @@ def test_fitted_colours_guess_what_the_vae_decodes(vae):
 @pytest.mark.slow
 def test_the_script_that_fits_them(folder, tmp_path):
     picture = ROOT / "workflows" / "input" / "glm-image-scene.png"
-    command = [sys.executable, str(ROOT / "scripts" / "fit_latent_colours.py"), str(folder), str(picture)]
+    command = [sys.executable, str(ROOT / "scripts" / "fit_latent_colours.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     factors = [line.split() for line in done.stdout.splitlines() if line.startswith("    ")]
     assert [len(row) for row in factors] == [3] * 16, done.stderr
     explained = float(done.stdout.rsplit("explains ", 1)[1].split("%")[0])
     assert 20 < explained <= 100
+    assert not (tmp_path / "latent-colours.png").exists()
+    subprocess.run([*command, str(picture)], check=True, cwd=tmp_path)
     assert (tmp_path / "latent-colours.png").is_file()

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from glm_image_pack.glmimage_core.diffusion import Grid
-from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior, prompt_ids, prompt_positions
+from glm_image_pack.glmimage_core.glm_image.layout import prompt_ids, prompt_positions
+from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior
 
 from pictures import pattern
 

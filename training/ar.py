@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, pad
 from ..glmimage_core.diffusion import Grid
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import preview_grid
-from ..glmimage_core.glm_image.prior import emitted_positions, prompt_ids, prompt_positions
+from ..glmimage_core.glm_image.layout import emitted_positions, prompt_ids, prompt_positions
 from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, describe, random_edit
 from .loop import Recipe
 from .structure import structured

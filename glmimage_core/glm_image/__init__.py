@@ -4,7 +4,8 @@ geometry         pixels <-> prior grid, preview grid, DiT tokens; fitting a refe
 glyphs           the text to be drawn, encoded by ByT5
 ar_model         the AR model, its two halves, vision tokens
 decoder          the AR model at one token a step, over a static key/value cache
-prior            prior tokens: prompt layout, positions, sampling
+layout           the AR model's prompt, and the position of every token
+prior            prior tokens: decoding and sampling them
 token_preview    the token grid as a picture
 references       reference images: one fitted picture, seen by both models
 schedule         timesteps, shifted sigmas and the map between them

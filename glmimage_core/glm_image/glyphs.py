@@ -1,6 +1,6 @@
-"""Glyph texts: the text to be drawn, found in a prompt and encoded by ByT5.
+"""Glyph texts: the text to be drawn, encoded by ByT5 letter by letter.
 
-The DiT never reads the prompt. What it reads is the text between quotation marks, letter by letter.
+The DiT never reads the prompt. It reads the embeddings of the texts between quotation marks, which quoted.py finds.
 """
 
 import logging
