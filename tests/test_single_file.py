@@ -9,6 +9,7 @@ import torch
 from _pack import ROOT
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
+from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import identify as identify
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
@@ -26,7 +27,6 @@ from glm_image_pack.glmimage_core.glm_image.files.single_file import (
     load_vae,
     load_vae_of,
 )
-from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.glmimage_core.weights.formats import Header
@@ -34,6 +34,7 @@ from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pictures import pattern
 from plans import plan
 from single_files import write_file
 
@@ -64,7 +65,10 @@ def output(component) -> torch.Tensor:
     """Something that depends on every weight."""
     kind = type(component).__name__
     if kind == "ArModel":
-        return generate_prior(component, "a house", 256, 256, seed=1).tokens
+        with torch.inference_mode():
+            hidden = component.model.model.language_model(input_ids=torch.arange(8)[None]).last_hidden_state
+            seen = vision_tokens(component, pattern(128, 128, 3))
+            return torch.cat([component.model.lm_head(hidden).flatten(), seen.flatten()])
     if kind == "Vae":
         picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
         return decode(component, encode(component, picture))
