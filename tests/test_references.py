@@ -14,7 +14,7 @@ from PIL import Image
 
 from pictures import pattern
 
-SIDES = [33, 64, 100, 129, 333, 512, 720, 1080, 2048, 4096]
+SIDES = [33, 64, 100, 129, 333, 512, 720, 1080, 4096]
 SIZES = [(w, h) for w in SIDES for h in SIDES if max(w, h) / min(w, h) <= 8]
 
 

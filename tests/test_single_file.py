@@ -10,13 +10,13 @@ from _pack import ROOT
 from diffusers import AutoencoderKL
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
+from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import identify
 from glm_image_pack.glmimage_core.glm_image.files.components import AR, COMPONENTS, DIT, RELEASED_SPACE
 from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_component, latent_space
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar, load_dit, load_vae, load_vae_of, stored_component
 from glm_image_pack.glmimage_core.glm_image.files.single_file import _identified_kind, find_file, inspect_file, list_files
-from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.glmimage_core.weights.formats import Header
@@ -24,6 +24,7 @@ from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pictures import pattern
 from plans import plan
 from single_files import write_file
 
@@ -51,7 +52,10 @@ def output(component) -> torch.Tensor:
     """Something that depends on every weight."""
     kind = type(component).__name__
     if kind == "ArModel":
-        return generate_prior(component, "a house", 256, 256, seed=1).tokens
+        with torch.inference_mode():
+            hidden = component.model.model.language_model(input_ids=torch.arange(8)[None]).last_hidden_state
+            seen = vision_tokens(component, pattern(128, 128, 3))
+            return torch.cat([component.model.lm_head(hidden).flatten(), seen.flatten()])
     if kind == "Vae":
         picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
         return decode(component, encode(component, picture))
