@@ -150,11 +150,12 @@ def sample(
         kv_caches=reference_kv_caches(dit, references, caches_on_device),
         step_cache=StepCache(approximations.step_cache) if approximations.step_cache else None,
     )
+    timesteps = schedule.timesteps.tolist()
     tembs = dit.model.embed_time(schedule.timesteps.to(device), width, height, dit.dtype)  # [steps, time_embed_dim]
 
     for step in range(schedule.steps):
         sigma, sigma_next = schedule.sigmas[step : step + 2]
-        cfg_now = approximations.cfg_at(run_progress(schedule.timesteps, step), cfg)
+        cfg_now = approximations.cfg_at(run_progress(timesteps[0], timesteps[step]), cfg)
         x_in = x if mask is None else merge_masked(sigma * noise + (1 - sigma) * start, x, mask)
         v = guided_velocity(conditions, x_in, tembs[step : step + 1], cfg_now)
         if mask is not None:  # outside the mask the result is known: the velocity leads there

@@ -61,12 +61,9 @@ def progress_of(timestep: float) -> float:
     return round(1 - (timestep + 1) / TRAIN_STEPS, 5)  # a step at 0.2 is at 0.2, also when float32 sigmas say where
 
 
-def run_progress(timesteps: torch.Tensor, step: int) -> float:
-    """How much of a run is done before a step: 0 at the first one, whatever part of the whole schedule the run is.
-
-    timesteps: [S], of the run.
-    """
-    begin, now = (progress_of(timesteps[index].item()) for index in (0, step))
+def run_progress(first: float, timestep: float) -> float:
+    """How much of a run is done at a timestep of the DiT: 0 at its first one, whatever part of the whole schedule it is."""
+    begin, now = progress_of(first), progress_of(timestep)
     return round((now - begin) / (1 - begin), 5)
 
 

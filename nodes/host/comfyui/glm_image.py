@@ -315,7 +315,7 @@ def sample(model: ModelPatcher, request: GlmImageRequest) -> torch.Tensor:
     if step_cache is not None:
         model = model.clone()
         model.model_options["transformer_options"][STEP_CACHE_KEY] = step_cache
-    guider = IntervalGuider(model, approximations, sigmas) if approximations.interval else comfy.samplers.CFGGuider(model)
+    guider = IntervalGuider(model, approximations, sigmas) if approximations.limits_guidance else comfy.samplers.CFGGuider(model)
     samples = run_sampler(
         guider,
         request,

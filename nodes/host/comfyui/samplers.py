@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ....glmimage_core.cogview3.base import Step
 from ....glmimage_core.glm_image.denoise import Approximations
-from ....glmimage_core.glm_image.schedule import progress_of
+from ....glmimage_core.glm_image.schedule import run_progress
 from ..requests import SampleRequest
 
 
@@ -60,9 +60,8 @@ class IntervalGuider(comfy.samplers.CFGGuider):
             self.cfg = cfg
 
     def _run_progress(self, sigma: torch.Tensor, x: torch.Tensor) -> float:
-        """How much of the run is done at a sigma. Rounded, as `progress_of` is, so that a step at 0.2 is at 0.2."""
-        start, now = (progress_of(float(self.inner_model.timestep_at(one, x))) for one in (self._first_sigma, sigma))
-        return round((now - start) / (1 - start), 5)
+        """How much of the run is done at a sigma."""
+        return run_progress(*(float(self.inner_model.timestep_at(one, x)) for one in (self._first_sigma, sigma)))
 
 
 class RelaySampler(comfy.samplers.KSAMPLER):
