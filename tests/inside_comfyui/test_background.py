@@ -45,14 +45,14 @@ def steps(monkeypatch):
 
     begun: dict[str, threading.Event] = {}
 
-    def watched(writer, prompt, *, progress, **settings):
+    def watched(writer, prompt, *size, progress, **settings):
         def step(done, total, preview=None):
             event = begun.setdefault(prompt, threading.Event())
             event.share = done / total
             event.set()
             progress(done, total, preview)
 
-        return generate_prior(writer, prompt, progress=step, **settings)
+        return generate_prior(writer, prompt, *size, progress=step, **settings)
 
     monkeypatch.setattr(prior, "generate_prior", watched)
     return begun

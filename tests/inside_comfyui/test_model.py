@@ -212,6 +212,7 @@ def test_a_schedule_that_a_stock_node_put_on_the_model_is_used(model, conditione
         assert ((out["samples"] - plain["samples"]).abs().max() < 0.2) == same
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # in ComfyUI's own deis
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
 def test_every_sampler_and_scheduler_gives_a_finite_picture(model, conditioned, run, scheduler):
     positive, negative, _ = conditioned(True)
@@ -223,6 +224,7 @@ def test_every_sampler_and_scheduler_gives_a_finite_picture(model, conditioned, 
         assert out["samples"].abs().max() > 0.1, name
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # in ComfyUI's own deis
 @pytest.mark.parametrize("name", comfy.samplers.KSampler.SAMPLERS)
 def test_our_sampler_takes_every_sampler(model, conditioned, run, name):
     positive, negative, _ = conditioned(False)
