@@ -73,9 +73,16 @@ def test_a_reference_of_another_checkpoint_is_refused(glm):
         nano.paint(glm.plan(PROMPT, 256, 256), references=[reference])
 
 
-def test_a_folder_that_is_no_checkpoint_is_named_when_a_model_is_needed(tmp_path):
-    with pytest.raises(ValueError, match="does not name a GlmImagePipeline"):
-        GlmImage.load(tmp_path).plan(PROMPT)
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_folder_that_is_no_checkpoint_is_named_at_once(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"no GLM-Image checkpoint in .*{name}; a checkpoint is a folder with"):
+        GlmImage.load(tmp_path / name)
+
+
+def test_nano_plans_a_size_that_it_was_trained_for():
+    plan = GlmImage.nano().plan("A red star.")
+    assert (plan.width, plan.height) == (256, 256)
 
 
 def _files(root: Path) -> set[Path]:

@@ -29,14 +29,14 @@ from ..vae import TILE_PX, Vae, decode, tiles_by_size, vae_decode_bytes, vae_enc
 from .ar_model import ArModel, fit, vision_tokens
 from .denoise import Approximations, sample
 from .dit import Dit
-from .files.components import BUILT_IN, NANO
+from .files.components import BUILT_IN, LAYOUT, NANO, is_checkpoint
 from .files.load import load_ar, load_dit, load_glyph_encoder, load_vae
 from .glyphs import GlyphEncoder, encode_glyph_texts
 from .memory import dit_bytes, glyph_bytes, prior_bytes, vision_bytes
 from .prior import Prior, Sampling, generate_prior
 from .references import Reference, check_references, latents_of, sizes_of
 
-SIDE = 1024  # pixels along each side of a picture without references whose size is not given
+SIDE, NANO_SIDE = 1024, 256  # pixels along each side of a picture without references whose size is not given
 
 
 @dataclass(eq=False)
@@ -51,6 +51,7 @@ class GlmImage:
     device: torch.device
     dtype: str = "auto"
     quantization: str = "none"
+    side: int = SIDE  # pixels
 
     @classmethod
     def load(
@@ -61,13 +62,19 @@ class GlmImage:
         dtype: str = "auto",
         quantization: str = "none",
     ) -> Self:
-        """A checkpoint folder in diffusers' layout. What is wrong with a component is raised when a stage first needs it."""
-        return cls(Path(checkpoint), torch.device(device), dtype, quantization)
+        """A checkpoint folder in diffusers' layout.
+
+        Raises FileNotFoundError for a folder that holds no GLM-Image. What is wrong with a component is raised when a stage
+        first needs it.
+        """
+        if not is_checkpoint(Path(checkpoint)):
+            raise FileNotFoundError(f"there is no GLM-Image checkpoint in {Path(checkpoint).absolute()}; {LAYOUT}")
+        return cls(Path(checkpoint), torch.device(device), dtype=dtype, quantization=quantization)
 
     @classmethod
     def nano(cls, device: str | torch.device = "cpu") -> Self:
         """The very small model that comes with the pack: coloured shapes and words, 192 to 384 pixels a side."""
-        return cls(BUILT_IN[NANO], torch.device(device), "float32")
+        return cls(BUILT_IN[NANO], torch.device(device), dtype="float32", side=NANO_SIDE)
 
     @cached_property
     def residency(self) -> Residency:
@@ -113,10 +120,10 @@ class GlmImage:
     ) -> Prior:
         """The prior tokens of `batch` pictures: their composition. Takes what `generate_prior` takes and raises as it does.
 
-        width, height: pixels; by default those of the first reference, else 1024 x 1024.
+        width, height: pixels; by default those of the first reference, else 1024 x 1024, or 256 x 256 for nano.
         """
         check_references(references, codebook=self.ar.codebook)
-        default = (references[0].width, references[0].height) if references else (SIDE, SIDE)
+        default = (references[0].width, references[0].height) if references else (self.side, self.side)
         width, height = width or default[0], height or default[1]
         job = Job(width, height, batch, sizes_of(references), prompt_tokens=len(prompt.encode()))
         with self._placed(self.ar, "language", prior_bytes(self.ar.model.config, self.ar.dtype.itemsize, job)) as ar:
@@ -132,9 +139,36 @@ class GlmImage:
                 progress=progress,
             )
 
-    def paint(self, plan: Prior, **settings) -> list[Image.Image]:
-        """The pictures that a plan composes. settings: as `paint_tensor` takes them."""
-        return to_pictures(self.paint_tensor(plan, **settings))
+    def paint(
+        self,
+        plan: Prior,
+        *,
+        seed: int = 0,
+        steps: int = 50,
+        cfg: float = 1.5,
+        references: Sequence[Reference] = (),
+        glyph_texts: Sequence[str] | None = None,
+        avoided_texts: Sequence[str] = (),
+        approximations: Approximations = Approximations(),  # noqa: B008, immutable
+        progress: Progress = no_progress,
+    ) -> list[Image.Image]:
+        """The pictures that a plan composes. Image i has seed + i. Raises as `sample` does.
+
+        references: those of the plan. glyph_texts: the texts to be drawn; by default those in quotation marks in the plan's
+        prompt. avoided_texts: what guidance steers away from as drawn text.
+        """
+        painted = self.paint_tensor(
+            plan,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            references=references,
+            glyph_texts=glyph_texts,
+            avoided_texts=avoided_texts,
+            approximations=approximations,
+            progress=progress,
+        )
+        return to_pictures(painted)
 
     def paint_tensor(
         self,
@@ -149,11 +183,7 @@ class GlmImage:
         approximations: Approximations = Approximations(),  # noqa: B008, immutable
         progress: Progress = no_progress,
     ) -> torch.Tensor:
-        """The same as [B, height, width, 3] float32 in 0..1. Image i has seed + i. Raises as `sample` does.
-
-        references: those of the plan. glyph_texts: the texts to be drawn; by default those in quotation marks in the plan's
-        prompt. avoided_texts: what guidance steers away from as drawn text.
-        """
+        """What `paint` paints as [B, height, width, 3] float32 in 0..1."""
         check_references(references, space=self.dit.space)
         texts = find_quoted_texts(plan.prompt) if glyph_texts is None else list(glyph_texts)
         sides = [texts, list(avoided_texts)]
