@@ -10,50 +10,47 @@ The exact model is the checkpoint in bfloat16. Needs comfy-kitchen.
 
 import argparse
 from pathlib import Path
-from unittest.mock import patch
 
 import _pack  # noqa: F401, before what it loads
 import torch
-from glm_image_pack.glmimage_core.glm_image import denoise, prior
-from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.glmimage_core.placement import residency
+from glm_image_pack.glmimage_core import GlmImage
+from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.geometry import preview_grid, prior_grid
+from glm_image_pack.glmimage_core.glm_image.layout import lay_out
+from glm_image_pack.glmimage_core.glm_image.prior import Prior, decode_tokens, sampler
+from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.units import human_bytes
 from glm_image_pack.glmimage_core.weights.formats import FORMATS, dequantized
 from glm_image_pack.glmimage_core.weights.linear import QuantizedLinear
 
 STEPS = 10
+PROMPT = "a lighthouse in a storm"
 
 
-def plan(ar, size: int, seed: int):
-    return prior.generate_prior(ar, "a lighthouse in a storm", size, size, seed=seed)
+def tokens_of(plan: Prior) -> torch.Tensor:
+    return torch.cat((plan.preview.flatten(), plan.tokens.flatten()))
 
 
-def tokens_of(planned) -> torch.Tensor:
-    return torch.cat((planned.preview.flatten(), planned.tokens.flatten()))
-
-
-def forced(ar, planned) -> torch.Tensor:
+@torch.inference_mode()
+def forced(glm: GlmImage, plan: Prior) -> torch.Tensor:
     """What a model draws after each of a plan's tokens, [T]."""
-    sampler, tokens, drawn = prior.sampler, tokens_of(planned), []
+    large = prior_grid(plan.width, plan.height)
+    draw, tokens, drawn = sampler(plan.sampling), tokens_of(plan), []
 
-    def recording(sampling):
-        draw = sampler(sampling)
+    def record(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        drawn.append(draw(logits, noise))
+        return tokens[None, len(drawn) - 1]
 
-        def record(logits, noise):
-            drawn.append(draw(logits, noise))
-            return tokens[None, len(drawn) - 1]
-
-        return record
-
-    with patch.object(prior, "sampler", recording):
-        plan(ar, planned.width, planned.seed)
+    for _ in decode_tokens(glm.ar, lay_out(glm.ar, PROMPT, [preview_grid(large), large], []), [plan.seed], record):
+        pass
     return torch.cat(drawn)
 
 
-def paint(dit, planned) -> torch.Tensor:
+def paint(glm: GlmImage, plan: Prior) -> torch.Tensor:
+    """Latents painted with random glyph embeddings, [1, 16, h, w] float32."""
     generator = torch.Generator().manual_seed(0)
-    glyphs = torch.randn(1, 8, dit.model.config.text_embed_dim, generator=generator).to(dit.dtype)
-    return denoise.sample(dit, planned, glyphs, glyphs[:, :1], seeds=[planned.seed], steps=STEPS).float()
+    glyphs = torch.randn(1, 8, glm.dit.model.config.text_embed_dim, generator=generator).to(glm.dit.dtype)
+    return sample(glm.dit, plan, glyphs, glyphs[:, :1], seeds=[plan.seed], steps=STEPS).float()
 
 
 def at_full_width(component):
@@ -70,25 +67,24 @@ def measure(folder: Path, size: int, seeds: range) -> None:
         "| checkpoint | quantization | tokens, forced | tokens, free | latents | AR | DiT |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
-    ar, dit = checkpoints.load_ar(folder, "bfloat16"), checkpoints.load_dit(folder, "bfloat16")
-    plans = [plan(ar, size, seed) for seed in seeds]
-    pictures = [paint(dit, planned) for planned in plans]
-    sizes = [human_bytes(residency.model_bytes(one.model)) for one in (ar, dit)]
-    print(f"| {folder.name} | none | 100 % | 100 % | 0 | {sizes[0]} | {sizes[1]} |", flush=True)
+    exact = GlmImage.load(folder, dtype="bfloat16")
+    plans = [exact.plan(PROMPT, size, size, seed=seed) for seed in seeds]
+    pictures = [paint(exact, plan) for plan in plans]
+    print(f"| {folder.name} | none | 100 % | 100 % | 0 | {_sizes(exact)} |", flush=True)
     for form in FORMATS:
-        ar, dit = (
-            checkpoints.load_ar(folder, "bfloat16", quantization=form),
-            checkpoints.load_dit(folder, "bfloat16", quantization=form),
-        )
-        sizes = [human_bytes(residency.model_bytes(one.model)) for one in (ar, dit)]
-        ar, dit = at_full_width(ar), at_full_width(dit)
-        after = [(forced(ar, planned) == tokens_of(planned)).float().mean() for planned in plans]
-        alone = [(tokens_of(plan(ar, size, planned.seed)) == tokens_of(planned)).float().mean() for planned in plans]
-        pairs = zip(plans, pictures, strict=True)
-        errors = [(paint(dit, planned) - picture).norm() / picture.norm() for planned, picture in pairs]
-        shares = [f"{100 * torch.stack(values).mean():.1f} %" for values in (after, alone)]
-        row = f"{shares[0]} | {shares[1]} | {torch.stack(errors).mean():.4f} | {sizes[0]} | {sizes[1]}"
-        print(f"| {folder.name} | {form} | {row} |", flush=True)
+        glm = GlmImage.load(folder, dtype="bfloat16", quantization=form)
+        sizes = _sizes(glm)
+        for component in (glm.ar, glm.dit):
+            at_full_width(component)
+        after = [(forced(glm, plan) == tokens_of(plan)).float().mean() for plan in plans]
+        alone = [(tokens_of(glm.plan(PROMPT, size, size, seed=plan.seed)) == tokens_of(plan)).float().mean() for plan in plans]
+        errors = [(paint(glm, plan) - picture).norm() / picture.norm() for plan, picture in zip(plans, pictures, strict=True)]
+        shares = " | ".join(f"{100 * torch.stack(values).mean():.1f} %" for values in (after, alone))
+        print(f"| {folder.name} | {form} | {shares} | {torch.stack(errors).mean():.4f} | {sizes} |", flush=True)
+
+
+def _sizes(glm: GlmImage) -> str:
+    return " | ".join(human_bytes(model_bytes(component.model)) for component in (glm.ar, glm.dit))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def decode_grids(
     emitted = torch.zeros(len(seeds), total, dtype=torch.int64)  # [B, T]
     done = 0
     progress(done, total)
-    for tokens in decode_tokens(ar, layout, seeds, sampling):
+    for tokens in decode_tokens(ar, layout, seeds, sampler(sampling)):
         emitted[:, done : done + tokens.shape[1]] = tokens
         done += tokens.shape[1]
         progress(done, total, lambda so_far=emitted[:, :done]: token_picture(ar.palette, so_far, grids))
@@ -133,7 +133,11 @@ def decode_grids(
     return [tokens.reshape(-1, *grid) for tokens, grid in zip(split, grids, strict=True)]
 
 
-def decode_tokens(ar: ArModel, layout: Layout, seeds: Sequence[int], sampling: Sampling) -> Iterator[torch.Tensor]:
+Sample = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits [B, V], exponential noise [B, V]) -> tokens [B]."""
+
+
+def decode_tokens(ar: ArModel, layout: Layout, seeds: Sequence[int], sample: Sample) -> Iterator[torch.Tensor]:
     """Emit T tokens for each seed; yields [B, n] int64 on the CPU, one token or SYNC_EVERY at once.
 
     All seeds share the prompt, so it is run once and its cache repeated. The last token is sampled but never fed back:
@@ -141,7 +145,7 @@ def decode_tokens(ar: ArModel, layout: Layout, seeds: Sequence[int], sampling: S
     """
     total, vocabulary = layout.following.shape[1], ar.model.config.text_config.vision_vocab_size
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    sample, at_once = sampler(sampling), tokens_per_sync(ar.device)
+    at_once = tokens_per_sync(ar.device)
     logits, state = prefill(ar, layout.ids, layout.positions, layout.following[:, :-1], batch=len(seeds))
     decode = decoder(state)
     next_noise = exponential_noise(generators, min(at_once, total), vocabulary)
@@ -175,8 +179,8 @@ def exponential_noise(generators: Sequence[torch.Generator], count: int, width: 
     return noise
 
 
-def sampler(sampling: Sampling) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """(logits [B, V], exponential noise [B, V]) -> tokens [B], by transformers' own filters in its order."""
+def sampler(sampling: Sampling) -> Sample:
+    """How tokens are drawn: by transformers' own filters in its order, then the race."""
     if sampling.temperature == 0:
         return lambda logits, noise: logits.argmax(dim=-1)
 
