@@ -51,6 +51,11 @@ def find_below(roots: Iterable[Path], is_wanted: Callable[[Path, list[str]], boo
     return dict(sorted(found.items()))
 
 
+def find_pipelines(roots: Iterable[Path], class_name: str) -> dict[str, Path]:
+    """The folders below the roots whose model_index.json names that pipeline of diffusers, by name as `find_below`."""
+    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_pipeline(folder, class_name))
+
+
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """The folders below a root down to FOLDER_LEVELS: path, names of its folders, names of its files, both sorted.
 

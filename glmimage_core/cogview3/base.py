@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..checkpoints.build import load_pretrained
-from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
+from ..checkpoints.folders import PIPELINE_INDEX, find_named, find_pipelines, read_json
 from ..checkpoints.report import inspect_stored, resolve_dtype
 from ..component import Component
 from ..diffusion import LATENT_PX, initial_noise, latent_grid
@@ -77,7 +77,7 @@ class CogView3Unet(Component):
 
 def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
     """The folders of CogView3-Base below the roots, by name."""
-    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_pipeline(folder, PIPELINE_CLASS))
+    return find_pipelines(roots, PIPELINE_CLASS)
 
 
 def find_folder(name: str, roots: Sequence[Path]) -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoints.build import load_pretrained
-from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
+from ..checkpoints.folders import PIPELINE_INDEX, find_named, find_pipelines, read_json
 from ..checkpoints.report import inspect_stored, resolve_dtype
 from ..component import Component
 from ..diffusion import check_start, initial_noise, latent_grid, merge_masked, whole_steps
@@ -55,7 +55,7 @@ class CogView3(Component):
 
 def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
     """The folders of CogView3-Plus below the roots, by name."""
-    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_pipeline(folder, PIPELINE_CLASS))
+    return find_pipelines(roots, PIPELINE_CLASS)
 
 
 def find_folder(name: str, roots: Sequence[Path]) -> Path:

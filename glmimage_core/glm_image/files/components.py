@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...checkpoints.build import build_model, check_libraries
-from ...checkpoints.folders import PIPELINE_INDEX, find_below, find_named, is_pipeline, read_json
+from ...checkpoints.folders import PIPELINE_INDEX, find_named, find_pipelines, is_pipeline, read_json
 from ...checkpoints.report import ComponentReport
 from ...vae import LatentSpace
 from ..ar_model import HALVES
@@ -141,7 +141,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 def list_checkpoints(roots: Iterable[Path]) -> dict[str, Path]:
     """Every checkpoint below the roots, by name."""
-    return find_below(roots, lambda folder, files: PIPELINE_INDEX in files and is_checkpoint(folder))
+    return find_pipelines(roots, PIPELINE_CLASS)
 
 
 def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
