@@ -8,7 +8,7 @@
     libraries    transformers' generate and diffusers' pipeline over the same models
     inputs       random inputs, to measure a later stage alone
     measure      rounds, stopwatch, peaks, and the machine's rates
-    models       random models of a size, created on the device
+    models       GLM-Image with random weights of a size, made on the device
     environment  libraries, device and settings, printed with every table
     table        tables, printed and saved
 

@@ -15,11 +15,10 @@ from ..glmimage_core.diffusion import Grid
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import preview_grid, prior_grid
 from ..glmimage_core.glm_image.layout import prompt_ids
-from ..glmimage_core.glm_image.prior import generate_prior
 from .inputs import PROMPT
 from .libraries import generate
 from .measure import Case, copy_rate, medians
-from .models import Models
+from .models import RandomGlmImage
 from .table import Table, compared
 
 FLOOR_TOKENS = 64  # over which the floor is measured
@@ -29,15 +28,15 @@ def check(options: Namespace) -> None:
     """Only the common options can be wrong."""
 
 
-def measure(options: Namespace, models: Models) -> Iterator[Table]:
-    ar = models.ar()
+def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
+    ar = glm.ar
     read = weight_bytes(ar) / copy_rate(options.device)
     rows = []
     for case in options.cases:
         grids = emitted_grids(case)
         tokens = sum(grid.tokens for grid in grids)
         ids, _ = prompt_ids(ar, PROMPT, grids, [])
-        ours = partial(generate_prior, ar, PROMPT, case.width, case.height, batch=case.batch)
+        ours = partial(glm.plan, PROMPT, case.width, case.height, batch=case.batch)
         theirs = partial(generate, ar, ids, grids, batch=case.batch)
         runs = {
             "this": lambda seed, ours=ours: ours(seed=seed),

@@ -18,7 +18,7 @@ from ..glmimage_core.glm_image.dit import Dit
 from .inputs import GLYPHS, random_glyphs, random_prior, random_reference
 from .libraries import pipeline, prior_arguments, reference_arguments
 from .measure import Case, Stopwatch, alternate, product_rate, seconds
-from .models import Models
+from .models import RandomGlmImage
 from .table import Table, compared
 
 
@@ -27,9 +27,9 @@ def check(options: Namespace) -> None:
         raise ValueError(f"--steps is {options.steps}; use 1 or more")
 
 
-def measure(options: Namespace, models: Models) -> Iterator[Table]:
-    dit = models.dit()
-    pipe = pipeline(models.folder, dit, models.vae()) if options.against else None
+def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
+    dit = glm.dit
+    pipe = pipeline(glm.checkpoint, dit, glm.vae) if options.against else None
     rate = product_rate(options.device, options.dtype)
     rows = []
     for case in options.cases:

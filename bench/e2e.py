@@ -2,6 +2,7 @@
 
 The first table splits text-to-image into its stages. The second has whole runs, some of which find results of the run before: as
 in ComfyUI, a node runs again only if its inputs changed.
+The third runs the same pictures from Python, through `GlmImage`.
 """
 
 import asyncio
@@ -19,17 +20,17 @@ from ..cli.graph.nodes import ALL_NODES
 from ..cli.graph.runner import Runner
 from ..cli.graph.stock import Folders
 from ..cli.graph.workflow import Nodes, Workflow, read_workflow
+from ..glmimage_core import GlmImage
 from ..glmimage_core.component import Component
 from ..glmimage_core.glm_image.ar_model import fit, vision_tokens
 from ..glmimage_core.glm_image.dit import Dit
-from ..glmimage_core.placement.residency import Residency
 from ..nodes.host import host
 from .ar import FLOOR_TOKENS, bare_products, emitted_grids
 from .dit import step_flops
 from .inputs import PROMPT
 from .libraries import generate_edit, pipeline, prior_arguments, reference_arguments
 from .measure import Case, Stopwatch, Times, alternate, product_rate, seconds
-from .models import LAYOUT, Models
+from .models import LAYOUT, RandomGlmImage
 from .table import Table, compared
 from .vae import decode_floor
 
@@ -52,19 +53,18 @@ def check(options: Namespace) -> None:
         raise ValueError(f"--steps is {options.steps}; use 1 or more")
 
 
-def measure(options: Namespace, models: Models) -> Iterator[Table]:
-    components = []
-    for create in (models.ar, models.glyph_encoder, models.dit, models.vae):
-        components.append(create())
-        components[-1].model.to("cpu")  # as loaders leave it; the host brings it to the device
-    ar, encoder, dit, vae = components
-    host.models, host.residency = models.models, Residency(options.device)
-    pipe = pipeline(models.folder, dit, vae, ar=ar, encoder=encoder) if options.against else None
+def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
+    components = ar, encoder, dit, vae = glm.ar, glm.glyph_encoder, glm.dit, glm.vae
+    for component in components:
+        component.model.to("cpu")  # as loaders leave it; the host brings it to the device
+    models = glm.checkpoint.parents[1]
+    host.models, host.residency = models, glm.residency
+    pipe = pipeline(glm.checkpoint, dit, vae, ar=ar, encoder=encoder) if options.against else None
     nodes = ALL_NODES | {name: _loader(name, component) for name, component in zip(LOADERS, components, strict=True)}
-    stages, runs = [], []
+    stages, runs, python = [], [], []
     for case in options.cases:
-        graphs = _Graphs(nodes, dit, case, folder=models.models, steps=options.steps)
-        ways = {"text": graphs.text, "edit": graphs.edit}
+        graphs = _Graphs(nodes, dit, case, folder=models, steps=options.steps)
+        ways = {"text": graphs.text, "edit": graphs.edit, "from Python": partial(_from_python, glm, case, options)}
         if pipe:
             theirs = _Pipeline(pipe, ar, case, options)
             ways |= {"their text": theirs.text, "their edit": theirs.edit}
@@ -72,9 +72,11 @@ def measure(options: Namespace, models: Models) -> Iterator[Table]:
         times = {way: _medians(results) for way, results in rounds.items()}
         stages += _stage_rows(case, times, _floors(case, options, ar=ar, dit=dit, vae=vae))
         runs += _run_rows(case, times)
+        python += _python_rows(case, times)
     about = f"{options.steps} steps, cfg {CFG}; reference is the pipeline"
     yield Table(f"Text-to-image, {about}, floors as of `ar`, `dit` and `vae`", stages)
     yield Table(f"Whole runs and the stages that ran in them, in seconds, {about}, which runs everything every time", runs)
+    yield Table(f"From Python, without nodes: GlmImage.reference, .plan and .paint in seconds, {about}", python)
 
 
 def _medians(rounds: list[dict[str, Times]]) -> dict[str, Times]:
@@ -103,6 +105,28 @@ def _run_rows(case: Case, times: dict[str, dict[str, Times]]) -> Iterator[dict]:
                 | {"whole": whole, "reference": theirs, "reference / this": theirs / whole if theirs else None}
                 | {stage: stages.get(stage, 0.0) for stage in ("prior", "encode reference", "caches", "denoise", "decode")}
             )
+
+
+def _python_rows(case: Case, times: dict[str, dict[str, Times]]) -> Iterator[dict]:
+    for run, methods in times["from Python"].items():
+        whole = sum(methods.values())
+        theirs = times.get(f"their {run}", {}).get("all new", {}).get("whole")
+        ratio = {"reference": theirs, "reference / this": theirs / whole if theirs else None}
+        yield {"run": run} | case.columns | {"whole": whole} | ratio | {f".{name}": time for name, time in methods.items()}
+
+
+def _from_python(glm: GlmImage, case: Case, options: Namespace, seed: int) -> dict[str, Times]:
+    """The seconds of each method of a text-to-image and of an edit whose reference is new."""
+    glm.dit.cached_references.clear()
+    runs = {}
+    for run in ("text", "edit"):
+        stopwatch = Stopwatch(options.device)
+        reference, plan, paint = (stopwatch.timed(name, getattr(glm, name)) for name in ("reference", "plan", "paint"))
+        references = [reference(picture(case, seed))] if run == "edit" else []
+        planned = plan(prompt(seed), case.width, case.height, seed=seed, batch=case.batch, references=references)
+        paint(planned, seed=seed, steps=options.steps, cfg=CFG, references=references)
+        runs[run] = {"reference": 0.0} | stopwatch.times
+    return runs
 
 
 def _floors(case: Case, options: Namespace, *, ar: Component, dit: Component, vae: Component) -> Times:

@@ -27,7 +27,7 @@ from ..glmimage_core.units import human_bytes
 from ..glmimage_core.vae import decode
 from .inputs import GLYPHS, PROMPT, random_glyphs, random_prior, random_reference
 from .measure import Case, allocator_peak
-from .models import Models
+from .models import RandomGlmImage
 from .table import Table, Value
 
 MB, GB = 10**6, 10**9
@@ -46,14 +46,15 @@ def check(options: Namespace) -> None:
         torch.cuda.set_per_process_memory_fraction(options.cap * GB / whole, options.device)
 
 
-def measure(options: Namespace, models: Models) -> Iterator[Table]:
+def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
     rows = []
-    for name, make in (("vision_language_encoder", models.ar), ("transformer", models.dit), ("vae", models.vae)):
-        component = make()
+    for name, of_glm in (("vision_language_encoder", "ar"), ("transformer", "dit"), ("vae", "vae")):
+        component = getattr(glm, of_glm)
         for case in options.cases:
             for count in options.references:
-                rows += _rows(name, component, case, references=count, folder=models.folder)
-        del component  # to make room on the device for the next one
+                rows += _rows(name, component, case, references=count, folder=glm.checkpoint)
+        del component
+        delattr(glm, of_glm)  # to make room on the device for the next one
         gc.collect()
     cap = f" with a cap of {options.cap} GB" if options.cap else ""
     yield Table(f"Peak memory in MB, one stage's model on the device{cap}; a stage without a peak ran out of memory", rows)

@@ -1,10 +1,14 @@
-"""Random models of a size, created on the device. No weights are written or read."""
+"""GLM-Image with random weights of a size, made on the device. No weights are written or read."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from typing_extensions import Self
 
+from ..glmimage_core import GlmImage
+from ..glmimage_core.checkpoints.report import DTYPES
 from ..glmimage_core.component import Component
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.dit import Dit
@@ -21,41 +25,50 @@ FULL = "full"
 LAYOUT = Path("diffusers", "GLM-Image")
 
 
-class Models:
-    """Creates a new model at each call, so the caller decides how long it lives.
+@dataclass(eq=False)
+class RandomGlmImage(GlmImage):
+    """Each model is made when it is first asked for. `del` gives its memory back, and the next one is made anew.
 
-    folder: gets a checkpoint without its weights. The full size has a byte-level tokenizer with the released ids: it makes
-    several times as many tokens of a prompt as the released tokenizer does.
+    checkpoint: holds everything but weights. The full size has a byte-level tokenizer with the released ids: it makes several
+    times as many tokens of a prompt as the released tokenizer does.
     """
 
-    def __init__(self, folder: Path, size: str, *, device: torch.device, dtype: torch.dtype, seed: int):
+    seed: int = 0
+
+    @classmethod
+    def make(cls, models: Path, size: str, *, device: torch.device, dtype: str, seed: int) -> Self:
+        """models: the models folder that gets the checkpoint."""
         if size == FULL and device.type == "cpu":
             raise ValueError(f"--size {FULL} needs an accelerator with 24 GB or more; on the CPU it would take hours")
-        self.models, self.folder = folder, folder / LAYOUT
-        self.device, self.dtype, self.seed = device, dtype, seed
-        write_layout(self.folder, RELEASED if size == FULL else SPECS[size], seed)
+        checkpoint = models / LAYOUT
+        write_layout(checkpoint, RELEASED if size == FULL else SPECS[size], seed)
+        return cls(checkpoint, device, dtype=dtype, seed=seed)
 
+    @cached_property
     def ar(self) -> ArModel:
         from transformers import GenerationConfig
 
         model = self._random_model("vision_language_encoder")
-        model.generation_config = GenerationConfig.from_pretrained(self.folder / "vision_language_encoder")
-        return self._placed(checkpoints.ar_model(model, self.folder))
+        model.generation_config = GenerationConfig.from_pretrained(self.checkpoint / "vision_language_encoder")
+        return self._on_device(checkpoints.ar_model(model, self.checkpoint))
 
+    @cached_property
     def glyph_encoder(self) -> GlyphEncoder:
-        return self._placed(checkpoints.glyph_encoder(self._random_model("text_encoder"), self.folder))
+        return self._on_device(checkpoints.glyph_encoder(self._random_model("text_encoder"), self.checkpoint))
 
+    @cached_property
     def dit(self) -> Dit:
-        space, shift = latent_space(self.folder), scheduler_shift(self.folder)
-        return self._placed(Dit(self._random_model("transformer"), space, shift, checkpoint=self.folder))
+        space, shift = latent_space(self.checkpoint), scheduler_shift(self.checkpoint)
+        return self._on_device(Dit(self._random_model("transformer"), space, shift, checkpoint=self.checkpoint))
 
+    @cached_property
     def vae(self) -> Vae:
-        return self._placed(Vae(self._random_model("vae"), latent_space(self.folder)))
+        return self._on_device(Vae(self._random_model("vae"), latent_space(self.checkpoint)))
 
     def _random_model(self, name: str) -> torch.nn.Module:
-        model = COMPONENTS[name].build_from(self.folder, device=self.device, dtype=self.dtype).eval()
+        model = COMPONENTS[name].build_from(self.checkpoint, device=self.device, dtype=DTYPES[self.dtype]).eval()
         randomize(model, f"{self.seed}/{name}")
         return model
 
-    def _placed(self, component: Component) -> Component:
+    def _on_device(self, component: Component) -> Component:
         return replace(component.on(self.device), weights_are_static=True)

@@ -14,7 +14,7 @@ from ..glmimage_core import vae
 from ..glmimage_core.diffusion import latent_grid
 from ..glmimage_core.vae import TILE_PX, Vae
 from .measure import Case, medians, product_rate
-from .models import Models
+from .models import RandomGlmImage
 from .table import Table, compared
 
 
@@ -22,8 +22,8 @@ def check(options: Namespace) -> None:
     """Only the common options can be wrong."""
 
 
-def measure(options: Namespace, models: Models) -> Iterator[Table]:
-    decoder = models.vae()
+def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
+    decoder = glm.vae
     rate = product_rate(options.device, options.dtype)
     rows = []
     for case in options.cases:

@@ -99,13 +99,14 @@ def run(name: str, options: argparse.Namespace) -> int:
 
     from ..bench.environment import environment
     from ..bench.measure import cases
-    from ..bench.models import Models
+    from ..bench.models import RandomGlmImage
     from ..glmimage_core.checkpoints.build import check_libraries
     from ..glmimage_core.checkpoints.report import DTYPES
     from .device import device_option
 
     options.device = device_option(options.device)
-    options.dtype = DTYPES[options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")]
+    dtype = options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")
+    options.dtype = DTYPES[dtype]
     options.cases = cases(options.width, options.height or options.width, getattr(options, "batch", [1]))
     bench = importlib.import_module(f"...bench.{name}", __name__)
     bench.check(options)
@@ -114,11 +115,11 @@ def run(name: str, options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        models = Models(Path(folder), options.size, device=options.device, dtype=options.dtype, seed=options.seed)
+        glm = RandomGlmImage.make(Path(folder), options.size, device=options.device, dtype=dtype, seed=options.seed)
         about = environment(name, options)
         print(", ".join(f"{key} {value}" for key, value in about.items()))
         tables = []
-        for table in bench.measure(options, models):
+        for table in bench.measure(options, glm):
             print(f"\n{table.markdown()}", flush=True)
             tables.append(table)
     if options.save:

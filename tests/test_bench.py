@@ -11,7 +11,7 @@ from glm_image_pack.bench.ar import weight_bytes
 from glm_image_pack.bench.dit import forward_flops
 from glm_image_pack.bench.libraries import generate
 from glm_image_pack.bench.measure import Stopwatch, alternate, copy_rate, product_rate
-from glm_image_pack.bench.models import Models
+from glm_image_pack.bench.models import RandomGlmImage
 from glm_image_pack.bench.vae import operations
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
@@ -81,7 +81,7 @@ def test_vae_measures_both_ways_whole_and_tiled(bench):
 
 
 def test_e2e_tells_the_stages_apart_and_what_does_not_run_again(bench):
-    stages, runs = bench("e2e", *STEPS, *AGAINST)
+    stages, runs, python = bench("e2e", *STEPS, *AGAINST)
     names = ["prior", "glyphs", "denoise", "decode", "other nodes and graph", "whole"]
     assert [row["stage"] for row in stages] == names
     check_ratios(stages, "s")
@@ -95,7 +95,9 @@ def test_e2e_tells_the_stages_apart_and_what_does_not_run_again(bench):
         "edit, same reference": {"prior", "denoise"},
         "edit, new sampler seed": {"denoise"},
     }
-    assert all(row["reference / this"] == pytest.approx(row["reference"] / row["whole"]) for row in runs)
+    assert all(row["reference / this"] == pytest.approx(row["reference"] / row["whole"]) for row in [*runs, *python])
+    assert [(row["run"], bool(row[".reference"])) for row in python] == [("text", False), ("edit", True)]
+    assert all(row["whole"] == pytest.approx(row[".reference"] + row[".plan"] + row[".paint"]) for row in python)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +197,14 @@ def test_the_full_size_reads_the_released_bytes_a_token_and_has_the_released_ids
 
 
 def test_models_compute_in_the_dtype_and_match_the_checkpoint_of_their_size(tmp_path, folder):
-    made = Models(tmp_path / "made", "tiny", device=CPU, dtype=torch.float32, seed=0)
-    for name, component in (("transformer", made.dit()), ("vision_language_encoder", made.ar())):
+    made = RandomGlmImage.make(tmp_path / "made", "tiny", device=CPU, dtype="float32", seed=0)
+    for name, component in (("transformer", made.dit), ("vision_language_encoder", made.ar)):
         loaded = checkpoints.load_dit(folder) if name == "transformer" else checkpoints.load_ar(folder)
         expected = loaded.model.state_dict()
         assert component.model.state_dict().keys() == expected.keys()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in component.model.state_dict().items())
-    half = Models(tmp_path / "half", "tiny", device=CPU, dtype=torch.bfloat16, seed=0)
-    for component in (half.ar(), half.glyph_encoder(), half.dit(), half.vae()):
+    half = RandomGlmImage.make(tmp_path / "half", "tiny", device=CPU, dtype="bfloat16", seed=0)
+    for component in (half.ar, half.glyph_encoder, half.dit, half.vae):
         assert component.dtype == torch.bfloat16 and not component.model.training
 
 
