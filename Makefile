@@ -23,9 +23,9 @@ test: .venv/ready
 	.venv/bin/python $(PYTEST)
 
 # What to run between two edits: GLM-Image from end to end at tiny size, its files, the nodes, the command line. Left out by
-# name are the other model families, the benchmarks, predictions of memory, what draws with the trained model, and commands
-# that render in a process of their own, which takes seconds to import the libraries.
-QUICK = not (bench or cogview3 or vlm or predict or nano or world or anywhere or disk or verbose)
+# name are the other model families, engines on the network, the benchmarks, predictions of memory, what draws with the trained
+# model, and commands that render in a process of their own, which takes seconds to import the libraries.
+QUICK = not (bench or cogview3 or vlm or predict or nano or world or chat or remote or anywhere or disk or verbose)
 quick: .venv/ready
 	.venv/bin/python $(PYTEST) -m "not slow" -k "$(QUICK)"
 
