@@ -1,7 +1,8 @@
 """The AR stage: milliseconds a token against transformers' generate, the bare matrix products and the bytes of the weights.
 
-One token here is one for every sequence of the batch. The floor is every Linear of the language model and the head, on one row a
-sequence. `read` is the time to read their weights once at the copy rate; for small models a CPU's cache can be faster.
+One token here is one for every sequence of the batch. A pass may make several known; of random weights it seldom does. The
+floor is every Linear of the language model and the head, on one row a sequence, once a token. `read` is the time to read
+their weights once at the copy rate; for small models a CPU's cache can be faster.
 """
 
 from argparse import Namespace
@@ -40,15 +41,18 @@ def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
         theirs = partial(generate, ar, ids, grids, batch=case.batch)
         runs = {
             "this": lambda seed, ours=ours: ours(seed=seed),
+            "one a pass": lambda seed, ours=ours: ours(seed=seed, lookahead=1),
             "floor": lambda seed, case=case: bare_products(ar, case.batch, FLOOR_TOKENS),
         }
         if options.against:
             runs["reference"] = lambda seed, theirs=theirs: theirs(seed=seed)
         times = medians(runs, options.rounds, options.seed, options.device)
         ms = {name: 1000 * time / (FLOOR_TOKENS if name == "floor" else tokens) for name, time in times.items()}
+        passes = ours(seed=options.seed).passes
         rows.append(
             case.columns
-            | {"tokens": tokens, "tokens/s": 1000 * case.batch / ms["this"]}
+            | {"tokens": tokens, "passes": passes, "tokens/pass": (tokens - 1) / passes}
+            | {"tokens/s": 1000 * case.batch / ms["this"], "one a pass / this": ms["one a pass"] / ms["this"]}
             | compared(ms["this"], ms.get("reference"), ms["floor"], "ms/token")
             | {"read": 1000 * read, "this / read": ms["this"] / 1000 / read}
         )

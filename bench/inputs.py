@@ -3,8 +3,9 @@
 import torch
 
 from ..glmimage_core.diffusion import latent_grid
+from ..glmimage_core.glm_image.draw import Sampling
 from ..glmimage_core.glm_image.geometry import prior_grid
-from ..glmimage_core.glm_image.prior import Prior, Sampling
+from ..glmimage_core.glm_image.prior import Prior
 from ..glmimage_core.glm_image.references import Reference
 from ..glmimage_core.vae import LatentSpace
 from .measure import Case

@@ -110,7 +110,7 @@ def _run(stage: str, component: Component, case: Case, references: tuple[tuple[i
     config = component.model.config
     if stage == "Generate Prior":
         encoded = [random_reference(config.vq_config.num_embeddings, *size, seed) for seed, size in enumerate(references)]
-        settings = {"seed": 0, "batch": case.batch, "references": encoded}
+        settings = {"seed": 0, "batch": case.batch, "references": encoded, "lookahead": 1}  # as predicted
         return lambda: generate_prior(component, PROMPT, case.width, case.height, **settings)
     rows = config.prior_vq_quantizer_codebook_size
     encoded = [random_reference(rows, *size, seed) for seed, size in enumerate(references)]

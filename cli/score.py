@@ -44,6 +44,13 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         "--step-cache", type=float, default=0.0, metavar="THRESHOLD", help="step_cache of GLM-Image Sampler; default: 0, off"
     )
     parser.add_argument(
+        "--lookahead",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="tokens a pass of the AR model; default: 0, as many as are fastest",
+    )
+    parser.add_argument(
         "--save", type=Path, metavar="DIR", help="also save the pictures to this folder; names of wrong ones begin with x"
     )
     parser.set_defaults(run=run)
@@ -56,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--share is {options.share}; it must lie above 0 and not above 1")
     if options.steps < 1:
         raise ValueError(f"--steps is {options.steps}; at least one is needed")
+    if not 0 <= options.lookahead <= 64:
+        raise ValueError(f"--lookahead is {options.lookahead}; it must lie within 1..64, or be 0 for the fastest")
 
     from ..glmimage_core.glm_image.denoise import Approximations
     from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
@@ -75,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
         steps=options.steps,
         cfg=options.cfg,
         approximations=Approximations(step_cache=options.step_cache),
+        lookahead=options.lookahead,
     )
     verdicts, began = [], time.monotonic()
     asked = list(scoring.questions(options.share))
@@ -87,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
             bar.update()
     seconds = (time.monotonic() - began) / len(verdicts)
     title = f"{checkpoint.name}, {options.steps} steps, cfg {options.cfg}, {seconds:.1f} s a picture"
-    print(table(title, verdicts).markdown())
+    print(table(title, verdicts, paint.planned).markdown())
     return 0
 
 
@@ -98,18 +108,19 @@ def _keep(folder: Path, verdict, picture) -> None:
     to_pictures(picture[None])[0].save(folder / name)
 
 
-def table(title: str, verdicts: Sequence) -> Table:
-    """One row for each subject, and one for each kind of edit."""
+def table(title: str, verdicts: Sequence, planned: Sequence) -> Table:
+    """One row for each subject, and one for each kind of edit. planned: how the plan of each verdict's picture was made."""
     groups: dict[str, list] = {}
-    for verdict in verdicts:
-        groups.setdefault(verdict.question.subject, []).append(verdict)
-    for verdict in verdicts:
+    answers = list(zip(verdicts, planned, strict=True))
+    for verdict, plan in answers:
+        groups.setdefault(verdict.question.subject, []).append((verdict, plan))
+    for verdict, plan in answers:
         if verdict.kept is not None:
-            groups.setdefault(f"edit: {verdict.question.asked.kind}", []).append(verdict)
-    return Table(title, [_row(name, group) for name, group in groups.items()])
+            groups.setdefault(f"edit: {verdict.question.asked.kind}", []).append((verdict, plan))
+    return Table(title, [_row(name, *zip(*group, strict=True)) for name, group in groups.items()])
 
 
-def _row(name: str, verdicts: Sequence) -> dict:
+def _row(name: str, verdicts: Sequence, planned: Sequence) -> dict:
     kept = [verdict.kept for verdict in verdicts if verdict.kept is not None]
     return {
         "what": name,
@@ -117,4 +128,6 @@ def _row(name: str, verdicts: Sequence) -> dict:
         "right %": round(100 * statistics.fmean(verdict.right for verdict in verdicts), 1),
         "rest, median dB": round(statistics.median(kept), 1) if kept else None,
         f"rest within {KEPT_DB:.0f} dB %": round(100 * statistics.fmean(db >= KEPT_DB for db in kept), 1) if kept else None,
+        "tokens a pass": round(statistics.fmean(plan.tokens_a_pass for plan in planned), 1),
+        "plan, median s": round(statistics.median(plan.seconds for plan in planned), 3),
     }

@@ -1,10 +1,12 @@
 """Prior tokens: the AR stage, and how its plan reaches the sampler."""
 
 from ..glmimage_core.glm_image.ar_model import ArModel
+from ..glmimage_core.glm_image.draw import Sampling
 from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
 from ..glmimage_core.glm_image.layout import check_prompt
-from ..glmimage_core.glm_image.memory import prior_bytes
-from ..glmimage_core.glm_image.prior import Prior, Sampling, generate_prior
+from ..glmimage_core.glm_image.lookahead import AUTO, SIZES
+from ..glmimage_core.glm_image.memory import most_rows, prior_bytes
+from ..glmimage_core.glm_image.prior import Prior, generate_prior
 from ..glmimage_core.glm_image.references import check_references, sizes_of
 from ..glmimage_core.placement.prediction import Job
 from .host import host
@@ -77,6 +79,16 @@ class GLMImageGeneratePrior:
             },
             "optional": {
                 "references": (REFERENCES, {"tooltip": "Images to edit or combine. Connect them to Apply Prior too."}),
+                "lookahead": (
+                    ["auto", *map(str, SIZES)],
+                    {
+                        "default": "auto",
+                        "advanced": True,
+                        "tooltip": "How many tokens to compute at once: the next one, and guesses of those behind it. Right "
+                        "guesses save time, wrong ones change nothing. auto takes the fastest number. In bfloat16 another number "
+                        "may round otherwise and so give another plan; 1 is the reference's way.",
+                    },
+                ),
             },
         }
 
@@ -89,13 +101,16 @@ class GLMImageGeneratePrior:
             lambda: check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height)
         )
 
-    async def generate(self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=()):
+    async def generate(
+        self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=(), lookahead="auto"
+    ):
         check_size(width, height)
         model = glm_ar(ar)
         check_prompt(model, prompt)
         check_references(references, codebook=model.codebook)
         sampling = Sampling(temperature, top_p, top_k)
         job = Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
+        config, itemsize = model.model.config, model.dtype.itemsize
 
         def plan(placed: ArModel) -> Prior:
             return generate_prior(
@@ -107,11 +122,14 @@ class GLMImageGeneratePrior:
                 batch=batch_size,
                 sampling=sampling,
                 references=references,
+                lookahead=AUTO if lookahead == "auto" else int(lookahead),
+                most_rows=most_rows(config, itemsize, job, host.free_bytes(ar)),
                 progress=host.progress("Generate Prior", "tokens"),
             )
 
-        needed = prior_bytes(model.model.config, model.dtype.itemsize, job)
-        return (await host.run_in_background(ar, needed, "language", plan),)
+        prior = await host.run_in_background(ar, prior_bytes(config, itemsize, job), "language", plan)
+        host.say(f"{prior.tokens_a_picture} tokens in {prior.passes} passes, {prior.tokens_a_pass:.1f} a pass")
+        return (prior,)
 
 
 class GLMImageApplyPrior:

@@ -14,10 +14,12 @@ from pathlib import Path
 import _pack  # noqa: F401, before what it loads
 import torch
 from glm_image_pack.glmimage_core import GlmImage
+from glm_image_pack.glmimage_core.glm_image.decoder import decode_window, filled_window, prefill
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.draw import Noise, draw
 from glm_image_pack.glmimage_core.glm_image.geometry import preview_grid, prior_grid
 from glm_image_pack.glmimage_core.glm_image.layout import lay_out
-from glm_image_pack.glmimage_core.glm_image.prior import Prior, decode_tokens, sampler
+from glm_image_pack.glmimage_core.glm_image.prior import Prior
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.units import human_bytes
 from glm_image_pack.glmimage_core.weights.formats import FORMATS, dequantized
@@ -35,15 +37,13 @@ def tokens_of(plan: Prior) -> torch.Tensor:
 def forced(glm: GlmImage, plan: Prior) -> torch.Tensor:
     """What a model draws after each of a plan's tokens, [T]."""
     large = prior_grid(plan.width, plan.height)
-    draw, tokens, drawn = sampler(plan.sampling), tokens_of(plan), []
-
-    def record(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        drawn.append(draw(logits, noise))
-        return tokens[None, len(drawn) - 1]
-
-    for _ in decode_tokens(glm.ar, lay_out(glm.ar, PROMPT, [preview_grid(large), large], []), [plan.seed], record):
-        pass
-    return torch.cat(drawn)
+    layout, tokens = lay_out(glm.ar, PROMPT, [preview_grid(large), large], []), tokens_of(plan)
+    logits, state = prefill(glm.ar, layout.ids, layout.positions, layout.following[:, :-1], batch=1)
+    rows = len(tokens) - 1
+    following = decode_window(state, tokens[None, :-1], filled_window(state, [0], rows))
+    width = glm.ar.model.config.text_config.vision_vocab_size
+    noise = Noise([plan.seed], places=len(tokens), width=width, kept=glm.ar.codebook_size)
+    return draw(plan.sampling, torch.cat((logits[:, None], following), dim=1), noise.windows([0], len(tokens)))[0]
 
 
 def paint(glm: GlmImage, plan: Prior) -> torch.Tensor:

@@ -24,6 +24,7 @@ SIZES = {
 }  # of the others: 256 x 288
 ADDED = {  # since version 1
     "GLMImageSampler": {"sampler_name": "euler", "cfg_start": 0.0, "cfg_end": 1.0, "step_cache": 0.0},
+    "GLMImageGeneratePrior": {"lookahead": "auto"},
     "GLMImageLoadDiT": {"attention": "auto", "compile": False, "device": "default"},
 } | {f"GLMImageLoad{model}": {"device": "default"} for model in ("AR", "GlyphEncoder", "VAE")}
 

@@ -61,6 +61,7 @@ def test_ar_compares_every_size_and_batch_with_generate_and_with_the_bare_produc
     ]
     check_ratios(rows, "ms/token")
     assert all(row["reference"] and row["floor"] for row in rows)
+    assert all(row["tokens/pass"] == pytest.approx((row["tokens"] - 1) / row["passes"]) for row in rows)
     assert all(row["tokens/s"] == pytest.approx(1000 * row["batch"] / row["ms/token"]) for row in rows)
     assert rows[0]["tokens"] == 256 + 64  # the preview's and the picture's own
 

@@ -1,21 +1,24 @@
-"""The decoder against transformers' own forward: the same logits, the same tokens, for every way of running a step."""
+"""The decoder against transformers' own forward: the same logits, the same tokens, for every way of running a pass."""
 
 import inspect
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image import decoder as decoding
 from glm_image_pack.glmimage_core.glm_image import prior
+from glm_image_pack.glmimage_core.glm_image.draw import Sampling, draw
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
-from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 
 from pictures import pattern
 
 PROMPT = "a red house"
+SAMPLING = Sampling()
 
 
-def transformers_decoder(run):
+def transformers_logits(run):
     """transformers' forward for each token, with a cache that grows: the plain loop."""
     from transformers import DynamicCache
 
@@ -38,87 +41,114 @@ def transformers_decoder(run):
     return decode
 
 
-def masked_decoder(run):
-    """What an accelerator runs."""
-    return lambda token, step: decoding.decode_masked(run, token, torch.tensor([step]))
+def transformers_decoder(run, sampling):
+    decode = transformers_logits(run)
+
+    def step(tokens, steps, noise):
+        assert tokens.shape[1] == 1 and len(set(steps)) == 1
+        return draw(sampling, decode(tokens[:, 0], steps[0])[:, None], noise)
+
+    return step
 
 
 # Behind a mask the CPU's attention adds in another order, which in bfloat16 rounds otherwise.
 @pytest.mark.parametrize(
-    ("other", "dtype"), [(transformers_decoder, "float32"), (transformers_decoder, "bfloat16"), (masked_decoder, "float32")]
+    ("other", "dtype"), [(transformers_decoder, "float32"), (transformers_decoder, "bfloat16"), (decoding.MaskedSteps, "float32")]
 )
 @pytest.mark.parametrize("edit", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_tokens_are_those_of_the_plain_loop(folder, encode_reference, monkeypatch, other, dtype, edit, batch):
     model = load_ar(folder, dtype)
     references = [encode_reference(pattern(128, 160, 3))] if edit else []
-    ours = generate_prior(model, PROMPT, 256, 320, seed=7, batch=batch, references=references)
+    settings = {"seed": 7, "batch": batch, "references": references, "lookahead": 1}
+    ours = generate_prior(model, PROMPT, 256, 320, **settings)
     monkeypatch.setattr(prior, "decoder", other)
-    theirs = generate_prior(model, PROMPT, 256, 320, seed=7, batch=batch, references=references)
+    theirs = generate_prior(model, PROMPT, 256, 320, **settings)
     assert torch.equal(ours.tokens, theirs.tokens)
     assert edit or torch.equal(ours.preview, theirs.preview)
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("other", [transformers_decoder, masked_decoder])
-def test_the_logits_are_those_of_the_plain_loop(ar, other):
+def prefilled(ar, batch=2):
     ids, positions = torch.arange(9), torch.arange(9).expand(3, -1)
     following = torch.stack([torch.arange(9, 19), torch.arange(10, 20), torch.arange(2, 12)])
-    (first, run), (_, again) = (decoding.prefill(ar, ids, positions, following, batch=2) for _ in range(2))
+    return decoding.prefill(ar, ids, positions, following, batch=batch)
+
+
+TOKENS = torch.tensor([[0, 5, 9, 2, 7, 7, 1, 30, 8, 4], [3, 3, 0, 11, 40, 2, 2, 6, 9, 1]])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("masked", [False, True], ids=["filled", "masked"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 10])
+def test_the_logits_of_a_window_are_those_of_the_plain_loop(ar, masked, rows):
+    (first, run), (_, again) = prefilled(ar), prefilled(ar)
     assert first.shape == (2, ar.codebook_size)
-    ours, theirs = decoding.decoder(run), other(again)
-    for step in range(10):
-        token = torch.tensor([step, 3 * step])
-        torch.testing.assert_close(ours(token, step), theirs(token, step), atol=2e-5, rtol=0)
+    plain = transformers_logits(again)
+    expected = torch.stack([plain(TOKENS[:, step], step) for step in range(10)], dim=1)
+    for step in range(0, 10, rows):
+        tokens = TOKENS[:, step : step + rows]
+        where = decoding.masked_window(run, torch.tensor([step, step]), tokens.shape[1])
+        window = where if masked else decoding.filled_window(run, [step, step], tokens.shape[1])
+        ours = decoding.decode_window(run, tokens, window)
+        torch.testing.assert_close(ours, expected[:, step : step + rows], atol=2e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("masked", [False, True], ids=["filled", "masked"])
+def test_sequences_go_on_each_from_its_own_place_over_what_wrong_guesses_left(ar, masked):
+    (_, run), (_, again) = prefilled(ar), prefilled(ar)
+    plain = transformers_logits(again)
+    expected = torch.stack([plain(TOKENS[:, step], step) for step in range(10)], dim=1)
+
+    def window(steps, tokens):
+        rows = tokens.shape[1]
+        make = decoding.masked_window if masked else decoding.filled_window
+        return decoding.decode_window(run, tokens, make(run, torch.tensor(steps) if masked else steps, rows))
+
+    wrong = TOKENS.clone()
+    wrong[0, 2:4] = 50
+    wrong[1, 4] = 50
+    window([0, 0], wrong[:, :5])  # the first sequence is right up to its second token, the other up to its fourth
+    ours = window([2, 4], torch.stack([TOKENS[0, 2:6], TOKENS[1, 4:8]]))
+    torch.testing.assert_close(ours[0], expected[0, 2:6], atol=2e-5, rtol=0)
+    torch.testing.assert_close(ours[1], expected[1, 4:8], atol=2e-5, rtol=0)
 
 
 def test_the_cache_is_laid_out_once(ar, monkeypatch):
     addresses = []
 
-    def watched(run, token, place):
+    def watched(run, tokens, window):
         addresses.append([tensor.data_ptr() for layer in run.layers for tensor in (layer.keys, layer.values)])
-        return decode_one(run, token, place)
+        return decode_window(run, tokens, window)
 
-    decode_one = decoding.decode_one
-    monkeypatch.setattr(decoding, "decode_one", watched)
-    generate_prior(ar, PROMPT, 256, 256, seed=0)
+    decode_window = decoding.decode_window
+    monkeypatch.setattr(decoding, "decode_window", watched)
+    generate_prior(ar, PROMPT, 256, 256, seed=0, lookahead=1)
     assert len(addresses) == 256 + 64 - 1 and addresses.count(addresses[0]) == len(addresses)
 
 
-def test_a_device_that_works_on_its_own_is_read_every_few_tokens(ar, monkeypatch):
-    expected, seen = generate_prior(ar, PROMPT, 256, 288, seed=3), []
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_a_device_that_works_on_its_own_is_read_every_few_tokens(ar, monkeypatch, lookahead):
+    expected, seen = generate_prior(ar, PROMPT, 256, 288, seed=3, lookahead=1), []
     monkeypatch.setattr(prior, "tokens_per_sync", lambda device: prior.SYNC_EVERY)
-    got = generate_prior(ar, PROMPT, 256, 288, seed=3, progress=lambda done, total, preview=None: seen.append((done, total)))
+    watch = lambda done, total, preview=None: seen.append((done, total))  # noqa: E731
+    got = generate_prior(ar, PROMPT, 256, 288, seed=3, lookahead=lookahead, progress=watch)
     assert torch.equal(got.tokens, expected.tokens)
-    total = expected.tokens.numel() + expected.preview.numel()
-    assert seen == [(done, total) for done in range(0, total, prior.SYNC_EVERY)] + [(total, total)]
-
-
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=1), Sampling(top_k=0), Sampling(1.3, 0.3, 7)])
-def test_a_draw_is_torchs_multinomial_of_what_transformers_filters_leave(sampling):
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    filters = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-    filters += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
-    filters += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
-    logits = 3 * torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
-    draw = prior.sampler(sampling)
-    for row in logits:
-        expected = torch.multinomial(filters(None, row[None]).softmax(dim=-1), 1, generator=theirs)
-        assert draw(row[None], prior.exponential_noise([ours], 1, 300)[:, 0]) == expected[0]
+    total = got.tokens_a_picture
+    if lookahead:
+        assert seen == [(0, total), *((done, total) for done in range(1, total, prior.SYNC_EVERY)), (total, total)]
+    assert seen[-1] == (total, total) and all(before < after for before, after in itertools.pairwise(seen))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_recorded_step_gives_the_tokens_of_one_that_is_not(folder, caplog, dtype, batch):
+@pytest.mark.parametrize(("batch", "lookahead"), [(1, 1), (3, 1), (1, 8), (3, 8)])
+def test_a_recorded_pass_gives_the_tokens_of_one_that_is_not(folder, caplog, dtype, batch, lookahead):
     model = load_ar(folder, dtype)
     model.model.cuda()
     there = replace(model, device=torch.device("cuda", 0))
-    plain, recorded = (
-        generate_prior(replace(there, weights_are_static=s), PROMPT, 256, 320, seed=7, batch=batch) for s in (False, True)
-    )
+    settings = {"seed": 7, "batch": batch, "lookahead": lookahead}
+    plain, recorded = (generate_prior(replace(there, weights_are_static=s), PROMPT, 256, 320, **settings) for s in (False, True))
     assert torch.equal(plain.tokens, recorded.tokens) and torch.equal(plain.preview, recorded.preview)
     assert "without a CUDA graph" not in caplog.text
 

@@ -7,8 +7,9 @@ from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image import reference_cache as caching
 from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, CfgConditions, guided_velocity, sample
 from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions
+from glm_image_pack.glmimage_core.glm_image.draw import Sampling
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
-from glm_image_pack.glmimage_core.glm_image.prior import Prior, Sampling
+from glm_image_pack.glmimage_core.glm_image.prior import Prior
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_kv_caches
 
 from pictures import pattern

@@ -92,13 +92,15 @@ def test_encode_prompt_asks_for_the_memory_of_its_texts(encoder, quiet_host, mon
     assert asked == [glyph_bytes(encoder.model.config, 4, ["B" * 500])]
 
 
+@pytest.mark.parametrize("rows", [1, 8, 64])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_ar_stages_memory_is_predicted_within_10_percent(ar, batch):
+def test_the_ar_stages_memory_is_predicted_within_10_percent(ar, batch, rows):
     from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 
-    measured = allocator_peak(lambda: generate_prior(ar, "a prompt of some length", 256, 256, seed=0, batch=batch))
+    settings = {"seed": 0, "batch": batch, "lookahead": rows}
+    measured = allocator_peak(lambda: generate_prior(ar, "a prompt of some length", 256, 256, **settings))
     job = Job(256, 256, batch, prompt_tokens=40)
-    assert prior_bytes(ar.model.config, 4, job) == pytest.approx(measured, rel=0.1)
+    assert prior_bytes(ar.model.config, 4, job, rows) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_ar_model_runs_by_halves_where_the_whole_of_it_does_not_fit(quiet_host, folder, ar, vae):

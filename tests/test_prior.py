@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from glm_image_pack.glmimage_core.diffusion import Grid
+from glm_image_pack.glmimage_core.glm_image.draw import Sampling
 from glm_image_pack.glmimage_core.glm_image.layout import prompt_ids, prompt_positions
-from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 
 from pictures import pattern
 
@@ -52,12 +53,14 @@ def test_no_token_outside_the_codebook_even_when_the_model_wants_nothing_else(ar
 
 def test_progress_counts_every_token(ar, encode_reference):
     seen = []
-    generate_prior(ar, PROMPT, 256, 256, seed=0, progress=lambda done, total, preview=None: seen.append((done, total)))
+    watch = lambda done, total, preview=None: seen.append((done, total))  # noqa: E731
+    generate_prior(ar, PROMPT, 256, 256, seed=0, lookahead=1, progress=watch)
     assert seen == [(i, 256 + 64) for i in range(256 + 64 + 1)]  # before the first token too
     seen.clear()
     references = [encode_reference(pattern(128, 128, 3))]
-    generate_prior(ar, PROMPT, 256, 256, seed=0, references=references, progress=lambda *step: seen.append(step))
-    assert len(seen) == 64 + 1  # an edit has no preview
+    prior = generate_prior(ar, PROMPT, 256, 256, seed=0, references=references, progress=watch)
+    assert seen[0] == (0, 64) and seen[-1] == (64, 64)  # an edit has no preview
+    assert len(seen) == 1 + 1 + prior.passes  # and one for the prompt, which gives the first token
 
 
 def test_the_picture_of_the_plan_fills_up(ar):
@@ -83,13 +86,15 @@ def test_an_interruption_stops_at_that_token_and_the_next_run_is_unaffected(ar):
 
     def stop(done, total, preview=None):
         seen.append(done)
-        if done == 7:
+        if done >= 7:
             raise Interrupted
 
     expected = generate_prior(ar, PROMPT, 256, 256, seed=0).tokens
-    with pytest.raises(Interrupted):
-        generate_prior(ar, PROMPT, 256, 256, seed=0, progress=stop)
-    assert seen == list(range(8))
+    for lookahead in (1, 8):
+        seen.clear()
+        with pytest.raises(Interrupted):
+            generate_prior(ar, PROMPT, 256, 256, seed=0, lookahead=lookahead, progress=stop)
+        assert 7 <= seen[-1] < 7 + lookahead and all(done < 7 for done in seen[:-1])
     assert torch.equal(expected, generate_prior(ar, PROMPT, 256, 256, seed=0).tokens)
 
 

@@ -10,10 +10,11 @@ from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
 from glm_image_pack.glmimage_core.glm_image.dit import Dit
+from glm_image_pack.glmimage_core.glm_image.draw import Sampling
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_checkpoint, scheduler_shift
 from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
-from glm_image_pack.glmimage_core.glm_image.prior import Sampling, generate_prior
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values
 from glm_image_pack.glmimage_core.glm_image.references import Reference, encode_reference
 from glm_image_pack.glmimage_core.images import to_pictures

@@ -63,6 +63,7 @@ def test_the_entry_after_a_seed_is_skipped_and_later_inputs_have_their_defaults(
         "temperature": 0.5,
         "top_p": 0.75,
         "top_k": 50,
+        "lookahead": "auto",
     }
     assert prompt["3"]["inputs"] == expected
 

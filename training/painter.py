@@ -1,26 +1,41 @@
 """A checkpoint's whole way from a prompt to a picture, as training and scoring ask for it."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ..glmimage_core.glm_image.denoise import Approximations
+from ..glmimage_core.glm_image.draw import Sampling
+from ..glmimage_core.glm_image.lookahead import AUTO
 from ..glmimage_core.glm_image.pipeline import GlmImage
-from ..glmimage_core.glm_image.prior import Sampling
 from ..glmimage_core.images import to_pictures
+
+
+class Planned(NamedTuple):
+    """How a plan was made: in how many seconds, with how many tokens a pass."""
+
+    seconds: float
+    tokens_a_pass: float
 
 
 @dataclass(frozen=True, eq=False)
 class Painter:
-    """Paints what a prompt says, from reference pictures or without; one seed plans and paints."""
+    """Paints what a prompt says, from reference pictures or without; one seed plans and paints.
+
+    planned: how the plan of each picture so far was made.
+    """
 
     glm: GlmImage
     steps: int = 20
     cfg: float = 1.5
     sampling: Sampling = Sampling()  # noqa: RUF009, immutable
     approximations: Approximations = Approximations()  # noqa: RUF009, immutable
+    lookahead: int = AUTO
+    planned: list[Planned] = field(default_factory=list)
 
     @classmethod
     def of(cls, checkpoint: Path, dtype: str = "auto", quantization: str = "none", **settings) -> "Painter":
@@ -30,7 +45,17 @@ class Painter:
     def __call__(self, prompt: str, pictures: Sequence[torch.Tensor], width: int, height: int, seed: int) -> torch.Tensor:
         """pictures: the references, [H, W, 3] in 0..1. width, height: pixels. Returns [height, width, 3] float32 in 0..1."""
         references = [self.glm.reference(to_pictures(picture[None])[0]) for picture in pictures]
-        plan = self.glm.plan(prompt, width, height, seed=seed, references=references, sampling=self.sampling)
+        began = time.perf_counter()
+        plan = self.glm.plan(
+            prompt,
+            width,
+            height,
+            seed=seed,
+            references=references,
+            sampling=self.sampling,
+            lookahead=self.lookahead,
+        )
+        self.planned.append(Planned(time.perf_counter() - began, plan.tokens_a_pass))
         painted = self.glm.paint_tensor(
             plan,
             seed=seed,

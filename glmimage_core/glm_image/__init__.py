@@ -3,9 +3,12 @@
 geometry         pixels <-> prior grid, preview grid, DiT tokens; fitting a reference
 glyphs           the text to be drawn, encoded by ByT5
 ar_model         the AR model, its two halves, vision tokens
-decoder          the AR model at one token a step, over a static key/value cache
 layout           the AR model's prompt, and the position of every token
-prior            prior tokens: decoding and sampling them
+draw             how a token is drawn from the logits
+decoder          the AR model over a static key/value cache, a window of tokens a pass
+drafts           guesses of the tokens that follow
+lookahead        how many of them a pass computes
+prior            prior tokens: pass after pass
 token_preview    the token grid as a picture
 references       reference images: one fitted picture, seen by both models
 schedule         timesteps, shifted sigmas and the map between them

@@ -1,7 +1,7 @@
 """The AR model, its two halves, and the vision tokens it makes of a picture."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +9,10 @@ from PIL import Image
 
 from ..component import Component
 from ..diffusion import Grid
+from ..weights.linear import quantization_of
+from .drafts import Experience
 from .geometry import PRIOR_PX, reference_grid
+from .lookahead import AssumedCosts, PassCosts
 
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration
@@ -57,7 +60,8 @@ class ArModel(Component):
 
     halves are those of the model, which are placed one without the other. image_processor is transformers' PIL one.
     shortest_edge and longest_edge, in pixels, are its limits for references. codebook identifies the codebook that prior and
-    vision tokens index; palette gives each of its rows a colour, [N, 3] uint8.
+    vision tokens index; palette gives each of its rows a colour, [N, 3] uint8. experience: what its plans have shown so far.
+    measured: what a pass of the decoder costs, by where and how the model computes.
     """
 
     model: "GlmImageForConditionalGeneration"
@@ -68,10 +72,23 @@ class ArModel(Component):
     longest_edge: int
     codebook: str
     palette: torch.Tensor
+    experience: Experience = field(default_factory=Experience)
+    measured: dict[tuple, PassCosts] = field(default_factory=dict)
 
     @property
     def parts(self) -> Mapping[str, torch.nn.Module]:
         return self.halves
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a token's logits are the same but for float32's rounding, whatever is computed beside it."""
+        return self.dtype == torch.float32 and not self.quantized_by and quantization_of(self.model) != "int8"
+
+    def pass_costs(self, batch: int) -> PassCosts | AssumedCosts:
+        """What passes for so many sequences cost where the model is now."""
+        if not self.is_exact:
+            return AssumedCosts(self.device, streamed=not self.weights_are_static, batch=batch)
+        return self.measured.setdefault((str(self.device), self.weights_are_static, batch), PassCosts())
 
     @property
     def codebook_size(self) -> int:

@@ -1,12 +1,15 @@
-"""The AR language model at one token a step, over a key/value cache that is laid out once.
+"""The AR language model over a key/value cache that is laid out once, a window of tokens at a pass.
 
-    prefill      the prompt, once, through transformers' model; its keys and values are copied into the cache
-    decode_one   one token of every sequence in, the logits of the next one out
-    record       the same as a CUDA graph
+    prefill         the prompt, once, through transformers' model; its keys and values are copied into the cache
+    decode_window   W tokens of every sequence in, the logits of the token after each of them out
+    decoder         a pass and its draws in the fastest way for a device; on CUDA a recorded graph for each W
 
-transformers' forward serves every model and every input; at one token a step that costs as much time as the matrix products
-of a small model. `decode_one` is the same arithmetic in the same order and nothing else. It calls the layers and reads no
+transformers' forward serves every model and every input; at one token a pass that costs as much time as the matrix products
+of a small model. `decode_window` is the same arithmetic in the same order and nothing else. It calls the layers and reads no
 weights but those of the norms, so the others may be streamed, patched or quantized.
+
+A window may hold guesses. What wrong ones leave in the cache lies behind the tokens that are known, where no token attends to
+it, and the next window overwrites it.
 """
 
 import inspect
@@ -20,6 +23,7 @@ from torch.nn import Module
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .ar_model import ArModel
+from .draw import Sampling, draw
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +65,8 @@ class Layer(NamedTuple):
 class DecodeState:
     """What stays the same from token to token of one run.
 
-    The first prompt_length tokens of the cache are the prompt's. positions: [3, T] of the tokens that are fed. The rotary
-    embedding of each is x * cosine + x[..., rotate_index] * sine, with cosine and sine [T, head width] and rotate_index [head
+    The first prompt_length tokens of the cache are the prompt's. positions: [3, N] of the tokens that may be fed. The rotary
+    embedding of each is x * cosine + x[..., rotate_index] * sine, with cosine and sine [N, head width] and rotate_index [head
     width] int64. That is rotate_half with its sign in the sine: one gather for the whole head, since the part of a head that
     is not rotated has cosine 1 and sine 0.
     """
@@ -76,18 +80,26 @@ class DecodeState:
     rotate_index: torch.Tensor
 
 
-class StepPosition(NamedTuple):
-    """Where one step's token stands.
+class Window(NamedTuple):
+    """Where the W tokens of a pass stand.
 
-    slot: its place in the cache, a slice of length 1 or [1] int64. attended: how many slots of the cache it attends to.
-    mask: [1, 1, 1, attended] bool, or None where all of these slots are filled. cosine, sine: [head width].
+    slots: their places in the cache, a slice that all sequences share or [B, W] int64. attended: how many slots of the cache the
+    last of them attends to. mask: [B or 1, 1, W * G, attended], added to the scores, with G the query heads of a key/value head;
+    None where all of these slots are filled. cosine, sine: [B or 1, W, 1, head width].
     """
 
-    slot: slice | torch.Tensor
+    slots: slice | torch.Tensor
     attended: int
     mask: torch.Tensor | None
     cosine: torch.Tensor
     sine: torch.Tensor
+
+    def write(self, cache: torch.Tensor, rows: torch.Tensor) -> None:
+        """rows: keys or values of the window, [B, W, heads, head width]."""
+        if isinstance(self.slots, slice):
+            cache[:, :, self.slots] = rows.transpose(1, 2)
+        else:
+            cache[torch.arange(len(rows), device=rows.device)[:, None], :, self.slots] = rows
 
 
 def prefill(
@@ -95,7 +107,7 @@ def prefill(
 ) -> tuple[torch.Tensor, DecodeState]:
     """Run the prompt and repeat it for `batch` sequences, with room for the tokens that follow.
 
-    ids: [S], positions: [3, S], following: [3, T], the positions of the tokens that will be fed. Calls the language model
+    ids: [S], positions: [3, S], following: [3, N], the positions of all tokens that may be fed. Calls the language model
     itself: the outer model keeps mrope state on itself, so two runs would disturb each other. Returns the logits of the
     next token, [B, V] float32.
     """
@@ -177,108 +189,184 @@ def _rotation(ar: ArModel, positions: torch.Tensor, width: int) -> tuple[torch.T
 
 
 def _logits(ar: ArModel, hidden: torch.Tensor) -> torch.Tensor:
-    """[B, D] -> [B, V] float32, V the codebook: the head is wider, and its other ids must never stand inside a grid."""
-    return ar.model.lm_head(hidden)[:, : ar.codebook_size].float()
+    """[..., D] -> [..., V] float32, V the codebook: the head is wider, and its other ids must never stand inside a grid."""
+    return ar.model.lm_head(hidden)[..., : ar.codebook_size].float()
 
 
-def decode_one(state: DecodeState, token: torch.Tensor, position: StepPosition) -> torch.Tensor:
-    """Feed one token a sequence, [B]. Writes into the cache, returns the next logits, [B, V] float32.
+def decode_window(state: DecodeState, tokens: torch.Tensor, window: Window) -> torch.Tensor:
+    """Feed W tokens of each sequence, [B, W]. Writes into the cache, returns the logits after each, [B, W, V] float32.
 
     Query heads that share a key/value head go through the attention as if they were queries at several positions, so no
     key or value is repeated.
     """
-    slot, attended, mask, cosine, sine = position
-    x = state.ar.model.get_input_embeddings()(token).to(state.ar.dtype)  # [B, D]
-    batch = len(x)
+    batch, rows = tokens.shape
+    x = state.ar.model.get_input_embeddings()(tokens.flatten()).to(state.ar.dtype)  # [B * W, D]
     for layer in state.layers:
         keys, values = layer.keys, layer.values
         _, heads, _, width = keys.shape
         normed = layer.norm(x)
-        rotated = torch.cat((layer.q(normed), layer.k(normed)), dim=-1).view(batch, -1, width)  # query heads, key heads
-        rotated = rotated * cosine + rotated[..., state.rotate_index] * sine
-        keys[:, :, slot] = rotated[:, -heads:, None]
-        values[:, :, slot] = layer.v(normed).view(batch, heads, 1, width)
+        rotated = torch.cat((layer.q(normed), layer.k(normed)), dim=-1).view(batch, rows, -1, width)  # query heads, key heads
+        rotated = rotated * window.cosine + rotated[..., state.rotate_index] * window.sine
+        window.write(keys, rotated[:, :, -heads:])
+        window.write(values, layer.v(normed).view(batch, rows, heads, width))
+        queries = rotated[:, :, :-heads].reshape(batch, rows, heads, -1, width).transpose(1, 2)  # [B, heads, W, G, width]
         mixed = scaled_dot_product_attention(
-            rotated[:, :-heads].reshape(batch, heads, -1, width).to(keys.dtype),
-            keys[:, :, :attended],
-            values[:, :, :attended],
-            attn_mask=mask,
+            queries.reshape(batch, heads, -1, width).to(keys.dtype),
+            keys[:, :, : window.attended],
+            values[:, :, : window.attended],
+            attn_mask=window.mask,
             scale=layer.scaling,
         )
-        x = x + layer.attended_norm(layer.o(mixed.reshape(batch, -1)))
+        mixed = mixed.view(batch, heads, rows, -1, width).transpose(1, 2)
+        x = x + layer.attended_norm(layer.o(mixed.reshape(batch * rows, -1)))
         gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
         x = x + layer.mlp_out_norm(layer.down(up * layer.activation(gate)))
-    return _logits(state.ar, _rms_norm(state.ar.model.model.language_model.norm)(x))
+    return _logits(state.ar, _rms_norm(state.ar.model.model.language_model.norm)(x)).view(batch, rows, -1)
 
 
-def decode_filled(state: DecodeState, token: torch.Tensor, step: int) -> torch.Tensor:
-    """decode_one over the filled part of the cache."""
-    slot = state.prompt_length + step
-    return decode_one(
-        state, token, StepPosition(slice(slot, slot + 1), slot + 1, mask=None, cosine=state.cosine[step], sine=state.sine[step])
-    )
+def filled_window(state: DecodeState, steps: Sequence[int], rows: int) -> Window:
+    """The window over the filled part of the cache only. steps: of the first token of each sequence."""
+    first, last = min(steps), max(steps)
+    attended = state.prompt_length + last + rows
+    if first == last:
+        slots = slice(state.prompt_length + first, attended)
+        cosine, sine = (table[None, first : first + rows, None] for table in (state.cosine, state.sine))
+        mask = None if rows == 1 else _mask(state, torch.arange(slots.start, slots.stop)[None], attended)
+        return Window(slots, attended, mask=mask, cosine=cosine, sine=sine)
+    return _window(state, torch.tensor(steps), rows, attended)
 
 
-def decode_masked(state: DecodeState, token: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """decode_one over the whole cache behind a mask, with the step as data, [1] int64."""
-    slot, capacity = step + state.prompt_length, state.layers[0].keys.shape[2]
-    mask = (torch.arange(capacity, device=step.device) <= slot).view(1, 1, 1, -1)
-    return decode_one(
-        state, token, StepPosition(slot, capacity, mask=mask, cosine=state.cosine[step][0], sine=state.sine[step][0])
-    )
+def masked_window(state: DecodeState, steps: torch.Tensor, rows: int) -> Window:
+    """The window over the whole cache, with the steps as data, [B] int64."""
+    return _window(state, steps, rows, attended=state.layers[0].keys.shape[2])
 
 
-Decode = Callable[[torch.Tensor, int], torch.Tensor]
-"""(token [B], step) -> logits [B, V] float32. A recorded step writes them to the same memory each time: read them before the
-next call."""
+def _window(state: DecodeState, steps: torch.Tensor, rows: int, attended: int) -> Window:
+    steps = steps[:, None] + torch.arange(rows, device=steps.device)  # [B, W]
+    slots = steps + state.prompt_length
+    cosine, sine = (table[steps][:, :, None] for table in (state.cosine, state.sine))
+    return Window(slots, attended, mask=_mask(state, slots, attended), cosine=cosine, sine=sine)
 
 
-def decoder(state: DecodeState) -> Decode:
-    """The fastest way to decode the tokens of a run on its device; all ways give the same tokens.
+def _mask(state: DecodeState, slots: torch.Tensor, attended: int) -> torch.Tensor:
+    """A token attends to its own slot and all before it. slots: [B or 1, W]. Returns the mask as in Window."""
+    config = state.ar.model.config.text_config
+    sharing = config.num_attention_heads // config.num_key_value_heads
+    hidden = torch.arange(attended, device=slots.device) > slots[:, :, None]  # [B or 1, W, attended]
+    mask = torch.zeros(hidden.shape, dtype=state.layers[0].keys.dtype, device=slots.device).masked_fill(hidden, -torch.inf)
+    return mask.repeat_interleave(sharing, dim=1)[:, None]
+
+
+Step = Callable[[torch.Tensor, Sequence[int], torch.Tensor], torch.Tensor]
+"""(tokens [B, W], the step of the first of each sequence, noise [B, W, V]) -> the token drawn after each, [B, W] int64. tokens
+and noise may be on the CPU. A recorded step writes the drawn tokens to the same memory each time."""
+
+
+def decoder(state: DecodeState, sampling: Sampling) -> Step:
+    """The fastest way to run a pass and draw on the state's device; all ways give the same tokens.
 
     On the CPU a token attends to the filled part of the cache. Elsewhere it attends to all of it behind a mask, so that
-    every step is the same operations on the same memory and can be recorded as a CUDA graph. Where the weights do not keep
-    their addresses, the steps are not recorded.
+    every pass of as many tokens is the same operations on the same memory and can be recorded as a CUDA graph. Where the
+    weights do not keep their addresses, passes are not recorded.
     """
     device = state.ar.device
     if device.type == "cpu":
-        return lambda token, step: decode_filled(state, token, step)
-    recorded = record(state) if state.ar.weights_are_static and device.type == "cuda" else None
-    if recorded is not None:
-        return recorded
-    return lambda token, step: decode_masked(state, token, torch.full((1,), step, device=device))
+        return FilledSteps(state, sampling)
+    if state.ar.weights_are_static and device.type == "cuda":
+        return RecordedSteps(state, sampling)
+    return MaskedSteps(state, sampling)
 
 
-def record(state: DecodeState) -> Decode | None:
-    """decode_masked as a CUDA graph, or None where a step waits for the device.
+@dataclass(frozen=True)
+class FilledSteps:
+    """Passes over the filled part of the cache."""
 
-    That is found out beforehand, since a recording that fails leaves PyTorch's allocator broken: the step runs twice, the
-    first time for libraries to pick their kernels and allocate their workspaces.
+    state: DecodeState
+    sampling: Sampling
+
+    def __call__(self, tokens: torch.Tensor, steps: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
+        window = filled_window(self.state, steps, tokens.shape[1])
+        return draw(self.sampling, decode_window(self.state, tokens, window), noise)
+
+
+@dataclass(frozen=True)
+class MaskedSteps:
+    """Passes over the whole cache, behind a mask."""
+
+    state: DecodeState
+    sampling: Sampling
+
+    def __call__(self, tokens: torch.Tensor, steps: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
+        tokens, noise = (tensor.to(self.state.ar.device) for tensor in (tokens, noise))
+        return self.on_device(tokens, torch.tensor(steps, device=tokens.device), noise)
+
+    def on_device(self, tokens: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The same with everything on the device, steps [B] int64."""
+        window = masked_window(self.state, steps, tokens.shape[1])
+        return draw(self.sampling, decode_window(self.state, tokens, window), noise)
+
+
+class RecordedSteps:
+    """Passes as CUDA graphs: one for each number of tokens, recorded when it is first used, over the same memory.
+
+    A pass that waits for the device cannot be recorded. That is found out beforehand, since a recording that fails leaves
+    PyTorch's allocator broken: the pass runs twice, the first time for libraries to pick their kernels and allocate their
+    workspaces. Then no further pass is recorded.
     """
-    device = state.ar.device
-    token = torch.zeros(len(state.layers[0].keys), dtype=torch.int64, device=device)
-    step = torch.zeros(1, dtype=torch.int64, device=device)
-    main, side, before = torch.cuda.current_stream(device), torch.cuda.Stream(device), torch.cuda.get_sync_debug_mode()
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        decode_masked(state, token, step)  # writes where the first step will
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            decode_masked(state, token, step)
-        except RuntimeError as error:
-            log.warning("decoding without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
-            return None
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-            main.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        logits = decode_masked(state, token, step)
 
-    def decode(next_token: torch.Tensor, at: int) -> torch.Tensor:
-        token.copy_(next_token)
-        step.fill_(at)
-        graph.replay()
-        return logits
+    def __init__(self, state: DecodeState, sampling: Sampling):
+        self.plain, self.device = MaskedSteps(state, sampling), state.ar.device
+        self.recordings: dict[int, Recording] = {}
+        self.side = torch.cuda.Stream(self.device)
+        self.can_record = True
 
-    return decode
+    def __call__(self, tokens: torch.Tensor, steps: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
+        rows = tokens.shape[1]
+        if rows not in self.recordings and self.can_record:
+            self._record(tokens, steps, noise)
+        if rows not in self.recordings:
+            return self.plain(tokens, steps, noise)
+        recording = self.recordings[rows]
+        recording.tokens.copy_(tokens)
+        recording.steps.copy_(torch.tensor(steps))
+        recording.noise.copy_(noise)
+        recording.graph.replay()
+        return recording.drawn
+
+    def _record(self, *first: torch.Tensor | Sequence[int]) -> None:
+        """Record a pass with these inputs, which is also run, if no pass was found to wait."""
+        device = self.device
+        tokens, steps, noise = (torch.as_tensor(value).to(device, copy=True) for value in first)
+
+        def run() -> torch.Tensor:
+            return self.plain.on_device(tokens, steps, noise)
+
+        main, before = torch.cuda.current_stream(device), torch.cuda.get_sync_debug_mode()
+        self.side.wait_stream(main)
+        with torch.cuda.stream(self.side):
+            run()  # writes where the first pass will
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                run()
+            except RuntimeError as error:
+                log.warning("decoding without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+                self.can_record = False
+                return
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+                main.wait_stream(self.side)
+        graph = torch.cuda.CUDAGraph()
+        pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
+        with torch.cuda.graph(graph, pool=pool, stream=self.side):
+            drawn = run()
+        self.recordings[tokens.shape[1]] = Recording(graph, tokens=tokens, steps=steps, noise=noise, drawn=drawn)
+
+
+class Recording(NamedTuple):
+    """A pass as a CUDA graph, with the memory that it reads and the one that it writes."""
+
+    graph: "torch.cuda.CUDAGraph"
+    tokens: torch.Tensor
+    steps: torch.Tensor
+    noise: torch.Tensor
+    drawn: torch.Tensor

@@ -13,6 +13,7 @@ from ..placement.prediction import BF16_OVERHEAD, SAMPLING_COPIES, Job
 from ..vae import vae_decode_bytes, vae_encode_bytes
 from .geometry import preview_grid, prior_grid
 from .glyphs import MAX_GLYPH_BYTES
+from .lookahead import SIZES
 from .prior import SYNC_EVERY
 
 
@@ -24,19 +25,30 @@ class Stage(NamedTuple):
     working: int
 
 
-def prior_bytes(config: Any, itemsize: int, job: Job) -> int:
-    """Generate Prior: the cache of all tokens with their rotations and the draw of the next, or the prompt's widest layer."""
+def prior_bytes(config: Any, itemsize: int, job: Job, rows: int = 1) -> int:
+    """Generate Prior: the cache of all tokens with their rotations and a pass of `rows` tokens, or the prompt's widest layer."""
     text = config.text_config
     prompt = job.prompt_tokens + sum(prior_grid(*size).tokens + 2 for size in job.references)
     large = prior_grid(job.width, job.height)
     emitted = large.tokens + (0 if job.references else preview_grid(large).tokens)
     head_width = text.hidden_size // text.num_attention_heads
     token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_width * itemsize
-    cache = job.batch * (prompt + emitted) * token_bytes
-    rotation = emitted * 2 * head_width * itemsize
-    decoding = cache + rotation + job.batch * text.vision_vocab_size * 4 * (SAMPLING_COPIES + SYNC_EVERY)
+    fed = emitted + max(rows, SYNC_EVERY)  # the last passes reach behind the end
+    cache = job.batch * (prompt + fed) * token_bytes
+    rotation = fed * 2 * head_width * itemsize
+    noise = (rows + max(rows, SYNC_EVERY)) * text.vision_vocab_size * 4
+    drawing = rows * SAMPLING_COPIES * text.vision_vocab_size * 4
+    mask = (rows > 1) * rows * (prompt + fed) * (text.num_attention_heads // text.num_key_value_heads) * itemsize
+    feeding = rows * (3 * text.intermediate_size + 3 * text.hidden_size) * itemsize + mask
+    decoding = cache + rotation + job.batch * (noise + max(drawing, feeding))
     prefilling = prompt * (token_bytes + (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize)
     return max(decoding, prefilling)
+
+
+def most_rows(config: Any, itemsize: int, job: Job, free: int | None) -> int:
+    """The most tokens of a pass that fit in `free` bytes beside everything else; None stands for main memory."""
+    fitting = [rows for rows in SIZES if free is None or prior_bytes(config, itemsize, job, rows) <= free]
+    return max(fitting, default=1)
 
 
 def vision_bytes(config: Any, itemsize: int, width: int, height: int) -> int:

@@ -29,11 +29,13 @@ from ..vae import TILE_PX, Vae, decode, tiles_by_size, vae_decode_bytes, vae_enc
 from .ar_model import ArModel, fit, vision_tokens
 from .denoise import Approximations, sample
 from .dit import Dit
+from .draw import Sampling
 from .files.components import BUILT_IN, LAYOUT, NANO, is_checkpoint
 from .files.load import load_ar, load_dit, load_glyph_encoder, load_vae
 from .glyphs import GlyphEncoder, encode_glyph_texts
-from .memory import dit_bytes, glyph_bytes, prior_bytes, vision_bytes
-from .prior import Prior, Sampling, generate_prior
+from .lookahead import AUTO
+from .memory import dit_bytes, glyph_bytes, most_rows, prior_bytes, vision_bytes
+from .prior import Prior, generate_prior
 from .references import Reference, check_references, latents_of, sizes_of
 
 SIDE, NANO_SIDE = 1024, 256  # pixels along each side of a picture without references whose size is not given
@@ -116,6 +118,7 @@ class GlmImage:
         batch: int = 1,
         references: Sequence[Reference] = (),
         sampling: Sampling = Sampling(),  # noqa: B008, immutable
+        lookahead: int = AUTO,
         progress: Progress = no_progress,
     ) -> Prior:
         """The prior tokens of `batch` pictures: their composition. Takes what `generate_prior` takes and raises as it does.
@@ -126,7 +129,9 @@ class GlmImage:
         default = (references[0].width, references[0].height) if references else (self.side, self.side)
         width, height = width or default[0], height or default[1]
         job = Job(width, height, batch, sizes_of(references), prompt_tokens=len(prompt.encode()))
-        with self._placed(self.ar, "language", prior_bytes(self.ar.model.config, self.ar.dtype.itemsize, job)) as ar:
+        config, itemsize = self.ar.model.config, self.ar.dtype.itemsize
+        with self._placed(self.ar, "language", prior_bytes(config, itemsize, job)) as ar:
+            free = None if self.device.type == "cpu" else self.residency.free_bytes()
             return generate_prior(
                 ar,
                 prompt,
@@ -136,6 +141,8 @@ class GlmImage:
                 batch=batch,
                 sampling=sampling,
                 references=references,
+                lookahead=lookahead,
+                most_rows=most_rows(config, itemsize, job, free),
                 progress=progress,
             )
 

@@ -1,52 +1,38 @@
-"""Stage 1: prior tokens, the plan of a picture, written by the AR model one token at a time.
+"""Stage 1: prior tokens, the plan of a picture, written by the AR model.
 
-    generate_prior   layout.py lays out prompt and grids, decoder.py runs the model
-    decode_tokens    the prompt, then token after token
-    sampler          temperature, top-k, top-p, then a race of exponentials drawn on the CPU
+    generate_prior   layout.py lays out prompt and grids, decoder.py runs the model, draw.py draws
+    decode_tokens    the prompt, then pass after pass; each computes a window of one known token and of guesses behind it
+
+Drawn with the noise of the seed, a token is a function of all before it. A guess that comes out as it was guessed has given the
+token after it too, so a pass makes one token known and one more for each leading guess that is right: the tokens are those of
+the one-at-a-time loop. Relatives that keep the distribution, and not the tokens: speculative Jacobi decoding, arXiv 2410.01699.
 
 Knows nothing of devices beyond where the model is, and nothing of the process's global seed.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..diffusion import Grid, image_seeds
+from ..diffusion import image_seeds
 from ..progress import Progress, no_progress
 from .ar_model import ArModel
-from .decoder import decoder, prefill
+from .decoder import Step, decoder, prefill
+from .drafts import Experience, Foresight, at_same_place, in_preview
+from .draw import Noise, Sampling, draw
 from .geometry import check_size, preview_grid, prior_grid
 from .layout import Layout, check_prompt, lay_out
+from .lookahead import AUTO, SIZES, AssumedCosts, PassCosts, best_size, check_lookahead, least_chance
 from .references import Reference
 from .token_preview import token_picture
 
 log = logging.getLogger(__name__)
 SYNC_EVERY = 8
-"""Tokens that an accelerator decodes before the CPU reads them. Reading waits for the device; eight hide the wait and still
-show progress and react to an interrupt many times a second."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn from the logits. The defaults are the reference implementation's.
-
-    temperature 0 takes the likeliest token, top_p 1 and top_k 0 switch those filters off. Raises ValueError for values
-    that mean nothing.
-    """
-
-    temperature: float = 0.9
-    top_p: float = 0.75
-    top_k: int = 50
-
-    def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must lie above 0 and not above 1")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or above")
+"""Passes of one token that an accelerator runs before the CPU reads their tokens. Reading waits for the device; eight hide the
+wait and still show progress and react to an interrupt many times a second. A longer pass is read at once, for its guesses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +40,8 @@ class Prior:
     """Prior tokens and how they came about.
 
     tokens: [B, height / 32, width / 32] int64 on the CPU. preview: [B, h, w] int64 on the CPU, or None for an edit.
-    Image i was drawn with seed + i. references are the ids of the references that the AR model saw, in order.
+    Image i was drawn with seed + i. references are the ids of the references that the AR model saw, in order. passes: how often
+    the AR model ran after the prompt, all pictures at once.
     """
 
     tokens: torch.Tensor
@@ -66,10 +53,21 @@ class Prior:
     sampling: Sampling
     codebook: str
     references: tuple[str, ...] = ()
+    passes: int = 0
 
     @property
     def batch(self) -> int:
         return len(self.tokens)
+
+    @property
+    def tokens_a_picture(self) -> int:
+        """How many tokens were written for each picture, its preview included."""
+        return self.tokens[0].numel() + (0 if self.preview is None else self.preview[0].numel())
+
+    @property
+    def tokens_a_pass(self) -> float:
+        """How many tokens of each picture a pass made known on average; the prompt's pass gave the first one."""
+        return (self.tokens_a_picture - 1) / self.passes
 
 
 @torch.inference_mode()
@@ -81,23 +79,40 @@ def generate_prior(
     *,
     seed: int,
     batch: int = 1,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = Sampling(),  # noqa: B008, immutable
     references: Sequence[Reference] = (),
+    lookahead: int = AUTO,
+    most_rows: int = SIZES[-1],
     progress: Progress = no_progress,
 ) -> Prior:
     """Plan `batch` pictures of width x height pixels.
 
     Emits exactly the tokens of the preview grid (text-to-image only) and of the large grid, all of them indices into
-    the codebook. Raises ValueError for a bad size or prompt before the model runs.
+    the codebook. lookahead: how many tokens a pass computes, 1 to 64, or AUTO for as many as are fastest; it changes no token,
+    except where a product of several rows rounds otherwise than one of a single row does, as it may in bfloat16. most_rows: for
+    how many there is memory. Raises ValueError for a bad size, prompt or lookahead before the model runs.
     """
     check_size(width, height)
+    check_lookahead(lookahead)
     check_prompt(ar, prompt)
     if sampling.temperature == 0:
         log.warning("temperature 0 takes the likeliest token every time; the model degenerates to flat areas that way")
     large = prior_grid(width, height)
     grids = [large] if references else [preview_grid(large), large]  # in the order they are emitted
     layout = lay_out(ar, prompt, grids, references)
-    emitted = decode_grids(ar, layout, grids, seeds=image_seeds(seed, batch), sampling=sampling, progress=progress)
+    sources = [at_same_place(reference.vision_tokens, grids) for reference in references] or [in_preview(grids)]
+    experience = ar.experience if ar.is_exact else Experience()  # else a plan would depend on those before it, by its rounding
+    writers = [Foresight(grids, sources, experience) for _ in range(batch)]
+    emitted, passes = decode_grids(
+        ar,
+        layout,
+        writers,
+        seeds=image_seeds(seed, batch),
+        sampling=sampling,
+        lookahead=lookahead,
+        most_rows=most_rows,
+        progress=progress,
+    )
     return Prior(
         tokens=emitted[-1],
         preview=None if references else emitted[0],
@@ -108,95 +123,111 @@ def generate_prior(
         sampling=sampling,
         codebook=ar.codebook,
         references=tuple(reference.id for reference in references),
+        passes=passes,
     )
 
 
 def decode_grids(
     ar: ArModel,
     layout: Layout,
-    grids: Sequence[Grid],
+    writers: Sequence[Foresight],
     *,
     seeds: Sequence[int],
     sampling: Sampling,
+    lookahead: int = AUTO,
+    most_rows: int = SIZES[-1],
     progress: Progress = no_progress,
-) -> list[torch.Tensor]:
-    """Emit the grids one after another for each seed. Returns one [B, height, width] int64 tensor per grid, on the CPU."""
-    total = layout.following.shape[1]
+) -> tuple[list[torch.Tensor], int]:
+    """Emit the grids of the writers, one for each seed. Returns a [B, height, width] int64 tensor per grid on the CPU, and the
+    number of passes."""
+    grids, total = writers[0].writing.grids, layout.following.shape[1]
     emitted = torch.zeros(len(seeds), total, dtype=torch.int64)  # [B, T]
-    done = 0
+    done = passes = 0
     progress(done, total)
-    for tokens in decode_tokens(ar, layout, seeds, sampler(sampling)):
+    for tokens, ran in decode_tokens(
+        ar, layout, writers, seeds=seeds, sampling=sampling, lookahead=lookahead, most_rows=most_rows
+    ):
         emitted[:, done : done + tokens.shape[1]] = tokens
-        done += tokens.shape[1]
+        done, passes = done + tokens.shape[1], ran
         progress(done, total, lambda so_far=emitted[:, :done]: token_picture(ar.palette, so_far, grids))
     split = emitted.split([grid.tokens for grid in grids], dim=1)
-    return [tokens.reshape(-1, *grid) for tokens, grid in zip(split, grids, strict=True)]
+    return [tokens.reshape(-1, *grid) for tokens, grid in zip(split, grids, strict=True)], passes
 
 
-Sample = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits [B, V], exponential noise [B, V]) -> tokens [B]."""
+def decode_tokens(
+    ar: ArModel,
+    layout: Layout,
+    writers: Sequence[Foresight],
+    *,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    lookahead: int = AUTO,
+    most_rows: int = SIZES[-1],
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Emit T tokens for each seed; yields those that all sequences have come to know, [B, n] int64 on the CPU, and the number of
+    passes so far.
 
-
-def decode_tokens(ar: ArModel, layout: Layout, seeds: Sequence[int], sample: Sample) -> Iterator[torch.Tensor]:
-    """Emit T tokens for each seed; yields [B, n] int64 on the CPU, one token or SYNC_EVERY at once.
-
-    All seeds share the prompt, so it is run once and its cache repeated. The last token is sampled but never fed back:
-    nothing follows it.
+    All seeds share the prompt, so it is run once and its cache repeated. Each sequence goes on at its own pace; one that has
+    ended writes where nobody reads. The last token is drawn but never fed back: nothing follows it.
     """
-    total, vocabulary = layout.following.shape[1], ar.model.config.text_config.vision_vocab_size
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    at_once = tokens_per_sync(ar.device)
-    logits, state = prefill(ar, layout.ids, layout.positions, layout.following[:, :-1], batch=len(seeds))
-    decode = decoder(state)
-    next_noise = exponential_noise(generators, min(at_once, total), vocabulary)
-    for start in range(0, total, at_once):
-        steps = range(start, min(start + at_once, total))
-        noise = next_noise.to(ar.device)
-        tokens = torch.empty(len(seeds), len(steps), dtype=torch.int64, device=ar.device)
-        for index, step in enumerate(steps):
-            token = sample(logits, noise[:, index, : ar.codebook_size])
-            tokens[:, index] = token
-            if step + 1 < total:
-                logits = decode(token, step)
-        next_noise = exponential_noise(generators, min(at_once, total - steps.stop), vocabulary)  # while the device works
-        yield tokens.cpu()  # waits for the device
+    if lookahead > most_rows:
+        log.warning("lookahead %d needs more memory than is free; %d tokens a pass", lookahead, most_rows)
+        lookahead = most_rows
+    total, at_once = layout.following.shape[1], tokens_per_sync(ar.device)
+    spare = layout.following[:, -1:].expand(-1, max(lookahead or most_rows, at_once))  # for what is fed behind the end
+    fed = torch.cat((layout.following[:, :-1], spare), dim=1)
+    logits, state = prefill(ar, layout.ids, layout.positions, fed, batch=len(seeds))
+    step = decoder(state, sampling)
+    width = ar.model.config.text_config.vision_vocab_size
+    noise = Noise(seeds, places=total, width=width, kept=ar.codebook_size)
+    first = draw(sampling, logits, noise.windows([0] * len(seeds), 1)[:, 0].to(ar.device))[:, None]
+    for writer, tokens in zip(writers, first.tolist(), strict=True):
+        writer.accept(tokens)
+    done, passes, costs = 1, 0, ar.pass_costs(len(seeds))
+    yield first.cpu(), passes
+    while done < total:
+        rows = _guess(writers, costs, lookahead, most_rows)
+        count = min(at_once, total - done) if rows == 1 else 1
+        started = time.perf_counter()
+        window = noise.windows([writer.known for writer in writers], rows * count).to(ar.device)
+        drawn = _launch(step, writers, window, rows)
+        if ar.device.type != "cpu":
+            noise.prepare(2 * rows * count)  # while the device works
+        drawn = drawn.tolist()  # waits for the device
+        costs.note(rows, (time.perf_counter() - started) / count)
+        for writer, tokens in zip(writers, drawn, strict=True):
+            for known in [tokens] if count == 1 else [[token] for token in tokens]:
+                writer.accept(known)
+        passes += count
+        before, done = done, min(writer.known for writer in writers)
+        yield torch.tensor([writer.writing.tokens[before:done] for writer in writers]), passes
+
+
+def _guess(writers: Sequence[Foresight], costs: PassCosts | AssumedCosts, lookahead: int, most_rows: int) -> int:
+    """Guess what follows, and say how many tokens the next pass is to have."""
+    if lookahead:
+        for writer in writers:
+            writer.guess(lookahead - 1)
+        return lookahead
+    seconds = costs.estimates()
+    chances = [writer.guess(most_rows - 1, least_chance(seconds)) for writer in writers if writer.known < writer.total]
+    return best_size(chances, seconds, most_rows)
 
 
 def tokens_per_sync(device: torch.device) -> int:
-    """How many tokens are decoded before the CPU reads them: reading makes an accelerator wait, and costs the CPU nothing."""
+    """How many passes of one token run before the CPU reads them. Reading makes an accelerator wait; the CPU need not."""
     return 1 if device.type == "cpu" else SYNC_EVERY
 
 
-def exponential_noise(generators: Sequence[torch.Generator], count: int, width: int) -> torch.Tensor:
-    """Exponential noise on the CPU for `count` tokens of each sequence: [B, count, width] float32.
+def _launch(step: Step, writers: Sequence[Foresight], noise: torch.Tensor, rows: int) -> torch.Tensor:
+    """Run a pass of `rows` tokens, or several passes of one token, for noise of as many places: [B, places, V].
 
-    Token by token, as the reference implementation draws it: one call for several tokens would give other numbers.
+    Returns what was drawn for each place, [B, places] on the device, which may still be at work.
     """
-    noise = torch.empty(len(generators), count, width)
-    for rows, generator in zip(noise, generators, strict=True):
-        for row in rows:
-            row.exponential_(generator=generator)
-    return noise
-
-
-def sampler(sampling: Sampling) -> Sample:
-    """How tokens are drawn: by transformers' own filters in its order, then the race."""
-    if sampling.temperature == 0:
-        return lambda logits, noise: logits.argmax(dim=-1)
-
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    filters = [TemperatureLogitsWarper(sampling.temperature)]
-    if sampling.top_k:
-        filters.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        filters.append(TopPLogitsWarper(sampling.top_p))
-
-    def sample(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        for keep in filters:
-            logits = keep(None, logits)
-        # `torch.multinomial(p, 1)` is the argmax of p / E with E exponential. With E from the CPU, tokens are those of the
-        # reference implementation there, and the same ones on every device and in every batch.
-        return (logits.softmax(dim=-1) / noise).argmax(dim=-1)
-
-    return sample
+    tokens = torch.tensor([writer.window(rows) for writer in writers])
+    drawn = []
+    for start in range(0, noise.shape[1], rows):
+        steps = [writer.known - 1 + start for writer in writers]
+        tokens = step(tokens, steps, noise[:, start : start + rows])
+        drawn.append(tokens.clone())  # the next pass may write to the same memory
+    return torch.cat(drawn, dim=1)

@@ -49,6 +49,9 @@ class Host(Protocol):
         counted, if ComfyUI is to write speed and time left on the node; the command line measures both for every stage.
         """
 
+    def say(self, text: str) -> None:
+        """Show the user of the running node what came of it."""
+
     def warn(self, text: str) -> None:
         """Show the user of the running node a text that is not an error."""
 

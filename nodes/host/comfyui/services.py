@@ -75,6 +75,10 @@ class ComfyHost:
     def progress(self, label: str, unit: str = "") -> Progress:
         return progress_bar(unit)  # the running node stands for its label
 
+    def say(self, text: str) -> None:
+        log.info(text)
+        write_on_node(text)
+
     def warn(self, text: str) -> None:
         log.warning(text)
         write_on_node(text)

@@ -86,6 +86,9 @@ class StandaloneHost:
 
         return step
 
+    def say(self, text: str) -> None:
+        log.info(text)
+
     def warn(self, text: str) -> None:
         log.warning(text)
 

@@ -1,0 +1,148 @@
+"""How a prior token is drawn: temperature, top-k, top-p, then a race of exponentials whose noise the CPU draws.
+
+Given the seed, the noise of a place is known before its logits are. So the token there is a function of the logits alone, which
+is what makes looking ahead exact.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from the logits. The defaults are the reference implementation's.
+
+    temperature 0 takes the likeliest token, top_p 1 and top_k 0 switch those filters off. Raises ValueError for values
+    that mean nothing.
+    """
+
+    temperature: float = 0.9
+    top_p: float = 0.75
+    top_k: int = 50
+
+    def __post_init__(self):
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must lie above 0 and not above 1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or above")
+
+
+def draw(sampling: Sampling, logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """One token of each row: logits and exponential noise, [..., V] float32 each -> [...] int64.
+
+    `torch.multinomial(p, 1)` is the argmax of p / E with E exponential. With E from the CPU, tokens are those of the reference
+    implementation there, and the same ones on every device and in every batch. The filters are transformers', in its order; after
+    top-k only the candidates are sorted. Which of equal scores stay at the limit of a filter is a matter of how PyTorch sorts a
+    whole row; on the CPU such rows are drawn by transformers' own filters, elsewhere those with the higher ids stay.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    scores, places, doubtful = logits / sampling.temperature, None, []
+    if 0 < sampling.top_k < scores.shape[-1]:
+        scores, places, more_tie = _top(scores, sampling.top_k)
+        doubtful.append(more_tie)
+    if sampling.top_p < 1:
+        scores, order = scores.sort(dim=-1, stable=True)  # the likeliest last
+        kept = scores.softmax(dim=-1).cumsum(dim=-1) > 1 - sampling.top_p
+        kept[..., -1] = True
+        doubtful.append((scores[..., 1:] == scores[..., :-1]) & (kept[..., 1:] != kept[..., :-1]))
+        scores = scores.masked_fill(~kept, -torch.inf)
+        places = order if places is None else places.gather(-1, order)
+    if places is None:
+        return (scores.softmax(dim=-1) / noise).argmax(dim=-1)
+    winner = (scores.softmax(dim=-1) / noise.gather(-1, places)).argmax(dim=-1, keepdim=True)
+    drawn = places.gather(-1, winner).squeeze(-1)
+    if drawn.device.type == "cpu" and (unsure := torch.cat(doubtful, dim=-1).any(dim=-1)).any():
+        drawn[unsure] = (_probabilities(sampling, logits[unsure]) / noise[unsure]).argmax(dim=-1)
+    return drawn
+
+
+def _top(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `count` highest scores, where they stand, in order of place, and [..., 1] whether more tie than there is room for.
+
+    Those that tie with the last of them stay too, as in transformers: in bfloat16 ties are common. The other scores are -inf.
+    Up to a 64th of a row PyTorch's CPU kernel is several times as fast as beyond.
+    """
+    vocabulary = scores.shape[-1]
+    room = min(max(count + 8, min(4 * count, vocabulary // 64)), vocabulary)
+    highest, places = scores.topk(room, dim=-1)
+    least = highest[..., count - 1 : count]
+    more_tie = (highest[..., -1:] == least) & (room < vocabulary)
+    highest = highest.masked_fill(highest < least, -torch.inf)
+    places, order = places.sort(dim=-1)
+    return highest.gather(-1, order), places, more_tie
+
+
+def _probabilities(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
+    """What transformers' filters leave of rows of logits, [N, V]."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    scores = TemperatureLogitsWarper(sampling.temperature)(None, logits)
+    if sampling.top_k:
+        scores = TopKLogitsWarper(sampling.top_k)(None, scores)
+    if sampling.top_p < 1:
+        scores = TopPLogitsWarper(sampling.top_p)(None, scores)
+    return scores.softmax(dim=-1)
+
+
+def exponential(count: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` numbers of PyTorch's `exponential_` on the CPU, [count] float32.
+
+    Where it takes one uniform number for each of its own, which its builds with Intel's library do not, the same ones come in a
+    third of the time.
+    """
+    if _is_of_uniform_numbers():
+        return _of_uniform_numbers(count, generator)
+    return torch.empty(count).exponential_(generator=generator)
+
+
+def _of_uniform_numbers(count: int, generator: torch.Generator) -> torch.Tensor:
+    return -torch.log1p(-torch.rand(count, generator=generator, dtype=torch.float64)).float()
+
+
+@cache
+def _is_of_uniform_numbers() -> bool:
+    ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))
+    expected = torch.empty(2**14).exponential_(generator=theirs)
+    return torch.equal(_of_uniform_numbers(2**14, ours), expected) and torch.equal(ours.get_state(), theirs.get_state())
+
+
+class Noise:
+    """The exponential noise of every place of some sequences, drawn on the CPU in the order of places.
+
+    Token by token, as the reference implementation draws it: one call for several tokens would give other numbers. places: of a
+    sequence; behind them is no noise, but ones. width: of what is drawn, of which the first `kept` are used.
+    """
+
+    def __init__(self, seeds: Sequence[int], *, places: int, width: int, kept: int):
+        self.places, self.width, self.kept = places, width, kept
+        self.behind = torch.ones(kept)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.rows: list[deque[torch.Tensor]] = [deque() for _ in seeds]  # of the places from `starts` on
+        self.starts = [0] * len(seeds)
+
+    def prepare(self, count: int) -> None:
+        """Draw the noise of `count` places of each sequence, counted from the first place of the last windows."""
+        for generator, rows, start in zip(self.generators, self.rows, self.starts, strict=True):
+            while len(rows) < min(count, self.places - start):
+                rows.append(exponential(self.width, generator)[: self.kept])
+
+    def windows(self, places: Sequence[int], count: int) -> torch.Tensor:
+        """The noise of `count` places from a first one on for each sequence, [B, count, kept] float32.
+
+        What lies before the first places is forgotten.
+        """
+        self.prepare(max(place - start for start, place in zip(self.starts, places, strict=True)) + count)
+        for rows, start, place in zip(self.rows, self.starts, places, strict=True):
+            for _ in range(min(place - start, len(rows))):
+                rows.popleft()
+        self.starts = list(places)
+        rows_of = ([*islice(rows, count), *[self.behind] * (count - len(rows))] for rows in self.rows)
+        return torch.stack([torch.stack(rows) for rows in rows_of])
