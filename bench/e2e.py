@@ -25,7 +25,7 @@ from ..glmimage_core.component import Component
 from ..glmimage_core.glm_image.ar_model import fit, vision_tokens
 from ..glmimage_core.glm_image.dit import Dit
 from ..nodes.host import host
-from .ar import FLOOR_TOKENS, bare_products, emitted_grids
+from .ar import FLOOR_TOKENS, OTHER_PLANS, bare_products, emitted_grids
 from .dit import step_flops
 from .inputs import PROMPT
 from .libraries import generate_edit, pipeline, prior_arguments, reference_arguments
@@ -118,6 +118,7 @@ def _python_rows(case: Case, times: dict[str, dict[str, Times]]) -> Iterator[dic
 def _from_python(glm: GlmImage, case: Case, options: Namespace, seed: int) -> dict[str, Times]:
     """The seconds of each method of a text-to-image and of an edit whose reference is new."""
     glm.dit.cached_references.clear()
+    seed += OTHER_PLANS
     runs = {}
     for run in ("text", "edit"):
         stopwatch = Stopwatch(options.device)

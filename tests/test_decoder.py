@@ -45,8 +45,8 @@ def transformers_decoder(run, sampling):
     decode = transformers_logits(run)
 
     def step(tokens, steps, noise):
-        assert tokens.shape[1] == 1 and len(set(steps)) == 1
-        return draw(sampling, decode(tokens[:, 0], steps[0])[:, None], noise)
+        assert tokens.shape[1] == 1 and len(set(steps.tolist())) == 1
+        return draw(sampling, decode(tokens[:, 0], int(steps[0]))[:, None], noise)
 
     return step
 

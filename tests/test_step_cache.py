@@ -26,15 +26,49 @@ def caches(monkeypatch):
     return made
 
 
+def at(branch, timestep):
+    branch.timestep = torch.tensor(float(timestep))
+    return branch
+
+
 def test_a_change_is_measured_from_the_last_whole_step():
-    branch, one = CfgBranchCache(0.1), torch.ones(1, 2, 3)
+    branch, one, v = CfgBranchCache(0.1), torch.ones(1, 2, 3), torch.ones(1, 16, 4, 4)
     assert branch.lookup(one) is None
-    branch.store(5 * one)
-    assert torch.equal(branch.lookup(1.06 * one), 5 * one)
+    branch.store(5 * v)
+    assert torch.equal(branch.lookup(1.06 * one), 5 * v)
     assert branch.lookup(1.12 * one) is None  # not far from the last step, but from the last whole one
-    branch.store(6 * one)
-    assert torch.equal(branch.lookup(1.2 * one), 6 * one)
+    branch.store(6 * v)
+    assert torch.equal(branch.lookup(1.2 * one), 6 * v)
     assert (branch.whole, branch.skipped) == (2, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_velocity_is_forecast_on_the_line_through_the_last_two_whole_steps(dtype):
+    branch, one, v = CfgBranchCache(0.1), torch.ones(1, 2, 3, dtype=dtype), torch.ones(1, 16, 4, 4, dtype=dtype)
+    for timestep, value in ((900, 1), (800, 3), (650, 4)):  # the oldest one counts no more
+        assert at(branch, timestep).lookup(timestep * one) is None
+        branch.store(value * v)
+    expected = 4 + (4 - 3) / (650 - 800) * (500 - 650)
+    forecast = at(branch, 500).lookup(650 * one)
+    assert forecast.dtype == dtype and torch.equal(forecast, expected * v)
+    assert torch.equal(at(branch, 350).lookup(650 * one), 6 * v)
+
+
+def test_what_is_done_to_a_velocity_later_changes_no_forecast():
+    branch, one, v = CfgBranchCache(0.1), torch.ones(1, 2, 3), torch.ones(1, 16, 4, 4)
+    at(branch, 900).lookup(one)
+    branch.store(v)
+    v.zero_()
+    at(branch, 800).lookup(one).zero_()
+    assert at(branch, 800).lookup(one).min() == 1
+
+
+def test_two_whole_steps_at_one_timestep_make_no_line():
+    branch, one, v = CfgBranchCache(0.1), torch.ones(1, 2, 3), torch.ones(1, 16, 4, 4)
+    for change, value in ((1, 1), (2, 3)):  # as a sampler of second order may ask
+        assert at(branch, 800).lookup(change * one) is None
+        branch.store(value * v)
+    assert torch.equal(at(branch, 700).lookup(2 * one), 3 * v)
 
 
 def test_a_batch_is_skipped_when_each_of_its_pictures_may_be():

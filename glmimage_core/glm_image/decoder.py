@@ -257,9 +257,9 @@ def _mask(state: DecodeState, slots: torch.Tensor, attended: int) -> torch.Tenso
     return mask.repeat_interleave(sharing, dim=1)[:, None]
 
 
-Step = Callable[[torch.Tensor, Sequence[int], torch.Tensor], torch.Tensor]
-"""(tokens [B, W], the step of the first of each sequence, noise [B, W, V]) -> the token drawn after each, [B, W] int64. tokens
-and noise may be on the CPU. A recorded step writes the drawn tokens to the same memory each time."""
+Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(tokens [B, W], the step of the first of each sequence [B] int64, noise [B, W, V]), on the model's device -> the token drawn
+after each, [B, W] int64. A recorded step writes them to the same memory each time."""
 
 
 def decoder(state: DecodeState, sampling: Sampling) -> Step:
@@ -284,8 +284,8 @@ class FilledSteps:
     state: DecodeState
     sampling: Sampling
 
-    def __call__(self, tokens: torch.Tensor, steps: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
-        window = filled_window(self.state, steps, tokens.shape[1])
+    def __call__(self, tokens: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        window = filled_window(self.state, steps.tolist(), tokens.shape[1])
         return draw(self.sampling, decode_window(self.state, tokens, window), noise)
 
 
@@ -296,12 +296,7 @@ class MaskedSteps:
     state: DecodeState
     sampling: Sampling
 
-    def __call__(self, tokens: torch.Tensor, steps: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
-        tokens, noise = (tensor.to(self.state.ar.device) for tensor in (tokens, noise))
-        return self.on_device(tokens, torch.tensor(steps, device=tokens.device), noise)
-
-    def on_device(self, tokens: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The same with everything on the device, steps [B] int64."""
+    def __call__(self, tokens: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         window = masked_window(self.state, steps, tokens.shape[1])
         return draw(self.sampling, decode_window(self.state, tokens, window), noise)
 
@@ -320,7 +315,7 @@ class RecordedSteps:
         self.side = torch.cuda.Stream(self.device)
         self.can_record = True
 
-    def __call__(self, tokens: torch.Tensor, steps: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         rows = tokens.shape[1]
         if rows not in self.recordings and self.can_record:
             self._record(tokens, steps, noise)
@@ -328,18 +323,18 @@ class RecordedSteps:
             return self.plain(tokens, steps, noise)
         recording = self.recordings[rows]
         recording.tokens.copy_(tokens)
-        recording.steps.copy_(torch.tensor(steps))
+        recording.steps.copy_(steps)
         recording.noise.copy_(noise)
         recording.graph.replay()
         return recording.drawn
 
-    def _record(self, *first: torch.Tensor | Sequence[int]) -> None:
-        """Record a pass with these inputs, which is also run, if no pass was found to wait."""
+    def _record(self, *first: torch.Tensor) -> None:
+        """Record a pass of as many tokens as these inputs have."""
         device = self.device
-        tokens, steps, noise = (torch.as_tensor(value).to(device, copy=True) for value in first)
+        tokens, steps, noise = (value.clone() for value in first)
 
         def run() -> torch.Tensor:
-            return self.plain.on_device(tokens, steps, noise)
+            return self.plain(tokens, steps, noise)
 
         main, before = torch.cuda.current_stream(device), torch.cuda.get_sync_debug_mode()
         self.side.wait_stream(main)

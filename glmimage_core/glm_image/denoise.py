@@ -31,7 +31,7 @@ class Approximations:
     """What makes a run faster and changes the picture a little; the defaults change nothing.
 
     cfg_start, cfg_end: the part of the run, 0..1, in which guidance acts; outside it a step costs half. step_cache: the
-    relative change of what the first block adds, below which the other blocks are taken from an earlier step; 0 is off.
+    relative change of what the first block adds, below which the velocity is forecast from earlier steps; 0 is off.
     """
 
     cfg_start: float = 0.0
@@ -68,20 +68,23 @@ class CfgConditions:
     kv_caches: Sequence[LayerKVCache] | None = None
     step_cache: StepCache | None = None
 
-    def branch(self, side: str) -> CfgBranchCache | None:
-        return None if self.step_cache is None else self.step_cache.branch(side)
+    def branch(self, side: str, timestep: torch.Tensor | None) -> CfgBranchCache | None:
+        return None if self.step_cache is None else self.step_cache.branch(side, timestep)
 
 
-def guided_velocity(conditions: CfgConditions, x: torch.Tensor, temb: torch.Tensor, cfg: float) -> torch.Tensor:
+def guided_velocity(
+    conditions: CfgConditions, x: torch.Tensor, temb: torch.Tensor, cfg: float, *, timestep: torch.Tensor | None = None
+) -> torch.Tensor:
     """v = v_u + cfg * (v_c - v_u), [B, 16, h, w] float32. cfg 1 is v_c alone, at half the cost.
 
-    x: [B, 16, h, w] normalised latents. temb: [1, time_embed_dim]. Both sides run as one batch where their glyph embeddings
-    have one length and there are no references. Other lengths cannot be padded: the DiT ignores its text mask.
+    x: [B, 16, h, w] normalised latents. temb: [1, time_embed_dim]. timestep: without dimensions, for a step cache. Both sides
+    run as one batch where their glyph embeddings have one length and there are no references. Other lengths cannot be padded:
+    the DiT ignores its text mask.
     """
     dit, positive, negative = conditions.dit, conditions.positive, conditions.negative
 
     def one_side(side: str, seen: Conditions, kv_caches: Sequence[LayerKVCache] | None) -> torch.Tensor:
-        return velocity(dit, x, temb, seen, kv_caches=kv_caches, step_cache=conditions.branch(side))
+        return velocity(dit, x, temb, seen, kv_caches=kv_caches, step_cache=conditions.branch(side, timestep))
 
     if cfg == 1:
         return one_side("positive", positive, conditions.kv_caches)
@@ -92,7 +95,7 @@ def guided_velocity(conditions: CfgConditions, x: torch.Tensor, temb: torch.Tens
             glyph_embeds=torch.cat((positive.glyph_embeds, negative.glyph_embeds)),
             image_rotary_emb=positive.image_rotary_emb,
         )
-        v_c, v_u = velocity(dit, torch.cat((x, x)), temb, both, step_cache=conditions.branch("both")).chunk(2)
+        v_c, v_u = velocity(dit, torch.cat((x, x)), temb, both, step_cache=conditions.branch("both", timestep)).chunk(2)
     else:
         v_c = one_side("positive", positive, conditions.kv_caches)
         v_u = one_side("negative", negative, None)
@@ -151,13 +154,14 @@ def sample(
         step_cache=StepCache(approximations.step_cache) if approximations.step_cache else None,
     )
     timesteps = schedule.timesteps.tolist()
-    tembs = dit.model.embed_time(schedule.timesteps.to(device), width, height, dit.dtype)  # [steps, time_embed_dim]
+    clock = schedule.timesteps.to(device)
+    tembs = dit.model.embed_time(clock, width, height, dit.dtype)  # [steps, time_embed_dim]
 
     for step in range(schedule.steps):
         sigma, sigma_next = schedule.sigmas[step : step + 2]
         cfg_now = approximations.cfg_at(run_progress(timesteps[0], timesteps[step]), cfg)
         x_in = x if mask is None else merge_masked(sigma * noise + (1 - sigma) * start, x, mask)
-        v = guided_velocity(conditions, x_in, tembs[step : step + 1], cfg_now)
+        v = guided_velocity(conditions, x_in, tembs[step : step + 1], cfg_now, timestep=clock[step])
         if mask is not None:  # outside the mask the result is known: the velocity leads there
             v = (x - merge_masked(start, x_in - sigma * v, mask)) / sigma
         x = x + (sigma_next - sigma) * v

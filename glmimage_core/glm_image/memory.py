@@ -79,7 +79,7 @@ def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = Tru
     latents = own * config.patch_size**2 * config.in_channels * 4 * (3 if job.guided else 2)
     layer_cache = 2 * sum(cached) * width * itemsize
     caches = layer_cache * (config.num_layers if caches_on_device else 1)
-    planned = picture * width * itemsize * (1 + (4 if job.step_cache else 0))  # a change and a rest for each side of the guidance
+    planned = picture * width * itemsize * (1 + (2 if job.step_cache else 0))  # a change for each side of the guidance
     reading = stream + planned + rope + latents + caches
     writing = (caches if on_cpu else 0) + 14 * half * max(cached, default=0) * width * itemsize
     return round(max(reading, writing))

@@ -123,7 +123,8 @@ class GlmImage:
     ) -> Prior:
         """The prior tokens of `batch` pictures: their composition. Takes what `generate_prior` takes and raises as it does.
 
-        width, height: pixels; by default those of the first reference, else 1024 x 1024, or 256 x 256 for nano.
+        width, height: pixels; by default those of the first reference, else 1024 x 1024, or 256 x 256 for nano. lookahead: tokens
+        a pass, by default as many as are fastest.
         """
         check_references(references, codebook=self.ar.codebook)
         default = (references[0].width, references[0].height) if references else (self.side, self.side)

@@ -210,8 +210,11 @@ def _guess(writers: Sequence[Foresight], costs: PassCosts | AssumedCosts, lookah
             writer.guess(lookahead - 1)
         return lookahead
     seconds = costs.estimates()
-    chances = [writer.guess(most_rows - 1, least_chance(seconds)) for writer in writers if writer.known < writer.total]
-    return best_size(chances, seconds, most_rows)
+    chances = [writer.guess(most_rows - 1, least_chance(seconds)) for writer in writers]
+    behind = min(writer.known for writer in writers)  # the run ends when its slowest sequences do
+    return best_size(
+        [reach for reach, writer in zip(chances, writers, strict=True) if writer.known == behind], seconds, most_rows
+    )
 
 
 def tokens_per_sync(device: torch.device) -> int:
@@ -224,10 +227,10 @@ def _launch(step: Step, writers: Sequence[Foresight], noise: torch.Tensor, rows:
 
     Returns what was drawn for each place, [B, places] on the device, which may still be at work.
     """
-    tokens = torch.tensor([writer.window(rows) for writer in writers])
+    tokens = torch.tensor([writer.window(rows) for writer in writers], device=noise.device)
+    steps = torch.tensor([writer.known - 1 for writer in writers], device=noise.device)
     drawn = []
     for start in range(0, noise.shape[1], rows):
-        steps = [writer.known - 1 + start for writer in writers]
-        tokens = step(tokens, steps, noise[:, start : start + rows])
+        tokens = step(tokens, steps + start, noise[:, start : start + rows])
         drawn.append(tokens.clone())  # the next pass may write to the same memory
     return torch.cat(drawn, dim=1)

@@ -1,31 +1,42 @@
 """An approximation, off by default: skips most of a step where little has changed.
 
 The first block of the DiT is always computed. Where what it adds to the stream is nearly what it added in the last whole
-step, the other blocks would add nearly what they added then, and that is taken instead. After ParaAttention's first block
-cache; here each side of the guidance has its own, and a change is measured from the last step that was computed whole, so
+step, the other blocks are skipped, and the velocity is the line through those of the last two whole steps. After ParaAttention's
+first block cache, which repeats what the other blocks added; a line is closer, and a velocity has 16 channels (docs/speed.md has
+the comparison). Each side of the guidance has its own, and a change is measured from the last step that was computed whole, so
 that small changes cannot add up unseen. The passes that write reference caches are never skipped.
 """
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 
 
-class CfgBranchCache:
-    """What one side of the guidance remembers of its last whole step.
+class WholeStep(NamedTuple):
+    """A step that was computed: its timestep, and the velocity there, [B, 16, h, w]."""
 
-    Ask `lookup` after the first block. Where it returns None, compute the other blocks and `store` what they added.
+    timestep: torch.Tensor
+    velocity: torch.Tensor
+
+
+class CfgBranchCache:
+    """What one side of the guidance remembers of its last two whole steps.
+
+    Ask `lookup` after the first block. Where it returns None, compute the other blocks and `store` the velocity.
     """
 
     def __init__(self, threshold: float):
         self.threshold = threshold
+        self.timestep = torch.tensor(0.0)  # of the step that is asked about
         self._first_change: torch.Tensor | None = None  # what the first block added in the last whole step
-        self._residual: torch.Tensor | None = None  # what the other blocks added then
         self._asked: torch.Tensor | None = None
+        self._last: WholeStep | None = None
+        self._before: WholeStep | None = None
         self.whole = self.skipped = 0  # steps
 
     def lookup(self, first_change: torch.Tensor) -> torch.Tensor | None:
-        """What the other blocks add, [B, T, D], or None where they must be computed.
+        """The velocity, [B, 16, h, w], or None where it must be computed.
 
         first_change: what the first block added, [B, T, D]. A batch is skipped when each of its pictures may be.
         """
@@ -34,14 +45,28 @@ class CfgBranchCache:
             distance = (first_change - last).abs().mean(dim=(1, 2)) / last.abs().mean(dim=(1, 2))
             if bool((distance < self.threshold).all()):  # the one place where a step waits for the device
                 self.skipped += 1
-                return self._residual
+                return self._forecast()
         self._asked = first_change
         return None
 
-    def store(self, residual: torch.Tensor) -> None:
-        """Remember a whole step: the change that `lookup` was asked about, and what the other blocks added to it."""
-        self._first_change, self._residual, self._asked = self._asked, residual, None
+    def store(self, velocity: torch.Tensor) -> None:
+        """Remember a whole step: the change that `lookup` was asked about, and the velocity."""
+        if self._last is not None and self._last.velocity.shape == velocity.shape:
+            self._before = self._last
+        self._last = WholeStep(self.timestep, velocity.clone())  # others may write into theirs
+        self._first_change, self._asked = self._asked, None
         self.whole += 1
+
+    def _forecast(self) -> torch.Tensor:
+        """The velocity at `timestep` on the line through the last two whole steps. Where there is only one, or where both
+        were at one timestep, that of the last one."""
+        last, before = self._last, self._before
+        if before is None or before.velocity.shape != last.velocity.shape:
+            return last.velocity.clone()
+        between = last.timestep - before.timestep
+        part = torch.where(between == 0, torch.zeros_like(between), (self.timestep - last.timestep) / between)
+        change = last.velocity.float() - before.velocity.float()
+        return (last.velocity.float() + part * change).to(last.velocity.dtype)
 
 
 class StepCache:
@@ -59,5 +84,8 @@ class StepCache:
         skipped = sum(branch.skipped for branch in self.branches.values())
         return f"step cache: {skipped} of {passes} passes skipped but for their first block"
 
-    def branch(self, side: Hashable) -> CfgBranchCache:
-        return self.branches.setdefault(side, CfgBranchCache(self.threshold))
+    def branch(self, side: Hashable, timestep: torch.Tensor) -> CfgBranchCache:
+        """The cache of a side for a pass at a timestep, a tensor without dimensions on the DiT's device."""
+        branch = self.branches.setdefault(side, CfgBranchCache(self.threshold))
+        branch.timestep = timestep
+        return branch

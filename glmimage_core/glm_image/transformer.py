@@ -55,18 +55,17 @@ class GlmImageDit(GlmImageTransformer2DModel):
         stream = self.image_projector(hidden_states) + prior_embeds  # [B, T, D]
         conditioning = (temb, image_rotary_emb)
         after_first, text = self._through([first], stream, glyph_embeds, conditioning)
-        residual = None if step_cache is None else step_cache.lookup(after_first - stream)
-        if residual is None:
-            image, text = self._through(others, after_first, text, conditioning)
-            if step_cache is not None:
-                step_cache.store(image - after_first)
-        else:
-            image = after_first + residual
+        if step_cache is not None and (forecast := step_cache.lookup(after_first - stream)) is not None:
+            return forecast
+        image, _ = self._through(others, after_first, text, conditioning)
         patches = self.proj_out(self.norm_out(image, temb))  # [B, T, patch * patch * 16]
         size = self.config.patch_size
         batch, _, height, width = hidden_states.shape
         patches = patches.view(batch, height // size, width // size, -1, size, size)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
+        velocity = patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
+        if step_cache is not None:
+            step_cache.store(velocity)
+        return velocity
 
     @staticmethod
     def _through(blocks, image, text, conditioning):

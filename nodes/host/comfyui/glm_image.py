@@ -236,7 +236,7 @@ class GlmImageModel(ComponentModel):
         conditions = Conditions(prior, conds["glyphs"].to(device), rope)
         temb = dit.model.embed_time(timestep, width, height, dit.dtype)
         step_cache = transformer_options.get(STEP_CACHE_KEY)
-        branch = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]))
+        branch = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]), timestep[0])
         with attention_patches(self.diffusion_model, transformer_options, text_tokens=conditions.glyph_embeds.shape[1]):
             return velocity(dit, x, temb, conditions, kv_caches=conds.get("cache"), step_cache=branch)
 
