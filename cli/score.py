@@ -63,14 +63,14 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--share is {options.share}; it must lie above 0 and not above 1")
     if options.steps < 1:
         raise ValueError(f"--steps is {options.steps}; at least one is needed")
-    if not 0 <= options.lookahead <= 64:
-        raise ValueError(f"--lookahead is {options.lookahead}; it must lie within 1..64, or be 0 for the fastest")
 
     from ..glmimage_core.glm_image.denoise import Approximations
     from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
+    from ..glmimage_core.glm_image.lookahead import check_lookahead
     from ..training import scoring  # needs SciPy, which the pack itself does not
     from ..training.painter import Painter
 
+    check_lookahead(options.lookahead)
     checkpoint = options.checkpoint or BUILT_IN[NANO]
     if not is_checkpoint(checkpoint):
         raise FileNotFoundError(f"{checkpoint / 'model_index.json'} does not name a GlmImagePipeline")

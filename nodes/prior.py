@@ -84,9 +84,9 @@ class GLMImageGeneratePrior:
                     {
                         "default": "auto",
                         "advanced": True,
-                        "tooltip": "How many tokens to compute at once: the next one, and guesses of those behind it. Right "
+                        "tooltip": "How many tokens to compute at once: the next one, and guesses of those after it. Right "
                         "guesses save time, wrong ones change nothing. auto takes the fastest number. In bfloat16 another number "
-                        "may round otherwise and so give another plan; 1 is the reference's way.",
+                        "may round differently and so give another plan; 1 is the reference's way.",
                     },
                 ),
             },

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,7 @@ def transformers_logits(run):
     return decode
 
 
+@contextmanager
 def transformers_decoder(run, sampling):
     decode = transformers_logits(run)
 
@@ -48,12 +50,18 @@ def transformers_decoder(run, sampling):
         assert tokens.shape[1] == 1 and len(set(steps.tolist())) == 1
         return draw(sampling, decode(tokens[:, 0], int(steps[0]))[:, None], noise)
 
-    return step
+    yield step
+
+
+@contextmanager
+def masked_decoder(run, sampling):
+    """What an accelerator runs."""
+    yield decoding.MaskedSteps(run, sampling)
 
 
 # Behind a mask the CPU's attention adds in another order, which in bfloat16 rounds otherwise.
 @pytest.mark.parametrize(
-    ("other", "dtype"), [(transformers_decoder, "float32"), (transformers_decoder, "bfloat16"), (decoding.MaskedSteps, "float32")]
+    ("other", "dtype"), [(transformers_decoder, "float32"), (transformers_decoder, "bfloat16"), (masked_decoder, "float32")]
 )
 @pytest.mark.parametrize("edit", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
@@ -154,6 +162,24 @@ def test_a_recorded_pass_gives_the_tokens_of_one_that_is_not(folder, caplog, dty
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_recorded_passes_of_several_sizes_take_turns_over_one_memory(folder):
+    model = load_ar(folder)
+    model.model.cuda()
+    there, sizes = replace(model, device=torch.device("cuda", 0), weights_are_static=True), (16, 1, 8, 2)
+    states = [decoding.prefill(there, TOKENS[0], *[torch.arange(n).expand(3, -1) for n in (10, 200)], batch=2)[1] for _ in "ab"]
+    recorded, plain = decoding.RecordedSteps(states[0], SAMPLING), decoding.MaskedSteps(states[1], SAMPLING)
+    generator = torch.Generator().manual_seed(0)
+    for turn in range(decoding.RECORD_AFTER + 2):
+        for rows in sizes:
+            tokens = torch.randint(there.codebook_size, (2, rows), generator=generator).cuda()
+            noise = torch.empty(2, rows, there.codebook_size).exponential_(generator=generator).cuda()
+            inputs = (tokens, torch.tensor([turn, 2 * turn], device="cuda"), noise)
+            assert torch.equal(recorded(*inputs), plain(*inputs))
+    assert set(recorded.recordings) == set(sizes)
+    recorded.reset()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_model_that_waits_for_the_device_is_decoded_without(folder, caplog):
     model = load_ar(folder)
     model.model.cuda()
@@ -161,4 +187,4 @@ def test_a_model_that_waits_for_the_device_is_decoded_without(folder, caplog):
     expected = generate_prior(there, PROMPT, 256, 256, seed=1).tokens
     model.model.lm_head.register_forward_hook(lambda module, inputs, output: output + 0 * output.sum().item())
     assert torch.equal(generate_prior(there, PROMPT, 256, 256, seed=1).tokens, expected)
-    assert "without a CUDA graph" in caplog.text
+    assert "without a CUDA graph" in caplog.text and model.cannot_record

@@ -64,7 +64,7 @@ def test_the_dit(dit, encode_reference, edit):
         )
         x = torch.empty(2, 16, 32, 32, device=META)
         time = there.model.embed_time(torch.tensor([500.0], device=META), 256, 256, there.dtype)
-        v = guided_velocity(guide, x, time, 1.5)
+        v = guided_velocity(guide, x, time, 1.5, timestep=torch.tensor(500.0, device=META))
     assert v.device == META and v.dtype == torch.float32 and v.shape == x.shape
     assert seen == {META}
 

@@ -50,10 +50,11 @@ def test_inspect_counts_for_a_stage_only_the_half_of_the_ar_model_that_it_runs(f
         assert weights == pytest.approx(model_bytes(ar.halves[half]) / 1000, rel=1e-3)
 
 
+@pytest.mark.parametrize("cached", [False, True], ids=["", "step cache"])
 @pytest.mark.parametrize("references", [(), ((256, 256),), ((512, 512), (256, 384))])
 @pytest.mark.parametrize("side", [256, 512])
-def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_reference, encoder, side, references):
-    from glm_image_pack.glmimage_core.glm_image.denoise import sample
+def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_reference, encoder, side, references, cached):
+    from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
     from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 
     from plans import plan
@@ -63,10 +64,11 @@ def test_the_samplers_memory_is_predicted_within_10_percent(dit, encode_referenc
     assert tuple((r.width, r.height) for r in encoded) == references
 
     def run():
-        sample(dit, plan(side, side), glyphs, glyphs, seeds=[0], steps=1, references=encoded)
+        approximations = Approximations(step_cache=1e-6 * cached)
+        sample(dit, plan(side, side), glyphs, glyphs, seeds=[0], steps=3, references=encoded, approximations=approximations)
         dit.cached_references.clear()
 
-    job = Job(side, side, references=references, glyph_tokens=glyphs.shape[1], one_length=True)
+    job = Job(side, side, references=references, glyph_tokens=glyphs.shape[1], one_length=True, step_cache=cached)
     assert dit_bytes(dit.model.config, 4, job, on_cpu=True) == pytest.approx(allocator_peak(run), rel=0.1)
 
 

@@ -61,7 +61,8 @@ class ArModel(Component):
     halves are those of the model, which are placed one without the other. image_processor is transformers' PIL one.
     shortest_edge and longest_edge, in pixels, are its limits for references. codebook identifies the codebook that prior and
     vision tokens index; palette gives each of its rows a colour, [N, 3] uint8. experience: what its plans have shown so far.
-    measured: what a pass of the decoder costs, by where and how the model computes.
+    measured: what a pass of the decoder costs, by where and how the model computes. cannot_record: the devices on which recording
+    a pass has failed.
     """
 
     model: "GlmImageForConditionalGeneration"
@@ -74,6 +75,7 @@ class ArModel(Component):
     palette: torch.Tensor
     experience: Experience = field(default_factory=Experience)
     measured: dict[tuple, PassCosts] = field(default_factory=dict)
+    cannot_record: set[torch.device] = field(default_factory=set)
 
     @property
     def parts(self) -> Mapping[str, torch.nn.Module]:
@@ -82,12 +84,14 @@ class ArModel(Component):
     @property
     def is_exact(self) -> bool:
         """Whether a token's logits are the same but for float32's rounding, whatever is computed beside it."""
-        return self.dtype == torch.float32 and not self.quantized_by and quantization_of(self.model) != "int8"
+        rounds_more = self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"  # TF32
+        in_full = self.dtype == torch.float32 and not rounds_more
+        return in_full and not self.quantized_by and quantization_of(self.model) != "int8"
 
     def pass_costs(self, batch: int) -> PassCosts | AssumedCosts:
         """What passes for so many sequences cost where the model is now."""
         if not self.is_exact:
-            return AssumedCosts(self.device, streamed=not self.weights_are_static, batch=batch)
+            return AssumedCosts(self.device, streamed=self.streamed, batch=batch)
         return self.measured.setdefault((str(self.device), self.weights_are_static, batch), PassCosts())
 
     @property

@@ -8,13 +8,16 @@ transformers' forward serves every model and every input; at one token a pass th
 of a small model. `decode_window` is the same arithmetic in the same order and nothing else. It calls the layers and reads no
 weights but those of the norms, so the others may be streamed, patched or quantized.
 
-A window may hold guesses. What wrong ones leave in the cache lies behind the tokens that are known, where no token attends to
+A window may hold guesses. What wrong ones leave in the cache lies after the tokens that are known, where no token attends to
 it, and the next window overwrites it.
 """
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,10 +25,12 @@ import torch
 from torch.nn import Module
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from ..placement.streams import side_stream
 from .ar_model import ArModel
 from .draw import Sampling, draw
 
 log = logging.getLogger(__name__)
+ALIGNMENT = 16  # slots of the cache
 
 
 class RmsNorm(NamedTuple):
@@ -84,8 +89,8 @@ class Window(NamedTuple):
     """Where the W tokens of a pass stand.
 
     slots: their places in the cache, a slice that all sequences share or [B, W] int64. attended: how many slots of the cache the
-    last of them attends to. mask: [B or 1, 1, W * G, attended], added to the scores, with G the query heads of a key/value head;
-    None where all of these slots are filled. cosine, sine: [B or 1, W, 1, head width].
+    last of them attends to. mask: added to the scores, [B or 1, 1, W * G, attended] with G the query heads of a key/value head,
+    for one token [B or 1, 1, 1, attended], or None where all of these slots are filled. cosine, sine: [B or 1, W, 1, head width].
     """
 
     slots: slice | torch.Tensor
@@ -165,9 +170,12 @@ def cache_argument(language_model: Module, cache: Any) -> dict[str, Any]:
 
 
 def _with_room(prompt: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
-    """[1, heads, S, width] -> [batch, heads, S + tokens, width], zeros after the prompt."""
+    """[1, heads, S, width] -> [batch, heads, S + tokens or a little more, width], zeros after the prompt.
+
+    A multiple of ALIGNMENT: attention would pad a mask of another width anew in each layer.
+    """
     _, heads, prompt_length, width = prompt.shape
-    cache = prompt.new_zeros(batch, heads, prompt_length + tokens, width)
+    cache = prompt.new_zeros(batch, heads, math.ceil((prompt_length + tokens) / ALIGNMENT) * ALIGNMENT, width)
     cache[:, :, :prompt_length] = prompt
     return cache
 
@@ -254,7 +262,7 @@ def _mask(state: DecodeState, slots: torch.Tensor, attended: int) -> torch.Tenso
     sharing = config.num_attention_heads // config.num_key_value_heads
     hidden = torch.arange(attended, device=slots.device) > slots[:, :, None]  # [B or 1, W, attended]
     mask = torch.zeros(hidden.shape, dtype=state.layers[0].keys.dtype, device=slots.device).masked_fill(hidden, -torch.inf)
-    return mask.repeat_interleave(sharing, dim=1)[:, None]
+    return (mask if slots.shape[1] == 1 else mask.repeat_interleave(sharing, dim=1))[:, None]
 
 
 Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -262,19 +270,25 @@ Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 after each, [B, W] int64. A recorded step writes them to the same memory each time."""
 
 
-def decoder(state: DecodeState, sampling: Sampling) -> Step:
-    """The fastest way to run a pass and draw on the state's device; all ways give the same tokens.
+@contextmanager
+def decoder(state: DecodeState, sampling: Sampling) -> Iterator[Step]:
+    """The fastest way to run a pass and draw on the state's device; but for rounding, all ways give the same tokens.
 
     On the CPU a token attends to the filled part of the cache. Elsewhere it attends to all of it behind a mask, so that
     every pass of as many tokens is the same operations on the same memory and can be recorded as a CUDA graph. Where the
-    weights do not keep their addresses, passes are not recorded.
+    weights do not keep their addresses, or recording failed before, passes are not recorded.
     """
-    device = state.ar.device
-    if device.type == "cpu":
-        return FilledSteps(state, sampling)
-    if state.ar.weights_are_static and device.type == "cuda":
-        return RecordedSteps(state, sampling)
-    return MaskedSteps(state, sampling)
+    ar = state.ar
+    if ar.device.type == "cpu":
+        yield FilledSteps(state, sampling)
+    elif ar.device.type == "cuda" and ar.weights_are_static and ar.may_record and ar.device not in ar.cannot_record:
+        steps = RecordedSteps(state, sampling)
+        try:
+            yield steps
+        finally:
+            steps.reset()
+    else:
+        yield MaskedSteps(state, sampling)
 
 
 @dataclass(frozen=True)
@@ -301,67 +315,70 @@ class MaskedSteps:
         return draw(self.sampling, decode_window(self.state, tokens, window), noise)
 
 
-class RecordedSteps:
-    """Passes as CUDA graphs: one for each number of tokens, recorded when it is first used, over the same memory.
+RECORD_AFTER = 2  # plain passes of a size in a run: recording takes about as long as a few of them
 
-    A pass that waits for the device cannot be recorded. That is found out beforehand, since a recording that fails leaves
-    PyTorch's allocator broken: the pass runs twice, the first time for libraries to pick their kernels and allocate their
-    workspaces. Then no further pass is recorded.
+
+class RecordedSteps:
+    """Passes as CUDA graphs: one for each number of tokens that a run uses often, over the same memory.
+
+    A pass that waits for the device cannot be recorded. That is found out beforehand, by a pass that may not wait. Where that or
+    recording fails, the model's passes are not recorded on this device again.
     """
 
     def __init__(self, state: DecodeState, sampling: Sampling):
-        self.plain, self.device = MaskedSteps(state, sampling), state.ar.device
+        self.plain, self.ar, self.device = MaskedSteps(state, sampling), state.ar, state.ar.device
         self.recordings: dict[int, Recording] = {}
-        self.side = torch.cuda.Stream(self.device)
-        self.can_record = True
+        self.uses: Counter[int] = Counter()  # of each number of tokens
 
     def __call__(self, tokens: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         rows = tokens.shape[1]
-        if rows not in self.recordings and self.can_record:
+        self.uses[rows] += 1
+        if self.uses[rows] > RECORD_AFTER and rows not in self.recordings and self.device not in self.ar.cannot_record:
             self._record(tokens, steps, noise)
-        if rows not in self.recordings:
-            return self.plain(tokens, steps, noise)
-        recording = self.recordings[rows]
-        recording.tokens.copy_(tokens)
-        recording.steps.copy_(steps)
-        recording.noise.copy_(noise)
-        recording.graph.replay()
-        return recording.drawn
+        return self.recordings.get(rows, self.plain)(tokens, steps, noise)
+
+    def reset(self) -> None:
+        """Free the graphs while the memory that they use is still there."""
+        for recording in self.recordings.values():
+            recording.graph.reset()
 
     def _record(self, *first: torch.Tensor) -> None:
-        """Record a pass of as many tokens as these inputs have."""
-        device = self.device
-        tokens, steps, noise = (value.clone() for value in first)
-
-        def run() -> torch.Tensor:
-            return self.plain(tokens, steps, noise)
-
-        main, before = torch.cuda.current_stream(device), torch.cuda.get_sync_debug_mode()
-        self.side.wait_stream(main)
-        with torch.cuda.stream(self.side):
-            run()  # writes where the first pass will
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                run()
-            except RuntimeError as error:
-                log.warning("decoding without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
-                self.can_record = False
-                return
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-                main.wait_stream(self.side)
-        graph = torch.cuda.CUDAGraph()
+        """Record a pass of as many tokens as these inputs have. No other thread may wait for a GPU meanwhile."""
+        inputs = [value.clone() for value in first]
+        main, before = torch.cuda.current_stream(self.device), torch.cuda.get_sync_debug_mode()
+        side, graph = side_stream(self.device, "recording"), torch.cuda.CUDAGraph()
         pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
-        with torch.cuda.graph(graph, pool=pool, stream=self.side):
-            drawn = run()
-        self.recordings[tokens.shape[1]] = Recording(graph, tokens=tokens, steps=steps, noise=noise, drawn=drawn)
+        side.wait_stream(main)
+        try:
+            with torch.cuda.stream(side):
+                self.plain(*inputs)  # writes where the next pass will; libraries allocate their workspaces
+                torch.cuda.set_sync_debug_mode("error")
+                self.plain(*inputs)
+            torch.cuda.set_sync_debug_mode(before)
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                drawn = self.plain(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.warning("decoding without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+            self.ar.cannot_record.add(self.device)
+        else:
+            self.recordings[inputs[0].shape[1]] = Recording(graph, inputs, drawn)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            torch.cuda.set_stream(main)  # a recording that fails leaves its own
+            main.wait_stream(side)
 
 
 class Recording(NamedTuple):
-    """A pass as a CUDA graph, with the memory that it reads and the one that it writes."""
+    """A pass as a CUDA graph, with the memory that it reads (tokens, steps and noise) and the one that it writes."""
 
     graph: "torch.cuda.CUDAGraph"
-    tokens: torch.Tensor
-    steps: torch.Tensor
-    noise: torch.Tensor
+    inputs: Sequence[torch.Tensor]
     drawn: torch.Tensor
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        for place, value in zip(self.inputs, inputs, strict=True):
+            place.copy_(value)
+        self.graph.replay()
+        return self.drawn

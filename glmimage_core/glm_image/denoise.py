@@ -68,12 +68,12 @@ class CfgConditions:
     kv_caches: Sequence[LayerKVCache] | None = None
     step_cache: StepCache | None = None
 
-    def branch(self, side: str, timestep: torch.Tensor | None) -> CfgBranchCache | None:
+    def branch(self, side: str, timestep: torch.Tensor) -> CfgBranchCache | None:
         return None if self.step_cache is None else self.step_cache.branch(side, timestep)
 
 
 def guided_velocity(
-    conditions: CfgConditions, x: torch.Tensor, temb: torch.Tensor, cfg: float, *, timestep: torch.Tensor | None = None
+    conditions: CfgConditions, x: torch.Tensor, temb: torch.Tensor, cfg: float, *, timestep: torch.Tensor
 ) -> torch.Tensor:
     """v = v_u + cfg * (v_c - v_u), [B, 16, h, w] float32. cfg 1 is v_c alone, at half the cost.
 

@@ -19,7 +19,6 @@ from ..diffusion import Grid
 NONE = -1
 """A draft that has nothing to say, or a neighbour outside the grid."""
 
-
 UNKNOWN = 2
 """The outcome of a draft that said nothing; that of the others is whether they were right."""
 
@@ -58,7 +57,7 @@ def as_the_neighbours(situation: Situation) -> float:
 
 MOST_TRIALS = 256  # the older half of the evidence loses its weight beyond
 MOST_HALVINGS = 16
-MOST_PAIRS = 2**16
+MOST_PAIRS = 2**15
 
 
 @dataclass(eq=False)
@@ -85,7 +84,7 @@ class Writing:
 
     beside: the places left, above, above right and above left of each place. tokens: of each place, known or guessed; NONE where
     nothing is written. NONE is also the place of a neighbour outside the grid: as an index it finds the end of `tokens`, where
-    nothing is ever written. drawn: what the last pass drew behind the tokens that it made known, by place. became: the token that
+    nothing is ever written. drawn: what the last pass drew after the tokens that it made known, by place. became: the token that
     came last where a source had a token, by the source's number and that token.
     """
 
@@ -117,7 +116,7 @@ def _neighbours(grids: Sequence[Grid]) -> list[tuple[int, int, int, int]]:
 
 
 Draft = Callable[[Writing, int], int]
-"""(what is written, the first place behind it) -> a token, or NONE."""
+"""(what is written, the next place) -> a token, or NONE."""
 
 
 def left(writing: Writing, place: int) -> int:
@@ -165,7 +164,7 @@ def _scaled(source: Grid, target: Grid) -> list[tuple[int, int]]:
 
 def changed(source: Source, number: int) -> Draft:
     """What the source's token became where it stood last: one colour for another."""
-    return lambda writing, place: writing.became.get((number, source(writing, place)), NONE)
+    return lambda writing, place: writing.became.get((number, source(writing, place)), NONE)  # NONE became nothing
 
 
 class Foresight:
@@ -185,13 +184,13 @@ class Foresight:
         self.drafts = list(drafts.values())
         self.records, self.guesses = [experience.records[name] for name in drafts], experience.guesses
         self.known = 0  # tokens
-        self.halvings: list[int] = []  # of the doubt in each guess behind them
-        nothing = [UNKNOWN] * len(drafts)
-        self.offers = [nothing] * self.total  # of each draft at each place
-        self.outcomes = [nothing] * (self.total + 1)  # the last one stands for NONE
+        self.halvings: list[int] = []  # of the doubt in each guess after them
+        self.silent, self.unknown = [NONE] * len(drafts), [UNKNOWN] * len(drafts)
+        self.offers = [self.silent] * self.total  # of each draft at each place
+        self.outcomes = [self.unknown] * (self.total + 1)  # the last one stands for NONE
 
     def guess(self, most: int, least: float = 0.0) -> list[float]:
-        """Guess up to `most` tokens behind the known ones, as long as all of them are right with a chance above `least`.
+        """Guess up to `most` tokens after the known ones, as long as all of them are right with a chance above `least`.
 
         Returns for each guess the chance that it and all before it are right, as the records have it.
         """
@@ -203,7 +202,7 @@ class Foresight:
                 if token != NONE:
                     doubts[token] = doubts.get(token, 1.0) * (1 - record.share(situation))
             token = min(doubts, key=doubts.get, default=NONE)
-            halvings = min(round(-math.log2(doubts.get(token, 1.0))), MOST_HALVINGS)
+            halvings = round(-math.log2(max(doubts.get(token, 1.0), 2.0**-MOST_HALVINGS)))
             reach *= self.guesses.share(halvings)
             self._write(place, token)
             self.halvings.append(halvings)
@@ -213,10 +212,16 @@ class Foresight:
         return chances
 
     def window(self, rows: int) -> list[int]:
-        """The last known token and `rows` - 1 guesses behind it; token 0 where there is none."""
+        """The last known token and `rows` - 1 guesses after it; token 0 where there is none."""
         guessed = self.writing.tokens[self.known : self.known + min(rows - 1, len(self.halvings))]
         window = [self.writing.tokens[self.known - 1], *(max(token, 0) for token in guessed)]
         return window + [0] * (rows - len(window))
+
+    def take(self, token: int) -> None:
+        """Take a token that is known to be right, and learn nothing from it."""
+        self.writing.tokens[self.known] = token
+        self.offers[self.known], self.outcomes[self.known] = self.silent, self.unknown
+        self.known, self.halvings = self.known + 1, []
 
     def accept(self, drawn: Sequence[int]) -> int:
         """Take what a pass drew after the last known token and after each guess, W tokens; returns how many became known.
@@ -260,5 +265,6 @@ class Foresight:
             if outcome != UNKNOWN:
                 record.enter(situation, outcome)
         for number, source in enumerate(self.sources):
-            writing.became[number, source(writing, place)] = token
+            if (there := source(writing, place)) != NONE:
+                writing.became[number, there] = token
         writing.experience.follow((left(writing, place), above(writing, place)), token)

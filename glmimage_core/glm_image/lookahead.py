@@ -13,6 +13,9 @@ AUTO = 0
 """As many tokens a pass as are fastest."""
 
 KEPT_TIMES, ENOUGH_TIMES = 7, 2
+MARGIN, MARGIN_OF_BATCHES = 0.1, 0.35  # where sequences go on at different paces, a pass costs about a tenth more
+LEAST_CHANCE = 0.02
+FORGOTTEN_AFTER = 1000  # passes
 
 
 def check_lookahead(lookahead: int) -> None:
@@ -25,27 +28,42 @@ class PassCosts:
     """What a pass costs, in seconds by its number of tokens, as measured by the passes of earlier and present runs.
 
     A cost is the shortest of the last times, since other work on the machine only adds to them. The first pass of a size picks
-    kernels and may be recorded; it counts for nothing.
+    kernels; it counts for nothing. A size that was not used for long is measured anew.
     """
 
     def __init__(self):
         self.times: dict[int, deque[float]] = {}
+        self.used: dict[int, int] = {}  # when a size was used last, in passes
+        self.passes = 0
 
     def note(self, rows: int, seconds: float) -> None:
-        if rows in self.times:
+        if rows in self.times and self.passes - self.used[rows] < FORGOTTEN_AFTER:
             self.times[rows].append(seconds)
         else:
             self.times[rows] = deque(maxlen=KEPT_TIMES)
+        self.passes += 1
+        self.used[rows] = self.passes
 
     def estimates(self) -> dict[int, float]:
         """Seconds of a pass of each of SIZES.
 
         A size that was not measured enough gets the least that it can cost, so that it is tried as soon as it may be worth it:
-        as much as fewer tokens, and its share of more tokens. Without any measurement each token costs the same.
+        as much as fewer tokens, and its share of more tokens. Sizes are tried from below: beyond twice the largest measured
+        size, each token costs as much as there.
         """
-        measured = {rows: min(times) for rows, times in self.times.items() if len(times) >= ENOUGH_TIMES}
-        least = {rows: max((cost * min(1, rows / size) for size, cost in measured.items()), default=rows) for rows in SIZES}
-        return least | {rows: measured[rows] for rows in SIZES if rows in measured}
+        measured = {
+            rows: min(times)
+            for rows, times in self.times.items()
+            if len(times) >= ENOUGH_TIMES and self.passes - self.used[rows] < FORGOTTEN_AFTER
+        }
+        next_size = 2 * max(measured, default=0) or 1
+
+        def least(rows: int) -> float:
+            most_known = min(rows, next_size)
+            costs = (cost * min(1.0, most_known / size) for size, cost in measured.items())
+            return max(costs, default=1.0) * rows / most_known
+
+        return {rows: measured.get(rows) or least(rows) for rows in SIZES}
 
 
 ROW, ROW_STREAMED = 1 / 64, 1 / 1024
@@ -54,12 +72,13 @@ ROW, ROW_STREAMED = 1 / 64, 1 / 1024
 class AssumedCosts:
     """What a pass is assumed to cost, in passes of one token, on a device that reads weights much slower than it multiplies.
 
-    For models in which a product of several rows rounds otherwise than one of a single row: there, the time that a pass happens
+    For models in which a product of several rows rounds differently from one of a single row: there, the time that a pass happens
     to take must not decide how many tokens it has, or a seed would not give the same plan twice. On a CPU, where rows cost
     arithmetic, it is one token a pass.
 
     A row of the released model is 16.3 GFLOP, and a pass reads 16.3 GB: by their data sheets a row adds 0.3 % of a pass on an
-    H100 (989 TFLOP/s, 3.35 TB/s) and 0.7 % on a 3060 (51 TFLOP/s, 360 GB/s). Twice that is assumed, for attention and draw.
+    H100 (989 TFLOP/s, 3.35 TB/s) and 0.7 % on a 3060 (51 TFLOP/s, 360 GB/s). 1.6 % is
+    assumed, since attention and draw take time too.
     Weights that come over PCIe take ten times as long or more.
     """
 
@@ -75,19 +94,26 @@ class AssumedCosts:
 
 
 def least_chance(costs: dict[int, float]) -> float:
-    """The chance to be reached below which a token is not worth its row: less than what the row costs, in passes of one token."""
+    """The chance to be reached below which a token is not worth its row: less than what the row costs, in passes of one token.
+
+    Not below LEAST_CHANCE: a guess costs time too.
+    """
     few, most = SIZES[0], SIZES[-1]
-    return (costs[most] - costs[few]) / (most - few) / costs[few]
+    return max((costs[most] - costs[few]) / (most - few) / costs[few], LEAST_CHANCE)
 
 
-def best_size(chances: Sequence[Sequence[float]], costs: dict[int, float], most: int = SIZES[-1]) -> int:
+def best_size(
+    chances: Sequence[Sequence[float]], costs: dict[int, float], most: int = SIZES[-1], *, margin: float = MARGIN
+) -> int:
     """The number of tokens with which a pass makes the most tokens known in a second.
 
     chances: for each sequence, that its first, second, ... guess is right with all before it. A pass of W tokens makes one
-    token known, and one more for each of the first W - 1 guesses that is right with all before it.
+    token known, and one more for each of the first W - 1 guesses that is right with all before it. Several tokens must promise
+    more than one does by a margin, since chances and costs are estimates.
     """
 
     def rate(rows: int) -> float:
-        return sum(1 + sum(reach[: rows - 1]) for reach in chances) / costs[rows]
+        known = sum(1 + sum(reach[: rows - 1]) for reach in chances) / costs[rows]
+        return known if rows > 1 else known * (1 + margin)
 
     return max((rows for rows in SIZES if rows <= most), key=rate)

@@ -38,7 +38,7 @@ def prior_bytes(config: Any, itemsize: int, job: Job, rows: int = 1) -> int:
     rotation = fed * 2 * head_width * itemsize
     noise = (rows + max(rows, SYNC_EVERY)) * text.vision_vocab_size * 4
     drawing = rows * SAMPLING_COPIES * text.vision_vocab_size * 4
-    mask = (rows > 1) * rows * (prompt + fed) * (text.num_attention_heads // text.num_key_value_heads) * itemsize
+    mask = rows * (prompt + fed) * (text.num_attention_heads // text.num_key_value_heads) * itemsize
     feeding = rows * (3 * text.intermediate_size + 3 * text.hidden_size) * itemsize + mask
     decoding = cache + rotation + job.batch * (noise + max(drawing, feeding))
     prefilling = prompt * (token_bytes + (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize)
@@ -79,8 +79,10 @@ def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = Tru
     latents = own * config.patch_size**2 * config.in_channels * 4 * (3 if job.guided else 2)
     layer_cache = 2 * sum(cached) * width * itemsize
     caches = layer_cache * (config.num_layers if caches_on_device else 1)
-    planned = picture * width * itemsize * (1 + (2 if job.step_cache else 0))  # a change for each side of the guidance
-    reading = stream + planned + rope + latents + caches
+    planned = picture * width * itemsize
+    velocity = picture * config.patch_size**2 * config.in_channels * itemsize
+    remembered = (2 if job.guided else 1) * (picture * width * itemsize + 2 * velocity) if job.step_cache else 0
+    reading = stream + planned + remembered + rope + latents + caches
     writing = (caches if on_cpu else 0) + 14 * half * max(cached, default=0) * width * itemsize
     return round(max(reading, writing))
 

@@ -1,7 +1,7 @@
 """Stage 1: prior tokens, the plan of a picture, written by the AR model.
 
     generate_prior   layout.py lays out prompt and grids, decoder.py runs the model, draw.py draws
-    decode_tokens    the prompt, then pass after pass; each computes a window of one known token and of guesses behind it
+    decode_tokens    the prompt, then pass after pass; each computes a window of one known token and of guesses after it
 
 Drawn with the noise of the seed, a token is a function of all before it. A guess that comes out as it was guessed has given the
 token after it too, so a pass makes one token known and one more for each leading guess that is right: the tokens are those of
@@ -13,6 +13,7 @@ Knows nothing of devices beyond where the model is, and nothing of the process's
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from .drafts import Experience, Foresight, at_same_place, in_preview
 from .draw import Noise, Sampling, draw
 from .geometry import check_size, preview_grid, prior_grid
 from .layout import Layout, check_prompt, lay_out
-from .lookahead import AUTO, SIZES, AssumedCosts, PassCosts, best_size, check_lookahead, least_chance
+from .lookahead import AUTO, MARGIN, MARGIN_OF_BATCHES, SIZES, AssumedCosts, PassCosts, best_size, check_lookahead, least_chance
 from .references import Reference
 from .token_preview import token_picture
 
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 SYNC_EVERY = 8
 """Passes of one token that an accelerator runs before the CPU reads their tokens. Reading waits for the device; eight hide the
 wait and still show progress and react to an interrupt many times a second. A longer pass is read at once, for its guesses."""
+
+
+MOST_REST = 15
+"""Tokens without a guess, at most, after guesses that were not worth a row: first one, then three, then seven."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +72,7 @@ class Prior:
     @property
     def tokens_a_pass(self) -> float:
         """How many tokens of each picture a pass made known on average; the prompt's pass gave the first one."""
-        return (self.tokens_a_picture - 1) / self.passes
+        return (self.tokens_a_picture - 1) / max(self.passes, 1)
 
 
 @torch.inference_mode()
@@ -89,7 +94,7 @@ def generate_prior(
 
     Emits exactly the tokens of the preview grid (text-to-image only) and of the large grid, all of them indices into
     the codebook. lookahead: how many tokens a pass computes, 1 to 64, or AUTO for as many as are fastest; it changes no token,
-    except where a product of several rows rounds otherwise than one of a single row does, as it may in bfloat16. most_rows: for
+    except where a product of several rows rounds differently from one of a single row, as it may in bfloat16. most_rows: for
     how many there is memory. Raises ValueError for a bad size, prompt or lookahead before the model runs.
     """
     check_size(width, height)
@@ -144,12 +149,12 @@ def decode_grids(
     emitted = torch.zeros(len(seeds), total, dtype=torch.int64)  # [B, T]
     done = passes = 0
     progress(done, total)
-    for tokens, ran in decode_tokens(
-        ar, layout, writers, seeds=seeds, sampling=sampling, lookahead=lookahead, most_rows=most_rows
-    ):
-        emitted[:, done : done + tokens.shape[1]] = tokens
-        done, passes = done + tokens.shape[1], ran
-        progress(done, total, lambda so_far=emitted[:, :done]: token_picture(ar.palette, so_far, grids))
+    settings = {"seeds": seeds, "sampling": sampling, "lookahead": lookahead, "most_rows": most_rows}
+    with closing(decode_tokens(ar, layout, writers, **settings)) as written:
+        for tokens, ran in written:
+            emitted[:, done : done + tokens.shape[1]] = tokens
+            done, passes = done + tokens.shape[1], ran
+            progress(done, total, lambda so_far=emitted[:, :done]: token_picture(ar.palette, so_far, grids))
     split = emitted.split([grid.tokens for grid in grids], dim=1)
     return [tokens.reshape(-1, *grid) for tokens, grid in zip(split, grids, strict=True)], passes
 
@@ -174,10 +179,9 @@ def decode_tokens(
         log.warning("lookahead %d needs more memory than is free; %d tokens a pass", lookahead, most_rows)
         lookahead = most_rows
     total, at_once = layout.following.shape[1], tokens_per_sync(ar.device)
-    spare = layout.following[:, -1:].expand(-1, max(lookahead or most_rows, at_once))  # for what is fed behind the end
+    spare = layout.following[:, -1:].expand(-1, max(lookahead or most_rows, at_once))  # for what is fed after the end
     fed = torch.cat((layout.following[:, :-1], spare), dim=1)
     logits, state = prefill(ar, layout.ids, layout.positions, fed, batch=len(seeds))
-    step = decoder(state, sampling)
     width = ar.model.config.text_config.vision_vocab_size
     noise = Noise(seeds, places=total, width=width, kept=ar.codebook_size)
     first = draw(sampling, logits, noise.windows([0] * len(seeds), 1)[:, 0].to(ar.device))[:, None]
@@ -185,25 +189,34 @@ def decode_tokens(
         writer.accept(tokens)
     done, passes, costs = 1, 0, ar.pass_costs(len(seeds))
     yield first.cpu(), passes
-    while done < total:
-        rows = _guess(writers, costs, lookahead, most_rows)
-        count = min(at_once, total - done) if rows == 1 else 1
-        started = time.perf_counter()
-        window = noise.windows([writer.known for writer in writers], rows * count).to(ar.device)
-        drawn = _launch(step, writers, window, rows)
-        if ar.device.type != "cpu":
-            noise.prepare(2 * rows * count)  # while the device works
-        drawn = drawn.tolist()  # waits for the device
-        costs.note(rows, (time.perf_counter() - started) / count)
-        for writer, tokens in zip(writers, drawn, strict=True):
-            for known in [tokens] if count == 1 else [[token] for token in tokens]:
-                writer.accept(known)
-        passes += count
-        before, done = done, min(writer.known for writer in writers)
-        yield torch.tensor([writer.writing.tokens[before:done] for writer in writers]), passes
+    with decoder(state, sampling) as step:
+        rest = resting = 0  # tokens without a guess, where guesses were not worth a row
+        while done < total:
+            guesses = resting <= 0 and lookahead != 1
+            rows = _guess_and_size(writers, costs, lookahead, most_rows) if guesses else 1
+            count = min(at_once, total - done) if rows == 1 else 1
+            started = time.perf_counter()
+            window = noise.windows([writer.known for writer in writers], rows * count).to(ar.device)
+            drawn = _launch(step, writers, window, rows)
+            if ar.device.type != "cpu":
+                noise.prepare(2 * rows * count)  # while the device works
+            drawn = drawn.tolist()  # waits for the device
+            costs.note(rows, (time.perf_counter() - started) / count)
+            for writer, tokens in zip(writers, drawn, strict=True):
+                if rows > 1:
+                    writer.accept(tokens)
+                    continue
+                for token in tokens[: writer.total - writer.known]:
+                    writer.accept([token]) if guesses else writer.take(token)
+            if guesses:
+                rest = 0 if rows > 1 else min(2 * rest + 1, MOST_REST)
+            resting = rest if guesses else resting - count
+            passes += count
+            before, done = done, min(writer.known for writer in writers)
+            yield torch.tensor([writer.writing.tokens[before:done] for writer in writers]), passes
 
 
-def _guess(writers: Sequence[Foresight], costs: PassCosts | AssumedCosts, lookahead: int, most_rows: int) -> int:
+def _guess_and_size(writers: Sequence[Foresight], costs: PassCosts | AssumedCosts, lookahead: int, most_rows: int) -> int:
     """Guess what follows, and say how many tokens the next pass is to have."""
     if lookahead:
         for writer in writers:
@@ -212,9 +225,8 @@ def _guess(writers: Sequence[Foresight], costs: PassCosts | AssumedCosts, lookah
     seconds = costs.estimates()
     chances = [writer.guess(most_rows - 1, least_chance(seconds)) for writer in writers]
     behind = min(writer.known for writer in writers)  # the run ends when its slowest sequences do
-    return best_size(
-        [reach for reach, writer in zip(chances, writers, strict=True) if writer.known == behind], seconds, most_rows
-    )
+    slowest = [reach for reach, writer in zip(chances, writers, strict=True) if writer.known == behind]
+    return best_size(slowest, seconds, most_rows, margin=MARGIN if len(writers) == 1 else MARGIN_OF_BATCHES)
 
 
 def tokens_per_sync(device: torch.device) -> int:

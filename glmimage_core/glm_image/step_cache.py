@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+MOST_STEPS = 8.0
+LEAST_APART = 1.0  # of the DiT's 1000 timesteps
+
 
 class WholeStep(NamedTuple):
     """A step that was computed: its timestep, and the velocity there, [B, 16, h, w]."""
@@ -29,8 +32,7 @@ class CfgBranchCache:
     def __init__(self, threshold: float):
         self.threshold = threshold
         self.timestep = torch.tensor(0.0)  # of the step that is asked about
-        self._first_change: torch.Tensor | None = None  # what the first block added in the last whole step
-        self._asked: torch.Tensor | None = None
+        self._first_change: torch.Tensor | None = None  # what the first block added in the last whole step, or in this one
         self._last: WholeStep | None = None
         self._before: WholeStep | None = None
         self.whole = self.skipped = 0  # steps
@@ -46,27 +48,27 @@ class CfgBranchCache:
             if bool((distance < self.threshold).all()):  # the one place where a step waits for the device
                 self.skipped += 1
                 return self._forecast()
-        self._asked = first_change
+        self._first_change = first_change
         return None
 
     def store(self, velocity: torch.Tensor) -> None:
-        """Remember a whole step: the change that `lookup` was asked about, and the velocity."""
+        """Remember the velocity of the whole step that `lookup` was asked about."""
         if self._last is not None and self._last.velocity.shape == velocity.shape:
             self._before = self._last
         self._last = WholeStep(self.timestep, velocity.clone())  # others may write into theirs
-        self._first_change, self._asked = self._asked, None
         self.whole += 1
 
     def _forecast(self) -> torch.Tensor:
-        """The velocity at `timestep` on the line through the last two whole steps. Where there is only one, or where both
-        were at one timestep, that of the last one."""
+        """The velocity at `timestep` on the line through the last two whole steps, at most MOST_STEPS times as far from the last
+        one as they are from each other. Where there is only one, or where both stand at one timestep, that of the last one."""
         last, before = self._last, self._before
         if before is None or before.velocity.shape != last.velocity.shape:
             return last.velocity.clone()
         between = last.timestep - before.timestep
-        part = torch.where(between == 0, torch.zeros_like(between), (self.timestep - last.timestep) / between)
+        apart = between.abs() >= LEAST_APART
+        part = torch.where(apart, (self.timestep - last.timestep) / torch.where(apart, between, 1.0), 0.0)
         change = last.velocity.float() - before.velocity.float()
-        return (last.velocity.float() + part * change).to(last.velocity.dtype)
+        return (last.velocity.float() + part.clamp(-MOST_STEPS, MOST_STEPS) * change).to(last.velocity.dtype)
 
 
 class StepCache:

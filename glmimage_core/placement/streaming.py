@@ -10,6 +10,7 @@ import torch
 from torch.nn import Module, Parameter
 
 from ..weights.formats import is_pinned, map_inner_tensors
+from .streams import side_stream
 
 
 class _StreamedModules:
@@ -72,7 +73,7 @@ def streamed(model: Module, blocks: Sequence[Module], *, resident: int, device: 
     The blocks run in their order, any number of times. Each other block is copied when the block before it begins, so that at
     most two are on the device beside the resident ones.
     """
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = side_stream(device, "copying") if device.type == "cuda" else None
     streamed_blocks = blocks[resident:]
     if stream is not None:
         _pin(streamed_blocks)

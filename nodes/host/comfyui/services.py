@@ -12,6 +12,7 @@ import comfy.model_management as model_management
 import comfy.samplers
 import folder_paths
 import torch
+from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
 
 from ....glmimage_core.component import Component
@@ -99,7 +100,7 @@ class ComfyHost:
         with at_work(_patcher(wire, part)):
             component = self._place(wire, working_bytes, part)
             # A CUDA graph cannot be recorded while other work uses a GPU: the recording fails, and that work too.
-            yield replace(component, weights_are_static=component.weights_are_static and not others_compute(_patcher(wire, part)))
+            yield replace(component, may_record=component.may_record and not others_compute(_patcher(wire, part)))
 
     async def run_in_background(
         self, wire: ManagedComponent, working_bytes: int, part: str, work: Callable[[Component], Result]
@@ -119,7 +120,7 @@ class ComfyHost:
 
         def run() -> Result:
             with current(patcher.load_device):
-                return work(replace(placed, weights_are_static=False))  # no CUDA graph, as in `placed`
+                return work(replace(placed, may_record=False))  # as in `placed`
 
         return await beside_nodes(worker, run)
 
@@ -132,7 +133,9 @@ class ComfyHost:
                 f"{human_bytes(streamed)} of {READ_BY_EACH_TOKEN[part]} do not fit on {patcher.load_device} and are copied there "
                 "for every token, which is slow; choose a quantization in its loader"
             )
-        return replace(wire.component, weights_are_static=not streamed and not is_dynamic(patcher))
+        may_record = not getattr(args, "disable_cuda_graphs", False)  # 0.3.64 has no such option
+        static = not streamed and not is_dynamic(patcher)
+        return replace(wire.component, weights_are_static=static, streamed=streamed > 0, may_record=may_record)
 
     def free_bytes(self, wire: ManagedComponent | ComponentVae) -> int | None:
         device = wire.patcher.load_device
