@@ -16,6 +16,7 @@ from glm_image_pack.glmimage_core.glm_image.layout import lay_out
 from glm_image_pack.glmimage_core.glm_image.lookahead import (
     FORGOTTEN_AFTER,
     SIZES,
+    STRIDE,
     AssumedCosts,
     PassCosts,
     best_size,
@@ -258,14 +259,13 @@ def test_a_size_is_tried_as_soon_as_it_may_be_worth_it_and_its_first_pass_counts
     assert best_size([[0.9] * 63], costs.estimates()) == 1  # nothing is known: each token costs the same
     for _ in range(3):
         costs.note(1, 1.0)
-    assert costs.estimates()[2] == 1.0 and costs.estimates()[64] == 32.0  # from below
-    assert best_size([[0.9] * 63], costs.estimates()) == 2
-    for rows, seconds in ((2, 1.0), (4, 1.0), (8, 1.2)):
+    assert costs.estimates()[STRIDE] == 1.0 and costs.estimates()[64] == 64 / STRIDE  # from below
+    assert best_size([[0.9] * 63], costs.estimates()) == STRIDE
+    for rows, seconds in ((4, 1.0), (16, 1.2)):
         costs.note(rows, 100.0)  # picks kernels
-        for _ in range(2):
-            costs.note(rows, seconds)
-    assert [costs.estimates()[rows] for rows in (4, 8, 16, 32)] == [1.0, 1.2, 1.2, 2.4]
-    assert best_size([[0.9] * 63], costs.estimates()) == 16
+        costs.note(rows, seconds)
+    assert [costs.estimates()[rows] for rows in (2, 4, 8, 16, 32, 64)] == [1.0, 1.0, 1.0, 1.2, 1.2, 1.2]
+    assert best_size([[0.99] * 63], costs.estimates()) == 64
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
@@ -319,4 +319,4 @@ def test_a_size_that_was_not_used_for_long_is_measured_anew():
     assert best_size([[1.0] * 63], costs.estimates(), most=8) == 1
     for _ in range(FORGOTTEN_AFTER):
         costs.note(1, 1.0)
-    assert best_size([[1.0] * 63], costs.estimates(), most=8) == 2  # and so on, from below
+    assert best_size([[1.0] * 63], costs.estimates(), most=8) == STRIDE  # and so on, from below

@@ -12,8 +12,9 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 AUTO = 0
 """As many tokens a pass as are fastest."""
 
-KEPT_TIMES, ENOUGH_TIMES = 7, 2
-MARGIN, MARGIN_OF_BATCHES = 0.1, 0.35  # where sequences go on at different paces, a pass costs about a tenth more
+KEPT_TIMES, ENOUGH_TIMES = 7, 1
+STRIDE = 4
+MARGIN, MARGIN_OF_BATCHES = 0.1, 0.5  # where sequences go on at different paces, a pass costs about a tenth more
 LEAST_CHANCE = 0.02
 FORGOTTEN_AFTER = 1000  # passes
 
@@ -48,15 +49,15 @@ class PassCosts:
         """Seconds of a pass of each of SIZES.
 
         A size that was not measured enough gets the least that it can cost, so that it is tried as soon as it may be worth it:
-        as much as fewer tokens, and its share of more tokens. Sizes are tried from below: beyond twice the largest measured
-        size, each token costs as much as there.
+        as much as fewer tokens, and its share of more tokens. Sizes are tried from below: beyond STRIDE times the largest
+        measured size, each token costs as much as there.
         """
         measured = {
             rows: min(times)
             for rows, times in self.times.items()
             if len(times) >= ENOUGH_TIMES and self.passes - self.used[rows] < FORGOTTEN_AFTER
         }
-        next_size = 2 * max(measured, default=0) or 1
+        next_size = STRIDE * max(measured, default=0) or 1
 
         def least(rows: int) -> float:
             most_known = min(rows, next_size)
