@@ -28,6 +28,7 @@ from glm_image_pack.glmimage_core.cogview3.convert import convert  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts  # noqa: E402
+from glm_image_pack.glmimage_core.placement.residency import Residency  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.cogview3_base import CHECKPOINTS, VAE_FILE, write_cogview3_base  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.cogview3_plus import write_cogview3  # noqa: E402
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint  # noqa: E402
@@ -115,7 +116,7 @@ def encode_reference(ar, vae):
 def quiet_host(models):
     """The standalone host over the tiny checkpoint, as it was before after each test."""
     host.models = models
-    host.residency = None
+    host.residency = Residency(torch.device("cpu"))  # also on a machine with a GPU: tests look at what they gave it
     host.on_progress = lambda label, done, total: None
     yield host
     host.residency = None

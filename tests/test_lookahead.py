@@ -70,7 +70,7 @@ def test_right_and_wrong_guesses_give_the_tokens_of_one_a_pass(ar, few_reference
     assert passes < expected.passes or not lookahead
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     size=st.sampled_from([(192, 192), (192, 256), (320, 192), (224, 288)]),
     seed=st.integers(0, 2**40),
@@ -103,7 +103,7 @@ WORDS = ["a large red circle", "two small blue squares on yellow", 'the word "HE
 EDITS = ["make it blue", "remove the circle", "add a small star at the top", "the ground is green"]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     width=st.sampled_from(SIDES),
     height=st.sampled_from(SIDES),

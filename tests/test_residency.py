@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
+from glm_image_pack.glmimage_core.placement.residency import Residency, current, model_bytes
 from torch.nn import Linear
 
 DEVICE = torch.device("cpu", 0)
@@ -127,3 +127,9 @@ def test_a_released_model_is_back_on_the_cpu():
 def test_a_device_that_cannot_tell_its_memory_says_so():
     with pytest.raises(ValueError, match="free_bytes"):
         Residency(DEVICE).free_bytes()
+
+
+def test_a_kind_of_device_of_which_there_is_one_has_no_current_one():
+    for device in ("cpu", "cpu:0", "mps:0", "privateuseone:0", "cuda"):
+        with current(torch.device(device)):
+            pass

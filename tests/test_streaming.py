@@ -11,6 +11,7 @@ from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions, velocity
 from glm_image_pack.glmimage_core.glm_image.files.load import load_dit
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.placement import streaming
 from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
 from glm_image_pack.glmimage_core.placement.streaming import resident_blocks, streamed
 from glm_image_pack.glmimage_core.tiny.weights import randomize
@@ -194,3 +195,22 @@ def test_caches_that_do_not_fit_beside_the_weights_come_layer_by_layer(
         assert torch.allclose(out["samples"], expected["samples"], atol=1e-5)
         residency.release(dit.model)
     assert asked == [True, False]
+
+
+def test_weights_that_cannot_be_pinned_stay_where_they_are(monkeypatch, caplog):
+    """As on a system that lets a process pin half of its memory."""
+    pinned = []
+
+    def pin(tensor):
+        if len(pinned) == 2:
+            raise RuntimeError("CUDA error: out of memory")
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    blocks = [torch.nn.Linear(3, 3) for _ in range(3)]
+    before = [parameter.detach().clone() for block in blocks for parameter in block.parameters()]
+    streaming._pin(blocks)
+    after = [parameter for block in blocks for parameter in block.parameters()]
+    assert all(map(torch.equal, before, after)) and "not all weights can be pinned (CUDA error: out of memory)" in caplog.text
+    assert caplog.text.count("pinned") == 1

@@ -127,8 +127,13 @@ class Residency:
 
 
 def current(device: torch.device) -> AbstractContextManager:
-    """Make a GPU the current one for as long as a with block runs: kernels of other libraries go by the current device."""
-    return nullcontext() if device.index is None or device.type == "cpu" else torch.get_device_module(device).device(device)
+    """Make a GPU the current one for as long as a with block runs: kernels of other libraries go by the current device.
+
+    Kinds of which a machine has one only, such as mps, know no current device.
+    """
+    if device.index is None or device.type not in ("cuda", "xpu"):
+        return nullcontext()
+    return torch.get_device_module(device).device(device)
 
 
 def model_bytes(model: torch.nn.Module) -> int:

@@ -3,6 +3,7 @@
 The weights stay where they are. The device holds copies, so nothing has to be moved back.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -11,6 +12,8 @@ from torch.nn import Module, Parameter
 
 from ..weights.formats import is_pinned, map_inner_tensors
 from .streams import side_stream
+
+log = logging.getLogger(__name__)
 
 
 class _StreamedModules:
@@ -102,11 +105,18 @@ def streamed(model: Module, blocks: Sequence[Module], *, resident: int, device: 
 
 
 def _pin(blocks: Sequence[Module]) -> None:
-    """Put the weights into pinned memory, which a CUDA device copies from while it computes; they stay there."""
+    """Put the weights into pinned memory, which a CUDA device copies from while it computes; they stay there.
+
+    A system may have less of it than the weights need, such as half of the memory. The rest is then copied from where it is.
+    """
     for module in (module for block in blocks for module in block.modules()):
         for name, parameter in module._parameters.items():
             if parameter is not None and not is_pinned(parameter):
-                pinned = map_inner_tensors(torch.Tensor.pin_memory, parameter)
+                try:
+                    pinned = map_inner_tensors(torch.Tensor.pin_memory, parameter)
+                except RuntimeError as error:
+                    log.warning("streaming is slower: not all weights can be pinned (%s)", str(error).splitlines()[0])
+                    return
                 module._parameters[name] = Parameter(pinned, requires_grad=False)
 
 
