@@ -16,7 +16,7 @@ KEPT_TIMES, ENOUGH_TIMES = 7, 1
 STRIDE = 4
 MARGIN, MARGIN_OF_BATCHES = 0.1, 0.5  # where sequences go on at different paces, a pass costs about a tenth more
 LEAST_CHANCE = 0.02
-FORGOTTEN_AFTER = 1000  # passes
+FORGOTTEN_AFTER = 64  # passes
 
 
 def check_lookahead(lookahead: int) -> None:
