@@ -40,7 +40,7 @@ def forced(glm: GlmImage, plan: Prior) -> torch.Tensor:
     layout, tokens = lay_out(glm.ar, PROMPT, [preview_grid(large), large], []), tokens_of(plan)
     logits, state = prefill(glm.ar, layout.ids, layout.positions, layout.following[:, :-1], batch=1)
     rows = len(tokens) - 1
-    following = decode_window(state, tokens[None, :-1], filled_window(state, [0], rows))
+    following = decode_window(state, tokens[None, :-1], filled_window(state, torch.tensor([0]), rows))
     width = glm.ar.model.config.text_config.vision_vocab_size
     noise = Noise([plan.seed], places=len(tokens), width=width, kept=glm.ar.codebook_size)
     return draw(plan.sampling, torch.cat((logits[:, None], following), dim=1), noise.windows([0], len(tokens)))[0]

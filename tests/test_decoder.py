@@ -56,7 +56,7 @@ def transformers_decoder(run, sampling):
 @contextmanager
 def masked_decoder(run, sampling):
     """What an accelerator runs."""
-    yield decoding.MaskedSteps(run, sampling)
+    yield decoding.PlainSteps(run, sampling, decoding.masked_window)
 
 
 # Behind a mask the CPU's attention adds in another order, which in bfloat16 rounds otherwise.
@@ -96,7 +96,7 @@ def test_the_logits_of_a_window_are_those_of_the_plain_loop(ar, masked, rows):
     for step in range(0, 10, rows):
         tokens = TOKENS[:, step : step + rows]
         where = decoding.masked_window(run, torch.tensor([step, step]), tokens.shape[1])
-        window = where if masked else decoding.filled_window(run, [step, step], tokens.shape[1])
+        window = where if masked else decoding.filled_window(run, torch.tensor([step, step]), tokens.shape[1])
         ours = decoding.decode_window(run, tokens, window)
         torch.testing.assert_close(ours, expected[:, step : step + rows], atol=2e-5, rtol=0)
 
@@ -111,7 +111,7 @@ def test_sequences_go_on_each_from_its_own_place_over_what_wrong_guesses_left(ar
     def window(steps, tokens):
         rows = tokens.shape[1]
         make = decoding.masked_window if masked else decoding.filled_window
-        return decoding.decode_window(run, tokens, make(run, torch.tensor(steps) if masked else steps, rows))
+        return decoding.decode_window(run, tokens, make(run, torch.tensor(steps), rows))
 
     wrong = TOKENS.clone()
     wrong[0, 2:4] = 50
@@ -167,7 +167,10 @@ def test_recorded_passes_of_several_sizes_take_turns_over_one_memory(folder):
     model.model.cuda()
     there, sizes = replace(model, device=torch.device("cuda", 0), weights_are_static=True), (16, 1, 8, 2)
     states = [decoding.prefill(there, TOKENS[0], *[torch.arange(n).expand(3, -1) for n in (10, 200)], batch=2)[1] for _ in "ab"]
-    recorded, plain = decoding.RecordedSteps(states[0], SAMPLING), decoding.MaskedSteps(states[1], SAMPLING)
+    recorded, plain = (
+        decoding.RecordedSteps(states[0], SAMPLING),
+        decoding.PlainSteps(states[1], SAMPLING, decoding.masked_window),
+    )
     generator = torch.Generator().manual_seed(0)
     for turn in range(decoding.RECORD_AFTER + 2):
         for rows in sizes:

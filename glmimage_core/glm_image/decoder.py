@@ -232,16 +232,16 @@ def decode_window(state: DecodeState, tokens: torch.Tensor, window: Window) -> t
     return _logits(state.ar, _rms_norm(state.ar.model.model.language_model.norm)(x)).view(batch, rows, -1)
 
 
-def filled_window(state: DecodeState, steps: Sequence[int], rows: int) -> Window:
-    """The window over the filled part of the cache only. steps: of the first token of each sequence."""
-    first, last = min(steps), max(steps)
+def filled_window(state: DecodeState, steps: torch.Tensor, rows: int) -> Window:
+    """The window over the filled part of the cache only. steps: of the first token of each sequence, [B] int64 on the CPU."""
+    first, last = int(steps.min()), int(steps.max())
     attended = state.prompt_length + last + rows
     if first == last:
         slots = slice(state.prompt_length + first, attended)
         cosine, sine = (table[None, first : first + rows, None] for table in (state.cosine, state.sine))
         mask = None if rows == 1 else _mask(state, torch.arange(slots.start, slots.stop)[None], attended)
         return Window(slots, attended, mask=mask, cosine=cosine, sine=sine)
-    return _window(state, torch.tensor(steps), rows, attended)
+    return _window(state, steps, rows, attended)
 
 
 def masked_window(state: DecodeState, steps: torch.Tensor, rows: int) -> Window:
@@ -280,7 +280,7 @@ def decoder(state: DecodeState, sampling: Sampling) -> Iterator[Step]:
     """
     ar = state.ar
     if ar.device.type == "cpu":
-        yield FilledSteps(state, sampling)
+        yield PlainSteps(state, sampling, filled_window)
     elif ar.device.type == "cuda" and ar.weights_are_static and ar.may_record and ar.device not in ar.cannot_record:
         steps = RecordedSteps(state, sampling)
         try:
@@ -288,30 +288,19 @@ def decoder(state: DecodeState, sampling: Sampling) -> Iterator[Step]:
         finally:
             steps.reset()
     else:
-        yield MaskedSteps(state, sampling)
+        yield PlainSteps(state, sampling, masked_window)
 
 
 @dataclass(frozen=True)
-class FilledSteps:
-    """Passes over the filled part of the cache."""
+class PlainSteps:
+    """Passes, each as its operations. window: over which part of the cache, filled_window or masked_window."""
 
     state: DecodeState
     sampling: Sampling
+    window: Callable[[DecodeState, torch.Tensor, int], Window]
 
     def __call__(self, tokens: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        window = filled_window(self.state, steps.tolist(), tokens.shape[1])
-        return draw(self.sampling, decode_window(self.state, tokens, window), noise)
-
-
-@dataclass(frozen=True)
-class MaskedSteps:
-    """Passes over the whole cache, behind a mask."""
-
-    state: DecodeState
-    sampling: Sampling
-
-    def __call__(self, tokens: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        window = masked_window(self.state, steps, tokens.shape[1])
+        window = self.window(self.state, steps, tokens.shape[1])
         return draw(self.sampling, decode_window(self.state, tokens, window), noise)
 
 
@@ -326,7 +315,7 @@ class RecordedSteps:
     """
 
     def __init__(self, state: DecodeState, sampling: Sampling):
-        self.plain, self.ar, self.device = MaskedSteps(state, sampling), state.ar, state.ar.device
+        self.plain, self.ar, self.device = PlainSteps(state, sampling, masked_window), state.ar, state.ar.device
         self.recordings: dict[int, Recording] = {}
         self.uses: Counter[int] = Counter()  # of each number of tokens
 

@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 SYNC_EVERY = 8
 """Passes of one token that an accelerator runs before the CPU reads their tokens. Reading waits for the device; eight hide the
 wait and still show progress and react to an interrupt many times a second. A longer pass is read at once, for its guesses."""
-
-
 MOST_REST = 15
 """Tokens without a guess, at most, after guesses that were not worth a row: first one, then three, then seven."""
 
