@@ -29,12 +29,13 @@ def test_one_product_gives_what_the_layers_give_and_no_weight_is_held_twice(quan
         pytest.importorskip("comfy_kitchen")
     layers, x = three_layers(quantization, bias=bias), torch.randn(5, 64)
     expected, apart = torch.cat([layer(x) for layer in layers], dim=-1), {memory(layer.weight) for layer in layers}
-    memories = set()
+    memories, parameters = set(), [layer.weight for layer in layers]
     for _ in range(2):  # the second time, the weights are found as the first one left them
         with torch.inference_mode():
             together = side_by_side(layers, join=True)
         torch.testing.assert_close(together(x), expected)
         memories |= {memory(layer.weight) for layer in layers}
+    assert all(layer.weight is parameter for layer, parameter in zip(layers, parameters, strict=True))  # others may hold them
     assert len(apart) == 3 and len(memories) == 1 and not memories & apart
     torch.testing.assert_close(torch.cat([layer(x) for layer in layers], dim=-1), expected)
     for layer, before in zip(layers, three_layers(quantization, bias=bias), strict=True):
@@ -42,7 +43,7 @@ def test_one_product_gives_what_the_layers_give_and_no_weight_is_held_twice(quan
         assert all(torch.equal(value, before.state_dict()[name]) for name, value in layer.state_dict().items())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_a_weight_that_changed_after_it_was_joined_counts():
     layers, x = three_layers(), torch.randn(5, 64)
     side_by_side(layers, join=True)

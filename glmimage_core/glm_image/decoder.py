@@ -159,7 +159,8 @@ def _with_room(prompt: Sequence[torch.Tensor], batch: int, tokens: int) -> torch
     A multiple of ALIGNMENT: attention would pad a mask of another width anew in each layer.
     """
     _, heads, prompt_length, width = prompt[0].shape
-    cache = prompt[0].new_zeros(2, batch, heads, math.ceil((prompt_length + tokens) / ALIGNMENT) * ALIGNMENT, width)
+    capacity = math.ceil((prompt_length + tokens) / ALIGNMENT) * ALIGNMENT
+    cache = prompt[0].new_zeros((2, batch, heads, capacity, width))
     for of_layer, tensor in zip(cache, prompt, strict=True):
         of_layer[:, :, :prompt_length] = tensor
     return cache

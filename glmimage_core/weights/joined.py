@@ -14,8 +14,8 @@ from .linear import QuantizedLinear
 def side_by_side(layers: Sequence[Module], *, join: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     """x -> the outputs of several layers side by side.
 
-    join: in one product, where the weights allow it. The layers then get new parameters of the same values, parts of the joined
-    weight, so no weight is held twice. Layers that others have changed, and weights whose scales do not belong to rows, are
+    join: in one product, where the weights allow it. The parameters of the layers then are parts of the joined weight, so no
+    weight is held twice. Layers that others have changed, and weights whose scales do not belong to rows, are
     called one by one.
     """
     if not (join and _can_be_joined(layers)):
@@ -56,9 +56,22 @@ def _join_weights(layers: Sequence[Linear]) -> torch.Tensor:
     start = 0
     for layer, weight in zip(layers, weights, strict=True):
         rows = slice(start, start + len(weight))
-        layer.weight = Parameter(_with_inner_tensors(weight, [whole[rows] for whole in wholes]), requires_grad=False)
+        _move(layer.weight, [whole[rows] for whole in wholes])
         start = rows.stop
-    return _with_inner_tensors(weights[0], wholes)
+    if not isinstance(layers[0], QuantizedLinear):
+        return wholes[0]
+    codes, scale = wholes
+    params = replace(weights[0]._params, scale=scale, orig_shape=(len(codes), weights[0].shape[1]))
+    return type(weights[0])(codes, weights[0]._layout_cls, params)
+
+
+def _move(parameter: Parameter, places: Sequence[torch.Tensor]) -> None:
+    """Have a parameter, which others may hold, live in other places: one for a plain weight, or for codes and scales."""
+    if len(places) == 1:
+        (parameter.data,) = places
+    else:
+        parameter._qdata, scale = places
+        parameter._params = replace(parameter._params, scale=scale)
 
 
 def _whole(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
@@ -70,12 +83,3 @@ def _whole(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
             return None
         rows += len(part)
     return first.as_strided((rows, *first.shape[1:]), first.stride())
-
-
-def _with_inner_tensors(like: torch.Tensor, inner: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A weight like another one from a plain tensor, or from codes and scales."""
-    if not hasattr(like, "__tensor_flatten__"):
-        return inner[0]
-    codes, scale = inner
-    params = replace(like._params, scale=scale, orig_shape=(len(codes), like.shape[1]))
-    return type(like)(codes, like._layout_cls, params)
