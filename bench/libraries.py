@@ -38,7 +38,7 @@ def generate(ar: ArModel, ids: torch.Tensor, grids: Sequence[Grid], *, batch: in
 
 def pipeline(folder: Path, dit: Dit, vae: Vae, *, ar: ArModel | None = None, encoder: GlyphEncoder | None = None):
     """diffusers' pipeline over these models. Without AR model and glyph encoder it needs prior tokens and embeddings."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, GlmImagePipeline, GlmImageTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, GlmImagePipeline
     from transformers import GlmImageProcessor
 
     processor = None
@@ -47,19 +47,37 @@ def pipeline(folder: Path, dit: Dit, vae: Vae, *, ar: ArModel | None = None, enc
         processor = GlmImageProcessor(
             image_processor=ar.image_processor, tokenizer=tokenizer, chat_template=tokenizer.chat_template
         )
-    transformer = copy.copy(dit.model)  # the same layers
-    transformer.__class__ = GlmImageTransformer2DModel  # with diffusers' own forward
     pipe = GlmImagePipeline(
         tokenizer=encoder and encoder.tokenizer,
         processor=processor,
         text_encoder=encoder and encoder.model,
         vision_language_encoder=ar and ar.model,
         vae=vae.model,
-        transformer=transformer,
+        transformer=diffusers_transformer(dit.model),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def diffusers_transformer(model: torch.nn.Module) -> torch.nn.Module:
+    """diffusers' own classes over the layers of a DiT."""
+    from diffusers import GlmImageTransformer2DModel
+    from diffusers.models.transformers.transformer_glm_image import GlmImageAttnProcessor, GlmImageTransformerBlock
+
+    blocks = []
+    for block in model.transformer_blocks:
+        attention = copy.copy(block.attn1)
+        attention.set_processor(GlmImageAttnProcessor())
+        blocks.append(_as(GlmImageTransformerBlock, block, attn1=attention))
+    return _as(GlmImageTransformer2DModel, model, transformer_blocks=torch.nn.ModuleList(blocks))
+
+
+def _as(kind: type[torch.nn.Module], module: torch.nn.Module, **replaced: torch.nn.Module) -> torch.nn.Module:
+    """Another class over the parts of a module, of which some are replaced."""
+    other = copy.copy(module)
+    other.__class__, other._modules = kind, module._modules | replaced
+    return other
 
 
 def prior_arguments(tokens: torch.Tensor, device: torch.device) -> dict:

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from diffusers import GlmImageTransformer2DModel
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+from glm_image_pack.bench.libraries import diffusers_transformer
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.dit import Conditions, encode_conditions, rope, velocity
@@ -33,8 +33,7 @@ def noise_and_glyphs(dit, batch: int):
 
 def theirs(dit, x, glyphs, tokens, drop, timestep, size, cache=None):
     """diffusers' forward, as its pipeline calls it."""
-    return GlmImageTransformer2DModel.forward(
-        dit.model,
+    return diffusers_transformer(dit.model)(
         hidden_states=x,
         encoder_hidden_states=glyphs.expand(len(x), -1, -1),
         prior_token_id=tokens,

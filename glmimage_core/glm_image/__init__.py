@@ -16,6 +16,7 @@ token_preview    the token grid as a picture
 references       reference images: one fitted picture, seen by both models
 schedule         timesteps, shifted sigmas and the map between them
 kv_cache         keys and values that one pass of the DiT writes and others read
+dit_block        a block of the DiT in fewer operations
 transformer      the DiT's forward
 dit              the DiT as a component, what it is conditioned on, one velocity
 reference_cache  which references' keys and values are kept

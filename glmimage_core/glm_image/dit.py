@@ -112,13 +112,11 @@ def velocity(
 def check_attention(dit: Dit) -> None:
     """Raise ValueError where something put another attention processor in place.
 
-    Those of xformers, attention slicing and plain PyTorch drop the rotary embedding and the references without a word.
+    Those of xformers, attention slicing and plain PyTorch drop the rotary embedding and the references without a word; diffusers'
+    own takes the rotary embedding in another form.
     """
-    from diffusers.models.transformers.transformer_glm_image import GlmImageAttnProcessor
-
-    for block in dit.model.transformer_blocks:
-        if not isinstance(block.attn1.processor, GlmImageAttnProcessor):
-            raise ValueError(
-                f"the attention of the DiT was replaced by {type(block.attn1.processor).__name__}, which knows neither positions "
-                "nor references; choose another attention in Load GLM-Image DiT instead"
-            )
+    if foreign := dit.model.foreign_attention:
+        raise ValueError(
+            f"the attention of the DiT was replaced by {foreign.__name__}, which knows neither positions nor references; choose "
+            "another attention in Load GLM-Image DiT instead"
+        )

@@ -44,7 +44,7 @@ class Rotation:
     def rotate_(self, *tensors: torch.Tensor) -> None:
         """Rotate one or two tensors of one shape in place. They may be parts of larger ones."""
         parts = [x[..., : self.cosine.shape[-1]] for x in tensors]
-        if self.matrices is None:
+        if self.matrices is None or torch.compiler.is_compiling():
             for part in parts:
                 self._rotate_plain_(part)
         elif len(parts) == 2:
@@ -54,16 +54,15 @@ class Rotation:
 
     def _rotate_plain_(self, x: torch.Tensor) -> None:
         """In the higher precision of x and the tables. In half precision it rounds as often as transformers."""
-        first, second = x.chunk(2, dim=-1)
-        down, up = self.sine.chunk(2, dim=-1)
+        half = x.shape[-1] // 2
+        first, second, down, up = x[..., :half], x[..., half:], self.sine[..., :half], self.sine[..., half:]
         rotated = x * self.cosine
-        rotated_first, rotated_second = rotated.chunk(2, dim=-1)
         if rotated.dtype == torch.float32:
-            rotated_first.addcmul_(second, down, value=-1)
-            rotated_second.addcmul_(first, up)
+            rotated[..., :half].addcmul_(second, down, value=-1)
+            rotated[..., half:].addcmul_(first, up)
         else:
-            rotated_first -= second * down
-            rotated_second += first * up
+            rotated[..., :half] -= second * down
+            rotated[..., half:] += first * up
         x.copy_(rotated)
 
 

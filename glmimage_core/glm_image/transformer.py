@@ -5,16 +5,34 @@ methods, called as often as their inputs change, and `forward` is what is left. 
 """
 
 from collections.abc import Sequence
+from functools import wraps
 
 import torch
 from diffusers import GlmImageTransformer2DModel
 
+from .dit_block import DitAttention, DitBlock
 from .kv_cache import LayerKVCache, LayerKVWriter
+from .rope import Rotation
 from .step_cache import CfgBranchCache
 
 
 class GlmImageDit(GlmImageTransformer2DModel):
     """The same weights, names and arithmetic. D is the width of the stream, T the tokens of the picture."""
+
+    _no_split_modules = _repeated_blocks = ("DitBlock",)
+
+    @wraps(GlmImageTransformer2DModel.__init__)  # diffusers reads the names of a config's entries from it
+    def __init__(self, *arguments, **config):
+        super().__init__(*arguments, **config)
+        for block in self.transformer_blocks:
+            block.__class__ = DitBlock  # the same modules, with another forward
+            block.attn1.set_processor(DitAttention())
+
+    @property
+    def foreign_attention(self) -> type | None:
+        """The class of an attention processor that something put in place of ours."""
+        kinds = (type(block.attn1.processor) for block in self.transformer_blocks)
+        return next((kind for kind in kinds if not issubclass(kind, DitAttention)), None)
 
     def embed_prior(self, tokens: torch.Tensor) -> torch.Tensor:
         """Prior tokens at the DiT's grid, [B, T] int64, as what is added to the picture's tokens: [B, T, D]."""
@@ -53,7 +71,7 @@ class GlmImageDit(GlmImageTransformer2DModel):
         """
         first, *others = zip(self.transformer_blocks, kv_caches or [None] * len(self.transformer_blocks), strict=True)
         stream = self.image_projector(hidden_states) + prior_embeds  # [B, T, D]
-        conditioning = (temb, image_rotary_emb)
+        conditioning = (temb, Rotation.of(*image_rotary_emb))
         after_first, text = self._through([first], stream, glyph_embeds, conditioning)
         if step_cache is not None and (forecast := step_cache.lookup(after_first - stream)) is not None:
             return forecast
@@ -69,6 +87,7 @@ class GlmImageDit(GlmImageTransformer2DModel):
 
     @staticmethod
     def _through(blocks, image, text, conditioning):
+        temb, rotation = conditioning
         for block, kv_cache in blocks:
-            image, text = block(image, text, *conditioning, kv_cache=kv_cache)
+            image, text = block(image, text, temb, rotation=rotation, kv_cache=kv_cache)
         return image, text

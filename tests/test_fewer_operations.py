@@ -1,8 +1,9 @@
-"""Several linear layers of one input as one product, and the rotary embedding in one operation."""
+"""Fewer operations, the same results: joined layers, rotation and modulation in one operation each."""
 
 import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image import rope
+from glm_image_pack.glmimage_core.glm_image.dit_block import modulated
 from glm_image_pack.glmimage_core.glm_image.rope import Rotation
 from glm_image_pack.glmimage_core.weights.joined import side_by_side
 from glm_image_pack.glmimage_core.weights.linear import quantize_weight, set_quantized_weight
@@ -114,3 +115,19 @@ def test_comfy_kitchens_rotation_is_the_formula(monkeypatch, rotated, places):
 def test_without_comfy_kitchen_the_rotation_is_plain(monkeypatch):
     monkeypatch.setattr(rope, "_comfy_kitchen", lambda: None)
     assert Rotation.of(*torch.ones(2, 3, 8, device="meta")).matrices is None
+
+
+@torch.no_grad()
+def test_comfy_kitchens_modulation_is_the_formula(monkeypatch):
+    pytest.importorskip("comfy_kitchen")
+    norm = torch.nn.LayerNorm(16, elementwise_affine=False, eps=1e-5)
+    x, (scale, shift) = torch.randn(2, 5, 16), torch.randn(2, 2, 1, 16)
+    expected = norm(x) * (1 + scale) + shift
+    torch.testing.assert_close(modulated(x, norm, scale, shift), expected)
+    calls, plain = [], torch.addcmul
+    monkeypatch.setattr(torch, "addcmul", lambda *tensors: calls.append(tensors) or plain(*tensors))
+    monkeypatch.setattr(torch.Tensor, "device", property(lambda tensor: torch.device("cuda")))  # as on an accelerator
+    fused = modulated(x, norm, scale, shift)
+    monkeypatch.undo()
+    torch.testing.assert_close(fused, expected)
+    assert not calls
