@@ -25,6 +25,7 @@ def check(options: Namespace) -> None:
 def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
     decoder = glm.vae
     rate = product_rate(options.device, options.dtype)
+    title = f"VAE; reference is AutoencoderKL with the same tiles ({TILE_PX} px), floor the whole at {rate / 1e12:.3g} TFLOP/s"
     rows = []
     for case in options.cases:
         image = torch.rand(1, case.height, case.width, 3, generator=torch.Generator().manual_seed(options.seed))
@@ -42,8 +43,7 @@ def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
                 times = medians(runs, options.rounds, options.seed, options.device)
                 label = {"run": f"{name}, {'tiled' if tiled else 'whole'}", "picture": case.columns["picture"]}
                 rows.append(label | compared(times["this"], times.get("reference"), floor, "s"))
-    title = f"VAE; reference is AutoencoderKL with the same tiles ({TILE_PX} px), floor the whole at {rate / 1e12:.3g} TFLOP/s"
-    yield Table(title, rows)
+                yield Table(title, rows)
 
 
 def _as_model_input(decoder: Vae, value: torch.Tensor) -> torch.Tensor:
