@@ -111,7 +111,7 @@ def steps(card: Card) -> Iterator[Step]:
     size = card.size or (FULL if gpu else "tiny")
     full = size == FULL
     no_kitchen = "comfy-kitchen is not installed" if known and not card.environment["comfy-kitchen"] else ""
-    ar = f"ar --size {size} --width {512 if full else 192} --batch 1,16 --rounds 1"
+    ar = f"ar --size {size} {'--width 512 --batch 1,16' if full else '--width 192 --batch 1,2'} --rounds 1"
     yield Step("AR", ar, 90)
     yield Step("AR, int8", f"{ar} --quantization int8", 90, not_here=no_kitchen)
     if full and not card.succeeded("AR, int8"):
@@ -125,7 +125,7 @@ def steps(card: Card) -> Iterator[Step]:
         cap, not_here = min(gib * 2**30, card.memory or math.inf), no_gpu
         if gpu and card.memory < gib * 1e9:  # a card sold as so many GB has a little less than as many GiB
             not_here = f"the card has {card.memory / 1e9:.1f} GB"
-        peaks = f"memory --size {size} --width {1024 if full else 192} --settings recommended"
+        peaks = f"memory --size {size} --width {1024 if full else 192} --references 1,0 --settings recommended"
         yield Step(f"peaks, {gib} GB", f"{peaks} --cap {math.floor(cap / 1e6) / 1e3}", 75, not_here=not_here)
 
 

@@ -191,7 +191,7 @@ def _products(glm: RandomGlmImage, quantization: str, seed: int) -> str | None:
     here, _ = _quantized(glm, quantization, seed)
     there = here.to(glm.device)
     for rows in (1, 16):
-        x = torch.randn(1, rows, here.shape[1], generator=torch.Generator().manual_seed(seed)).bfloat16()
+        x = torch.randn(rows, here.shape[1], generator=torch.Generator().manual_seed(seed)).bfloat16()
         expected = torch.nn.functional.linear(x, here)
         product = torch.nn.functional.linear(x.to(glm.device), there).cpu()
         error = ((product - expected).float().norm() / expected.float().norm()).item()

@@ -1,7 +1,7 @@
 """Prints the rows that the documents take from files of `python . bench card`: `python scripts/gpu_rows.py FILE...`.
 
-A row for each card in the table of speeds, and one for each stage under each cap in the table of peaks. A figure that a card has
-not is a dash.
+Speed has a row for each figure and a column for each file, peaks have a row for each stage under each cap. A figure that was
+not measured is a dash.
 """
 
 import argparse
@@ -12,11 +12,11 @@ import _pack  # noqa: F401, before what it loads
 from glm_image_pack.bench.card import FAILED
 from glm_image_pack.bench.table import Table, Value
 
-GB_IN_MB = 1000
+MB_IN_GB = 1000
 
 
 def rows_of(card: dict, bench: str) -> list[tuple[str, dict[str, Value]]]:
-    """The rows of a benchmark with the dtype or format of its weights."""
+    """The rows of a benchmark, each with the precision or the format of the weights."""
     steps = [step for step in card["steps"] if step["environment"].get("bench") == bench]
     return [(weights_of(step["environment"]), row) for step in steps for table in step["tables"] for row in table["rows"]]
 
@@ -27,42 +27,48 @@ def weights_of(environment: dict[str, Value]) -> str:
 
 
 def speeds(card: dict) -> dict[str, Value]:
-    """One row: tokens a second, seconds a guided step, seconds a picture of the VAE."""
-    about = card["environment"]
-    row: dict[str, Value] = {"card": about["device"], "torch": about["torch"]}
-    for weights, of_ar in rows_of(card, "ar"):
-        what = f"AR {weights}, {of_ar['picture']}, {of_ar['batch']} at once, tokens/s"
-        row[f"{what}, one a pass"] = of_ar["tokens/s"] / of_ar["one a pass / this"]
-        row[what] = of_ar["tokens/s"]
-    for weights, of_dit in rows_of(card, "dit"):
-        row[f"DiT {weights}, {of_dit['picture']}, {of_dit['run']}, s/step"] = of_dit["s/step"]
-    for _, of_vae in rows_of(card, "vae"):
-        row[f"VAE {of_vae['run']}, {of_vae['picture']}, s"] = of_vae["s"]
-    wrong = [of_checks["check"] for _, of_checks in rows_of(card, "checks") if of_checks["result"] == FAILED]
-    return row | {"failed checks": "; ".join(wrong) or "none"}
+    """The figures of one file by what they say."""
+    figures = {}
+    for weights, row in rows_of(card, "ar"):
+        what = f"AR {weights}, {row['picture']}, {row['batch']} at once, tokens/s"
+        figures[what] = row["tokens/s"]
+        figures[f"{what}, one a pass"] = row["tokens/s"] / row["one a pass / this"]
+    for weights, row in rows_of(card, "dit"):
+        figures[f"DiT {weights}, {row['picture']}, {row['run']}, s/step"] = row["s/step"]
+    for weights, row in rows_of(card, "vae"):
+        figures[f"VAE {weights}, {row['picture']}, {row['run']}, s"] = row["s"]
+    wrong = [row["check"] for _, row in rows_of(card, "checks") if row["result"] == FAILED]
+    return figures | {"checks that failed": "; ".join(wrong) or "none"}
 
 
 def peaks(card: dict) -> list[dict[str, Value]]:
     """A row for each stage under each cap, in GB."""
-    rows = []
+    found = []
     for step in card["steps"]:
         if step["environment"].get("bench") == "memory":
-            for table in step["tables"]:
-                for row in table["rows"]:
-                    about = {"card": card["environment"]["device"], "as": step["step"].removeprefix("peaks, ")}
-                    about |= {key: row[key] for key in ("stage", "picture", "references", "quantization", "placed")}
-                    figures = {key: row[key] and row[key] / GB_IN_MB for key in ("predicted", "measured")}
-                    rows.append(about | figures | {"predicted / measured": row["predicted / measured"]})
-    return rows
+            for row in (row for table in step["tables"] for row in table["rows"]):
+                about = {"measured on": card["environment"]["device"], "card": step["step"].removeprefix("peaks, ")}
+                about |= {key: row[key] for key in ("stage", "picture", "references", "quantization", "placed")}
+                figures = {key: row[key] and row[key] / MB_IN_GB for key in ("predicted", "measured")}
+                found.append(about | figures | {"predicted / measured": row["predicted / measured"]})
+    return found
+
+
+def speed_table(cards: list[dict]) -> Table:
+    columns = [f"{number}. {card['environment']['device']}" for number, card in enumerate(cards, start=1)]
+    measured = dict(zip(columns, map(speeds, cards), strict=True))
+    names = dict.fromkeys(name for figures in measured.values() for name in figures)
+    return Table("Speed", [{"": name} | {column: measured[column].get(name) for column in columns} for name in names])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .json file of `python . bench card`")
     cards = [json.loads(file.read_text("utf-8")) for file in parser.parse_args().files]
-    measured = [speeds(card) for card in cards]
-    columns = dict.fromkeys(column for row in measured for column in row)
-    print(Table("Speed", [columns | row for row in measured]).markdown())
+    for number, card in enumerate(cards, start=1):
+        about = ", ".join(f"{key} {value}" for key, value in card["environment"].items())
+        print(f"{number}. {about}")
+    print(f"\n{speed_table(cards).markdown()}")
     if found := [row for card in cards for row in peaks(card)]:
         print(f"\n{Table('Peaks in GB', found).markdown()}")
 
