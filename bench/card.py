@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 
 from ..cli.choices import CARDS, FULL
-from .table import Table, Value
+from .table import Table, Value, write
 
 PACK = Path(__file__).resolve().parents[1]
 OK, FAILED, LATE, INTERRUPTED, NOT_HERE = RESULTS = ("ok", "failed", "out of time", "interrupted", "not here")
@@ -95,7 +95,7 @@ class Card:
                     parts += [f"## {outcome.step}", f"`{outcome.command}`", _line(own)]
                     parts += [table.markdown() for table in outcome.tables]
             text = "\n\n".join(parts)
-        file.write_text(text + "\n", "utf-8")
+        write(file, text)
 
 
 def _line(about: Mapping[str, Value]) -> str:
@@ -112,14 +112,14 @@ def steps(card: Card) -> Iterator[Step]:
     full = size == FULL
     no_kitchen = "comfy-kitchen is not installed" if known and not card.environment["comfy-kitchen"] else ""
     ar = f"ar --size {size} {'--width 512 --batch 1,16' if full else '--width 192 --batch 1,2'} --rounds 1"
-    yield Step("AR", ar, 90)
-    yield Step("AR, int8", f"{ar} --quantization int8", 90, not_here=no_kitchen)
+    yield Step("AR", ar, 120)
+    yield Step("AR, int8", f"{ar} --quantization int8", 120, not_here=no_kitchen)
     if full and not card.succeeded("AR, int8"):
         yield Step("AR, nf4", f"{ar} --quantization nf4", 60, not_here=no_kitchen)
     dit = f"dit --size {size} --width {1024 if full else 192} --steps 4 --rounds 1"
-    yield Step("DiT", dit, 90)
+    yield Step("DiT", dit, 120)
     if full and not card.succeeded("DiT"):
-        yield Step("DiT, int8", f"{dit} --quantization int8", 90, not_here=no_kitchen)
+        yield Step("DiT, int8", f"{dit} --quantization int8", 120, not_here=no_kitchen)
     yield Step("VAE", f"vae --size {size} --width {'1024,2048' if full else '192,256'} --rounds 1", 60)
     for gib in sorted(CARDS, reverse=True):
         cap, not_here = min(gib * 2**30, card.memory or math.inf), no_gpu

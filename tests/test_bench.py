@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from glm_image_pack.bench import e2e
+from glm_image_pack.bench import vae as vae_bench
 from glm_image_pack.bench.ar import weight_bytes
 from glm_image_pack.bench.dit import forward_flops
 from glm_image_pack.bench.inputs import GLYPHS
@@ -196,6 +197,18 @@ def test_a_token_reads_the_bytes_of_quantized_weights(tmp_path):
     whole, int8 = (RandomGlmImage.make(tmp_path / name, "tiny", **settings, quantization=name).ar for name in ("none", "int8"))
     head = whole.model.lm_head.weight.nbytes
     assert (weight_bytes(int8) - head) / (weight_bytes(whole) - head) == pytest.approx(0.25, abs=0.02)  # and scales
+
+
+def test_a_vae_that_runs_out_of_memory_on_a_whole_picture_is_measured_in_tiles(bench, monkeypatch):
+    def decode_in_tiles(decoder, latents, tiled):
+        if not tiled:
+            raise torch.OutOfMemoryError
+        return decode(decoder, latents, tiled)
+
+    decode = vae_bench.vae.decode
+    monkeypatch.setattr(vae_bench.vae, "decode", decode_in_tiles)
+    (rows,) = bench("vae")
+    assert [row["run"] for row in rows if row["s"] is None] == ["decode, whole"]
 
 
 def test_a_benchmark_that_is_interrupted_leaves_the_rows_that_it_has(tmp_path, monkeypatch):
