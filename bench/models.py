@@ -1,6 +1,5 @@
 """GLM-Image with random weights of a size, made on the device. No weights are written or read."""
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -76,19 +75,14 @@ class RandomGlmImage(GlmImage):
         dtype = DTYPES[self.dtype]
         model = COMPONENTS[name].build_from(self.checkpoint, dtype=dtype, buffers=True).eval()
         quantized = quantizable(model, self.quantization)
-        places = defaultdict(list)  # of each parameter: models may use one in several modules
-        for module in model.modules():
-            for kind, parameter in module._parameters.items():
-                places[id(parameter)].append((module, kind))
-        parameters = dict(model.named_parameters())
         for full_name, numbers in random_weights(model, f"{self.seed}/{name}", self.device):
             weight, layer = numbers.to(dtype), quantized.get(full_name.removesuffix(".weight"))
             if layer is not None:
                 set_quantized_weight(layer, quantize_weight(weight, self.quantization).to(self._home(full_name)))
                 continue
+            owner, _, kind = full_name.rpartition(".")
             filled = torch.nn.Parameter(weight.to(self._home(full_name)), requires_grad=False)
-            for module, kind in places[id(parameters[full_name])]:
-                module._parameters[kind] = filled
+            model.get_submodule(owner)._parameters[kind] = filled
         for full_name, buffer in list(model.named_buffers()):
             owner, _, kind = full_name.rpartition(".")
             model.get_submodule(owner)._buffers[kind] = buffer.to(self._home(full_name))

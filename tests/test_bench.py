@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from glm_image_pack.bench import e2e
+from glm_image_pack.bench import e2e, models
 from glm_image_pack.bench import vae as vae_bench
 from glm_image_pack.bench.ar import weight_bytes
 from glm_image_pack.bench.dit import forward_flops
@@ -19,6 +19,7 @@ from glm_image_pack.bench.stages import stage_runs
 from glm_image_pack.bench.vae import operations
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
+from glm_image_pack.glmimage_core.glm_image.ar_model import ArVision
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import AR, COMPONENTS
 from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes
@@ -26,6 +27,7 @@ from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes
 from glm_image_pack.glmimage_core.tiny.glm_image import write_layout
 from glm_image_pack.glmimage_core.tiny.spec import RELEASED
+from glm_image_pack.glmimage_core.tiny.weights import random_weights
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 STEPS = ["--steps", "2"]
@@ -171,7 +173,7 @@ def test_of_a_streamed_dit_the_blocks_that_are_there_are_predicted(dit, monkeypa
     config = {key: value for key, value in dit.model.config.items() if not key.startswith("_")}
     dit = replace(dit, model=type(dit.model).from_config(config | {"num_layers": 6}).eval(), device=META)
     block, whole = model_bytes(dit.blocks[0]), model_bytes(dit.model)
-    job = Job(256, 256, glyph_tokens=GLYPHS)
+    job = Job(256, 256, references=((256, 256),), glyph_tokens=GLYPHS)
     working = dit_bytes(dit.model.config, 4, job, caches_on_device=False)
     residency = Residency(META, lambda: whole - block + working)
     configs = {name: kind.build_from(dit.checkpoint).config for name, kind in COMPONENTS.items()} | {
@@ -287,6 +289,15 @@ def test_models_compute_in_the_dtype_and_match_the_checkpoint_of_their_size(tmp_
     half = RandomGlmImage.make(tmp_path / "half", "tiny", device=CPU, dtype="bfloat16", seed=0)
     for component in (half.ar, half.glyph_encoder, half.dit, half.vae):
         assert component.dtype == torch.bfloat16 and not component.model.training
+
+
+def test_a_half_that_is_offloaded_is_left_on_the_cpu(tmp_path, monkeypatch):
+    """The meta device plays one that the numbers are moved to."""
+    monkeypatch.setattr(models, "random_weights", lambda model, key, device: random_weights(model, key, CPU))
+    glm = RandomGlmImage.make(tmp_path, "tiny", device=META, dtype="float32", seed=0)
+    glm.offloaded = ArVision.holds
+    where = {name: {tensor.device for tensor in (*half.parameters(), *half.buffers())} for name, half in glm.ar.parts.items()}
+    assert where == {"language": {META}, "vision": {CPU}}
 
 
 def test_generate_emits_exactly_the_tokens_of_the_grids(ar):
