@@ -107,7 +107,8 @@ def steps(card: Card) -> Iterator[Step]:
     yield Step("checks", "checks", 90)
     known, gpu = any(outcome.environment for outcome in card.outcomes), bool(card.memory)
     no_gpu = "there is no GPU of NVIDIA or AMD" if known and not gpu else ""
-    yield Step("checks, ComfyUI's allocator", "checks", 60, allocator="backend:cudaMallocAsync", not_here=no_gpu)
+    no_async = "ROCm has no such allocator" if "ROCm" in card.environment.get("runtime", "") else no_gpu
+    yield Step("checks, ComfyUI's allocator", "checks", 60, allocator="backend:cudaMallocAsync", not_here=no_async)
     size = card.size or (FULL if gpu else "tiny")
     full = size == FULL
     no_kitchen = "comfy-kitchen is not installed" if known and not card.environment["comfy-kitchen"] else ""
@@ -197,7 +198,7 @@ def _verdict(done: subprocess.CompletedProcess) -> tuple[str, str | None]:
     if done.returncode == 0:
         return OK, None
     last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
-    for folder, shown in ((PACK, "."), (tempfile.gettempdir(), "TEMP"), (Path.home(), "~")):
+    for folder, shown in ((PACK, "."), (tempfile.gettempdir(), "TEMP"), (sys.prefix, "PYTHON"), (Path.home(), "~")):
         last = last.replace(str(folder), shown)
     ended = f"exit status {done.returncode}"
     if done.returncode < 0:

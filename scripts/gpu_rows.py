@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import _pack  # noqa: F401, before what it loads
-from glm_image_pack.bench.card import FAILED
+from glm_image_pack.bench.card import NOT_HERE, OK
 from glm_image_pack.bench.table import Table, Value
 
 MB_IN_GB = 1000
@@ -37,8 +37,8 @@ def speeds(card: dict) -> dict[str, Value]:
         figures[f"DiT {weights}, {row['picture']}, {row['run']}, s/step"] = row["s/step"]
     for weights, row in rows_of(card, "vae"):
         figures[f"VAE {weights}, {row['picture']}, {row['run']}, s"] = row["s"]
-    wrong = [row["check"] for _, row in rows_of(card, "checks") if row["result"] == FAILED]
-    return figures | {"checks that failed": "; ".join(wrong) or "none"}
+    wrong = [f"{step['step']}: {step['reason']}" for step in card["steps"] if step["result"] not in (OK, NOT_HERE)]
+    return figures | {"what failed": "; ".join(wrong) or "nothing"}
 
 
 def peaks(card: dict) -> list[dict[str, Value]]:

@@ -94,11 +94,17 @@ def test_the_rows_of_the_documents_come_from_the_file(tiny, monkeypatch, capsys)
     assert figures["AR int8, 192x192, 2 at once, tokens/s"] == ar["tokens/s"]
     one_a_pass = ar["tokens/s"] / ar["one a pass / this"]
     assert figures["AR int8, 192x192, 2 at once, tokens/s, one a pass"] == pytest.approx(one_a_pass)
-    assert figures["checks that failed"] == "none"
+    assert figures["what failed"] == "nothing"
     monkeypatch.setattr(sys, "argv", ["gpu_rows.py", str(tiny), str(tiny)])
     gpu_rows.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(figures) and {row.count("|") for row in rows} == {4}  # a column for each file
+
+
+def test_the_rows_say_what_failed():
+    steps = [{"step": "AR", "result": "failed", "reason": "out of memory"}, {"step": "VAE", "result": "not here", "reason": "-"}]
+    card = {"environment": {"device": "a card"}, "steps": [step | {"environment": {}, "tables": []} for step in steps]}
+    assert gpu_rows.speeds(card) == {"what failed": "AR: out of memory"}
 
 
 def test_peaks_become_rows_in_gb():
@@ -204,6 +210,11 @@ def test_a_gpu_gets_the_released_size_and_the_caps_that_it_has():
 def test_where_a_model_does_not_fit_a_smaller_format_is_measured():
     asked = steps_on(8 * 2**30, failing=("AR", "AR, int8", "DiT"))
     assert asked["AR, nf4"].arguments.endswith("--quantization nf4") and asked["DiT, int8"].arguments.endswith("int8")
+
+
+def test_rocm_is_not_asked_for_an_allocator_of_cuda():
+    asked = steps_on(24 * 2**30, runtime="ROCm 6.4")
+    assert [name for name, step in asked.items() if step.not_here] == ["checks, ComfyUI's allocator"]
 
 
 def test_without_comfy_kitchen_no_format_is_measured():

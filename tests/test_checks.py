@@ -103,6 +103,15 @@ def test_recording_that_fails_is_told_with_the_packs_warning(glm, everywhere, mo
     assert outcome["result"] == "failed" and outcome["reason"].startswith("recording failed; decoding without a CUDA graph")
 
 
+def test_a_format_that_a_device_cannot_compute_with_is_not_here(glm, everywhere, monkeypatch):
+    def refuse(quantization, device):
+        raise ValueError(f"{quantization} needs another card")
+
+    monkeypatch.setattr(checks, "check_format", refuse)
+    outcome = checks._outcome(checks.checks(glm, 0)["int8 has the CPU's products"])
+    assert (outcome["result"], outcome["reason"]) == ("not here", "int8 needs another card")
+
+
 @pytest.mark.parametrize(("left", "reason"), [([5, 5, 5], None), ([5, 6, 7], "2 bytes more after 2 more runs")])
 def test_memory_that_stays_after_a_run_is_told(glm, everywhere, monkeypatch, left, reason):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
