@@ -33,8 +33,8 @@ WINDOWS = (1, 4, 16)  # tokens a pass
 STEPS = 2
 RUNS = 3  # after which nothing more may stay in memory
 LEVELS = 2 / 255  # by which a picture may differ from the CPU's: convolutions may round to TF32
-# Relative L2 distance of a quantized product from the CPU's. The CPU's own are up to 0.006 from the exact ones (int8, whose inputs
-# are quantized too), and another device may round the other way.
+# Relative L2 distance of a quantized product from the CPU's. The CPU's own are up to 0.006 from the exact ones (int8, which
+# quantizes its inputs too), and another device may round the other way.
 PRODUCT_ERROR = 0.02
 
 Check = Callable[[], str | None]
