@@ -5,7 +5,10 @@
     vae          the VAE, whole and in tiles
     e2e          the shipped workflows from prompt to picture
     memory       predicted against measured peaks of each stage
+    checks       whether a device computes what it should
+    card         all of these on one GPU, a process each, in one file
     libraries    transformers' generate and diffusers' pipeline over the same models
+    stages       one stage as it would be placed on a device
     inputs       random inputs, to measure a later stage alone
     measure      rounds, stopwatch, peaks, and the machine's rates
     models       GLM-Image with random weights of a size, made on the device

@@ -31,6 +31,9 @@ def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
     dit = glm.dit
     pipe = pipeline(glm.checkpoint, dit, glm.vae) if options.against else None
     rate = product_rate(options.device, options.dtype)
+    title = (
+        f"DiT, cfg 1.5, {options.steps} steps; reference is the pipeline, floor the step's products at {rate / 1e12:.3g} TFLOP/s"
+    )
     rows = []
     for case in options.cases:
         text, edit = (_Run(dit, pipe, case, options, edit=edit) for edit in (False, True))
@@ -45,10 +48,7 @@ def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
         ):
             floor = flops / rate
             rows.append({"run": name} | case.columns | compared(times[name], times.get(reference), floor, "s/step"))
-    title = (
-        f"DiT, cfg 1.5, {options.steps} steps; reference is the pipeline, floor the step's products at {rate / 1e12:.3g} TFLOP/s"
-    )
-    yield Table(title, rows)
+        yield Table(title, rows)
 
 
 class _Run:

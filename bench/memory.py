@@ -1,45 +1,51 @@
 """Memory: the predicted peak of each stage against the measured one. Only the model of the stage is on the device.
 
-A peak is weights and working memory: on CUDA as PyTorch's allocator counts it, on the CPU as PyTorch's profiler does.
+A peak is weights and working memory: on CUDA as PyTorch's allocator counts it, on the CPU as PyTorch's profiler does. With
+recommended settings the models are quantized as `inspect` recommends for a card of --cap, and streamed and tiled where the stages
+would do so there. On CUDA a plan ends after its first passes: its cache is laid out whole before them.
 """
 
 import gc
+import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ..glmimage_core.component import Component
-from ..glmimage_core.diffusion import image_seeds, latent_grid
-from ..glmimage_core.glm_image.ar_model import vision_tokens
-from ..glmimage_core.glm_image.denoise import sample
 from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.load import load_image_processor, reference_limits
 from ..glmimage_core.glm_image.geometry import PRIOR_PX, reference_grid
-from ..glmimage_core.glm_image.memory import predict
-from ..glmimage_core.glm_image.prior import generate_prior
-from ..glmimage_core.glm_image.references import latents_of
+from ..glmimage_core.glm_image.settings import settings_for
 from ..glmimage_core.placement.prediction import Job
-from ..glmimage_core.placement.residency import model_bytes
+from ..glmimage_core.placement.residency import HEADROOM, Residency, current, free_device_bytes
 from ..glmimage_core.units import human_bytes
-from ..glmimage_core.vae import decode
-from .inputs import GLYPHS, PROMPT, random_glyphs, random_prior, random_reference
+from .inputs import GLYPHS, PROMPT
 from .measure import Case, allocator_peak
-from .models import RandomGlmImage
+from .models import EVERYTHING, RandomGlmImage
+from .stages import StageRun, stage_runs
 from .table import Table, Value
 
 MB, GB = 10**6, 10**9
+RECOMMENDED = "recommended"
+ABOUT = ("stage", "picture", "batch", "references", "quantization", "placed")
+COLUMNS = (*ABOUT, "weights", "predicted", "measured", "predicted / measured")
+OF_GLM = {"vision_language_encoder": "ar", "transformer": "dit", "vae": "vae"}
 
 
 def check(options: Namespace) -> None:
     kind = options.device.type
-    if options.cap is not None and kind != "cuda":
+    recommended = options.settings == RECOMMENDED
+    if options.cap is not None and kind != "cuda" and not recommended:
         raise ValueError(f"--cap limits a CUDA device, and this is {kind}; leave it out")
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"peaks are measured on CUDA and on the CPU, not on {kind}; choose with --device")
-    if options.cap is not None:
+    if recommended and options.cap is None:
+        raise ValueError(f"--settings {RECOMMENDED} needs --cap, the memory of the card to recommend for")
+    if options.cap is not None and kind == "cuda":
         whole = torch.cuda.get_device_properties(options.device).total_memory
         if not 0 < options.cap * GB <= whole:
             raise ValueError(f"--cap is {options.cap} GB; the device has {human_bytes(whole)}")
@@ -47,47 +53,60 @@ def check(options: Namespace) -> None:
 
 
 def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
-    rows = []
-    for name, of_glm in (("vision_language_encoder", "ar"), ("transformer", "dit"), ("vae", "vae")):
-        component = getattr(glm, of_glm)
-        for case in options.cases:
-            for count in options.references:
-                rows += _rows(name, component, case, references=count, folder=glm.checkpoint)
-        del component
-        delattr(glm, of_glm)  # to make room on the device for the next one
-        gc.collect()
     cap = f" with a cap of {options.cap} GB" if options.cap else ""
-    yield Table(f"Peak memory in MB, one stage's model on the device{cap}; a stage without a peak ran out of memory", rows)
+    title = f"Peak memory in MB, one stage's model on the device{cap}; a stage without a peak ran out of memory"
+    cases = [(case, count) for case in options.cases for count in options.references]
+    jobs = [_job(case, count, glm.checkpoint) for case, count in cases]
+    models = {name: kind.build_from(glm.checkpoint) for name, kind in COMPONENTS.items()}
+    configs = {name: model.config for name, model in models.items()}
+    formats, free_bytes = dict.fromkeys(OF_GLM, "none"), lambda: sys.maxsize
+    if options.settings == RECOMMENDED:
+        formats |= _recommended(options, models, jobs)
+        glm.offloaded = EVERYTHING  # weights begin on the CPU, as loaders leave them
+        free_bytes = partial(_free_bytes, options)
+    residency = Residency(options.device, free_bytes)
+    rows = []
+    for name, quantization in formats.items():
+        if quantization is None:
+            rows.append(dict.fromkeys(COLUMNS) | {"stage": f"those of the {COMPONENTS[name].title}", "placed": "does not fit"})
+            continue
+        component = getattr(replace(glm, quantization=quantization), OF_GLM[name])
+        for (case, references), job in zip(cases, jobs, strict=True):
+            stages = stage_runs(name, component, job, configs=configs, residency=residency, quantization=quantization)
+            about = case.columns | {"references": references, "quantization": quantization}
+            for row in _rows(stages, component, residency, about):
+                rows.append(row)
+                yield Table(title, rows)
+        del component  # to make room on the device for the next one
+        gc.collect()
+    yield Table(title, rows)
 
 
-def _rows(name: str, component: Component, case: Case, *, references: int, folder: Path) -> Iterator[dict[str, Value]]:
-    """A row for each stage that one component runs."""
-    device, itemsize = component.device, component.dtype.itemsize
-    fitted = _fitted(case, folder)
-    job = Job(
+def _job(case: Case, references: int, folder: Path) -> Job:
+    return Job(
         case.width,
         case.height,
         case.batch,
-        references=(fitted,) * references,
+        references=(_fitted(case, folder),) * references,
         prompt_tokens=len(PROMPT) + 32,
         glyph_tokens=GLYPHS,
         one_length=True,
     )
-    configs = {kind: component.build_from(folder).config for kind, component in COMPONENTS.items()}
-    stages = predict(configs, dict.fromkeys(configs, itemsize), job, on_cpu=device.type == "cpu")
-    for stage, (runs_on, runs, working) in stages.items():
-        if runs_on == name:
-            for part, module in component.parts.items():
-                module.to(device if part == runs else "cpu")
-            weights = model_bytes(component.parts[runs])
-            predicted = weights + working
-            measured = _peak(_run(stage, component, case, job.references), device, weights)
-            yield (
-                {"stage": stage}
-                | case.columns
-                | {"references": references, "weights": weights / MB, "predicted": predicted / MB}
-                | {"measured": measured and measured / MB, "predicted / measured": measured and predicted / measured}
-            )
+
+
+def _recommended(options: Namespace, models: dict[str, torch.nn.Module], jobs: Sequence[Job]) -> dict[str, str | None]:
+    """The formats of AR model and DiT in which all jobs fit, by component; None where no format does."""
+    largest = max(jobs, key=lambda job: job.width * job.height * (job.batch + len(job.references)))
+    room = round(options.cap * GB) - HEADROOM
+    settings = settings_for(models, largest, room=room, itemsize=options.dtype.itemsize)
+    by_component = {"vision_language_encoder": settings.ar, "transformer": settings.dit}
+    return {name: setting and setting.quantization for name, setting in by_component.items()}
+
+
+def _free_bytes(options: Namespace) -> int:
+    """Bytes that are free on the device and under the cap, less HEADROOM."""
+    under_cap = round(options.cap * GB) - torch.cuda.memory_allocated(options.device) - HEADROOM
+    return min(under_cap, free_device_bytes(options.device))
 
 
 def _fitted(case: Case, folder: Path) -> tuple[int, int]:
@@ -97,40 +116,32 @@ def _fitted(case: Case, folder: Path) -> tuple[int, int]:
     return grid.width * PRIOR_PX, grid.height * PRIOR_PX
 
 
-def _run(stage: str, component: Component, case: Case, references: tuple[tuple[int, int], ...]) -> Callable[[], object]:
-    """A call that runs one stage. references: the sizes of the references in pixels."""
-    picture = Image.new("RGB", references[0]) if references else None
-    if stage == "Encode Reference, vision":
-        return lambda: vision_tokens(component, picture)
-    if stage == "Encode Reference, VAE":
-        return lambda: latents_of(component, picture)
-    if stage == "VAE Decode":
-        latents = torch.zeros(1, len(component.space.mean), *latent_grid(case.width, case.height))
-        return lambda: decode(component, latents)
-    config = component.model.config
-    if stage == "Generate Prior":
-        encoded = [random_reference(config.vq_config.num_embeddings, *size, seed) for seed, size in enumerate(references)]
-        settings = {"seed": 0, "batch": case.batch, "references": encoded, "lookahead": 1}  # as predicted
-        return lambda: generate_prior(component, PROMPT, case.width, case.height, **settings)
-    rows = config.prior_vq_quantizer_codebook_size
-    encoded = [random_reference(rows, *size, seed) for seed, size in enumerate(references)]
-    prior, (positive, negative) = random_prior(rows, case), random_glyphs(config.text_embed_dim)
-
-    def paint() -> None:
-        sample(component, prior, positive, negative, seeds=image_seeds(0, case.batch), steps=2, references=encoded)
-        component.cached_references.clear()  # so that the next run passes the references through the DiT again
-
-    return paint
+def _rows(
+    stages: Iterable[StageRun], component: Component, residency: Residency, about: dict[str, Value]
+) -> Iterator[dict[str, Value]]:
+    """A row for each stage. about: its columns that all of them share."""
+    for stage in stages:
+        for other in component.parts.values():
+            if other is not stage.model:
+                residency.release(other)
+        measured = _peak(stage, component, residency)
+        yield (
+            {"stage": stage.stage}
+            | about
+            | {"placed": stage.how, "weights": stage.weights / MB, "predicted": stage.predicted / MB}
+            | {"measured": measured and measured / MB, "predicted / measured": measured and stage.predicted / measured}
+        )
 
 
-def _peak(run: Callable[[], object], device: torch.device, weights: int) -> int | None:
+def _peak(stage: StageRun, component: Component, residency: Residency) -> int | None:
     """The most bytes on the device while a stage runs, weights included; None if the device runs out of memory."""
+    device = residency.device
     if device.type == "cpu":
-        return weights + allocator_peak(run)
+        return stage.weights + allocator_peak(partial(stage.run, component))
     try:
-        run()
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
+        with residency.hold(stage.model, stage.working, component.blocks), current(device):
+            torch.cuda.reset_peak_memory_stats(device)
+            stage.run(replace(component, weights_are_static=not component.blocks))  # blocks may come one by one
     except torch.OutOfMemoryError:
         return None
     return torch.cuda.max_memory_allocated(device)

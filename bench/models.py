@@ -18,11 +18,14 @@ from ..glmimage_core.glm_image.files.inspect import latent_space, scheduler_shif
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder
 from ..glmimage_core.tiny.glm_image import write_layout
 from ..glmimage_core.tiny.spec import RELEASED, SPECS
-from ..glmimage_core.tiny.weights import randomize
+from ..glmimage_core.tiny.weights import random_weights
 from ..glmimage_core.vae import Vae
+from ..glmimage_core.weights.linear import quantizable, quantize_weight, set_quantized_weight
 
 FULL = "full"
 LAYOUT = Path("diffusers", "GLM-Image")
+CPU = torch.device("cpu")
+EVERYTHING = ("",)  # as `offloaded`: all names begin so
 
 
 @dataclass(eq=False)
@@ -30,19 +33,21 @@ class RandomGlmImage(GlmImage):
     """Each model is made when it is first asked for. `del` gives its memory back, and the next one is made anew.
 
     checkpoint: holds everything but weights. The full size has a byte-level tokenizer with the released ids: it makes several
-    times as many tokens of a prompt as the released tokenizer does.
+    times as many tokens of a prompt as the released tokenizer does. offloaded: parameters whose names begin so are made on the
+    device too, and stay on the CPU.
     """
 
     seed: int = 0
+    offloaded: tuple[str, ...] = ()
 
     @classmethod
-    def make(cls, models: Path, size: str, *, device: torch.device, dtype: str, seed: int) -> Self:
-        """models: the models folder that gets the checkpoint."""
+    def make(cls, models: Path, size: str, *, device: torch.device, dtype: str, seed: int, quantization: str = "none") -> Self:
+        """models: the models folder that gets the checkpoint. quantization: of the AR model and the DiT."""
         if size == FULL and device.type == "cpu":
             raise ValueError(f"--size {FULL} needs an accelerator with 24 GB or more; on the CPU it would take hours")
         checkpoint = models / LAYOUT
         write_layout(checkpoint, RELEASED if size == FULL else SPECS[size], seed)
-        return cls(checkpoint, device, dtype=dtype, seed=seed)
+        return cls(checkpoint, device, dtype=dtype, seed=seed, quantization=quantization)
 
     @cached_property
     def ar(self) -> ArModel:
@@ -66,9 +71,25 @@ class RandomGlmImage(GlmImage):
         return self._on_device(Vae(self._random_model("vae"), latent_space(self.checkpoint)))
 
     def _random_model(self, name: str) -> torch.nn.Module:
-        model = COMPONENTS[name].build_from(self.checkpoint, device=self.device, dtype=DTYPES[self.dtype]).eval()
-        randomize(model, f"{self.seed}/{name}")
+        """Made and quantized on the device, one parameter at a time, so that it needs no more room there than it takes."""
+        dtype = DTYPES[self.dtype]
+        model = COMPONENTS[name].build_from(self.checkpoint, dtype=dtype, buffers=True).eval()
+        quantized = quantizable(model, self.quantization)
+        for full_name, numbers in random_weights(model, f"{self.seed}/{name}", self.device):
+            weight, layer = numbers.to(dtype), quantized.get(full_name.removesuffix(".weight"))
+            if layer is not None:
+                set_quantized_weight(layer, quantize_weight(weight, self.quantization).to(self._home(full_name)))
+                continue
+            owner, _, kind = full_name.rpartition(".")
+            filled = torch.nn.Parameter(weight.to(self._home(full_name)), requires_grad=False)
+            model.get_submodule(owner)._parameters[kind] = filled
+        for full_name, buffer in list(model.named_buffers()):
+            owner, _, kind = full_name.rpartition(".")
+            model.get_submodule(owner)._buffers[kind] = buffer.to(self._home(full_name))
         return model
+
+    def _home(self, full_name: str) -> torch.device:
+        return CPU if full_name.startswith(self.offloaded) else self.device
 
     def _on_device(self, component: Component) -> Component:
         return replace(component.on(self.device), weights_are_static=True)

@@ -44,14 +44,14 @@ def _shown(value: Value) -> str:
     return "-" if value is None else str(value)
 
 
-def compared(ours: float, reference: float | None, floor: float | None, unit: str) -> dict[str, Value]:
+def compared(ours: float | None, reference: float | None, floor: float | None, unit: str) -> dict[str, Value]:
     """The columns of a measured time: itself, how many times faster than the reference, and how many times the floor."""
     return {
         unit: ours,
         "reference": reference,
-        "reference / this": reference / ours if reference else None,
+        "reference / this": reference / ours if reference and ours else None,
         "floor": floor,
-        "this / floor": ours / floor if floor else None,
+        "this / floor": ours / floor if floor and ours else None,
     }
 
 
@@ -61,4 +61,11 @@ def save(file: Path, about: dict[str, Value], tables: Sequence[Table]) -> None:
         text = json.dumps({"environment": about, "tables": [asdict(table) for table in tables]}, indent=2)
     else:
         text = "\n\n".join([", ".join(f"{key} {value}" for key, value in about.items()), *(table.markdown() for table in tables)])
-    file.write_text(text + "\n", "utf-8")
+    write(file, text)
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file all at once: whoever is stopped meanwhile leaves the file of before."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text + "\n", "utf-8")
+    part.replace(file)

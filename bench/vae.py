@@ -1,6 +1,7 @@
 """The VAE: seconds a picture, whole and in tiles, against AutoencoderKL called directly and against its arithmetic.
 
 The floor is the operations of the whole picture, in products and convolutions, divided by the rate of a large matrix product.
+What runs out of memory has no figure.
 """
 
 import math
@@ -25,6 +26,7 @@ def check(options: Namespace) -> None:
 def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
     decoder = glm.vae
     rate = product_rate(options.device, options.dtype)
+    title = f"VAE; reference is AutoencoderKL with the same tiles ({TILE_PX} px), floor the whole at {rate / 1e12:.3g} TFLOP/s"
     rows = []
     for case in options.cases:
         image = torch.rand(1, case.height, case.width, 3, generator=torch.Generator().manual_seed(options.seed))
@@ -34,16 +36,26 @@ def measure(options: Namespace, glm: RandomGlmImage) -> Iterator[Table]:
             ("decode", vae.decode, decode_directly, latents),
         ):
             model_input = _as_model_input(decoder, value)
-            floor = operations(lambda direct=direct, model_input=model_input: direct(decoder, model_input, False)) / rate
+            floor = _floor(lambda direct=direct, model_input=model_input: direct(decoder, model_input, False), rate)
             for tiled in (False, True):
                 runs = {"this": lambda seed, f=function, x=value, t=tiled: f(decoder, x, t)}
                 if options.against:
                     runs["reference"] = lambda seed, f=direct, x=model_input, t=tiled: f(decoder, x, t)
-                times = medians(runs, options.rounds, options.seed, options.device)
                 label = {"run": f"{name}, {'tiled' if tiled else 'whole'}", "picture": case.columns["picture"]}
+                try:
+                    times = medians(runs, options.rounds, options.seed, options.device)
+                except torch.OutOfMemoryError:
+                    times = {"this": None}
                 rows.append(label | compared(times["this"], times.get("reference"), floor, "s"))
-    title = f"VAE; reference is AutoencoderKL with the same tiles ({TILE_PX} px), floor the whole at {rate / 1e12:.3g} TFLOP/s"
-    yield Table(title, rows)
+                yield Table(title, rows)
+
+
+def _floor(whole: Callable[[], object], rate: float) -> float | None:
+    """Seconds for the operations of a call, or None where the device has not enough memory to run it."""
+    try:
+        return operations(whole) / rate
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _as_model_input(decoder: Vae, value: torch.Tensor) -> torch.Tensor:

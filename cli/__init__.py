@@ -7,6 +7,7 @@ quantize     writes a quantized copy of a checkpoint
 convert      writes CogView3-Base in the layout of diffusers
 tiny         writes a small random checkpoint
 bench        measures against transformers and diffusers
+card         bench card: all about one GPU in one file
 score        how well a checkpoint follows prompts of nano's world
 train        trains nano, the built-in model
 info         versions and devices, for a bug report
@@ -14,6 +15,6 @@ predictions  predicted memory, and settings for cards: the second half of inspec
 device       the option --device
 choices      the values that options take, listed without importing torch
 progress     progress bars, and lines in a log
-version      the version of the pack
+version      the versions of the pack and of its libraries
 graph/       workflow files: read, check, run
 """

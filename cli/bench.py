@@ -5,10 +5,12 @@ import importlib
 import tempfile
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from ..bench.table import FORMATS, save
-from .choices import DEVICE_HELP, DTYPES, FULL, SIZES
+from . import card
+from .choices import DEVICE_HELP, DTYPES, FULL, QUANTIZATIONS, SIZES
 from .progress import quiet_libraries
 
 
@@ -33,10 +35,12 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
 
     ar = add("ar", "milliseconds a token of the AR stage, against transformers' generate")
     _add_batch(ar, "sequences at once")
+    _add_quantization(ar, "the AR model's weights")
     _add_against(ar, "transformers' generate, forced to emit as many tokens")
     dit = add("dit", "seconds a guided step of the DiT, against diffusers' pipeline")
     _add_batch(dit)
     dit.add_argument("--steps", type=int, default=4, help="steps of each run; default: %(default)s")
+    _add_quantization(dit, "the DiT's weights")
     _add_against(dit, "diffusers' pipeline, with the same prior tokens")
     vae = add("vae", "seconds a picture of the VAE, against diffusers' AutoencoderKL")
     _add_against(vae, "AutoencoderKL, called directly")
@@ -50,6 +54,15 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         "--references", type=numbers, default=[0, 1], metavar="N[,N...]", help="how many references of the picture's size"
     )
     memory.add_argument("--cap", type=float, metavar="GB", help="the most device memory PyTorch may use (CUDA only)")
+    memory.add_argument(
+        "--settings",
+        choices=("resident", "recommended"),
+        default="resident",
+        help="resident: each model whole on the device; recommended: quantized, streamed and tiled as `inspect` recommends for a "
+        "card of --cap; default: %(default)s",
+    )
+    add("checks", "whether a device computes what it should, with a reason where it does not")
+    card.add_parser(benches, common)
 
 
 def with_default_bench(arguments: list[str]) -> list[str]:
@@ -65,6 +78,10 @@ def with_default_bench(arguments: list[str]) -> list[str]:
 
 def _add_batch(parser: argparse.ArgumentParser, meaning: str = "pictures at once") -> None:
     parser.add_argument("--batch", type=numbers, default=[1], metavar="N[,N...]", help=f"{meaning}; default: 1")
+
+
+def _add_quantization(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none", help=f"format of {what}; default: none")
 
 
 def _add_against(parser: argparse.ArgumentParser, reference: str) -> None:
@@ -90,10 +107,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(name: str, options: argparse.Namespace) -> int:
     if options.rounds < 1:
         raise ValueError(f"--rounds is {options.rounds}; use 1 or more")
-    if options.save and options.save.suffix not in FORMATS:
-        raise ValueError(f"--save {options.save} must end in one of these: {' or '.join(FORMATS)}")
-    if options.save and not options.save.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--save {options.save}: there is no folder {options.save.absolute().parent}")
+    if options.save:
+        card.check_file(options.save)
 
     import torch
 
@@ -102,6 +117,7 @@ def run(name: str, options: argparse.Namespace) -> int:
     from ..bench.models import RandomGlmImage
     from ..glmimage_core.checkpoints.build import check_libraries
     from ..glmimage_core.checkpoints.report import DTYPES
+    from ..glmimage_core.weights.formats import check_format
     from .device import device_option
 
     options.device = device_option(options.device)
@@ -114,14 +130,19 @@ def run(name: str, options: argparse.Namespace) -> int:
     quiet_libraries()
     if options.threads:
         torch.set_num_threads(options.threads)
+    quantization = getattr(options, "quantization", "none")
+    check_format(quantization, options.device)
     with tempfile.TemporaryDirectory() as folder:
-        glm = RandomGlmImage.make(Path(folder), options.size, device=options.device, dtype=dtype, seed=options.seed)
-        about = environment(name, options)
+        models = {"device": options.device, "dtype": dtype, "seed": options.seed, "quantization": quantization}
+        glm = RandomGlmImage.make(Path(folder), options.size, **models)
+        about, tables = environment(name, options), {}
         print(", ".join(f"{key} {value}" for key, value in about.items()))
-        tables = []
-        for table in bench.measure(options, glm):
+        if options.save:
+            save(options.save, about, [])
+        for title, growing in groupby(bench.measure(options, glm), key=lambda table: table.title):
+            for table in growing:
+                tables[title] = table
+                if options.save:  # after every row, so that a run that ends early leaves what it measured
+                    save(options.save, about, [*tables.values()])
             print(f"\n{table.markdown()}", flush=True)
-            tables.append(table)
-    if options.save:
-        save(options.save, about, tables)
     return 0

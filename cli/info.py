@@ -4,9 +4,8 @@ import argparse
 import os
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
-from .version import NAME, pack_version
+from .version import NAME, pack_version, version_of
 
 REQUIRED = ("transformers", "diffusers", "accelerate", "safetensors")
 OPTIONAL = (
@@ -38,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     _line("torch", torch.__version__)
     for name in REQUIRED:
-        _line(name, _version(name) or "not installed")
+        _line(name, version_of(name) or "not installed")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     _line("cpu", f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     memory = psutil.virtual_memory()
     _line("RAM", f"{human_bytes(memory.total)}, {human_bytes(memory.available)} available")
-    versions = {name: _version(name) for name in OPTIONAL}
+    versions = {name: version_of(name) for name in OPTIONAL}
     _line("optional", ", ".join(f"{name} {found}" for name, found in versions.items() if found) or "none")
     _line("not installed", ", ".join(name for name, found in versions.items() if not found) or "none")
     return 0
@@ -57,10 +56,3 @@ def run(options: argparse.Namespace) -> int:
 
 def _line(name: str, value: str) -> None:
     print(f"{name + ':':19} {value}")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

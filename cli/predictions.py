@@ -6,18 +6,16 @@ import torch
 
 from ..bench.table import Table
 from ..glmimage_core.checkpoints.report import ComponentReport
-from ..glmimage_core.glm_image.ar_model import ArLanguage
 from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.load import load_image_processor, reference_limits
 from ..glmimage_core.glm_image.geometry import PRIOR_PX, reference_grid
-from ..glmimage_core.glm_image.memory import dit_bytes, predict
-from ..glmimage_core.placement.prediction import Job, Setting, setting_for
+from ..glmimage_core.glm_image.memory import predict
+from ..glmimage_core.glm_image.settings import settings_for
+from ..glmimage_core.placement.prediction import Job, Setting
 from ..glmimage_core.placement.residency import HEADROOM
 from ..glmimage_core.units import human_bytes
-from ..glmimage_core.weights.linear import parameter_bytes
 from ..nodes.host.standalone import best_device
-
-CARDS = (8, 12, 16, 24)  # GiB, although they are sold as so many GB
+from .choices import CARDS
 
 
 def print_predictions(checkpoint: Path, reports: dict[str, ComponentReport], size: tuple[int, int], references: int) -> None:
@@ -63,24 +61,15 @@ def _print_stages(job: Job, models: dict[str, torch.nn.Module], reports: dict[st
 
 def settings_for_cards(job: Job, models: dict[str, torch.nn.Module]) -> Table:
     """The loaders' settings for each card, in bfloat16 where nothing is quantized. models: on the meta device, by component."""
-    ar, dit, vae = (models[name] for name in ("vision_language_encoder", "transformer", "vae"))
-    stages = predict({name: model.config for name, model in models.items()}, dict.fromkeys(models, 2), job)
-    working = {stage: needs.working for stage, needs in stages.items()}
-    streamed = dit_bytes(dit.config, 2, job, caches_on_device=False)
-    vae_weights = sum(parameter_bytes(vae, "none", 2).values())
     rows = []
     for card in CARDS:
-        room = card * 2**30 - HEADROOM
-        ar_setting = setting_for(ArLanguage(ar), room=room, itemsize=2, working=working["Generate Prior"])
-        dit_setting = setting_for(
-            dit, room=room, itemsize=2, working=working["Sampler"], streamed_working=streamed, blocks="transformer_blocks."
-        )
+        settings = settings_for(models, job, room=card * 2**30 - HEADROOM)
         rows.append(
             {
                 "card": f"{card} GiB ({human_bytes(card * 2**30)})",
-                "AR model": _setting(ar_setting),
-                "DiT": _setting(dit_setting),
-                "VAE Decode": "whole" if vae_weights + working["VAE Decode"] <= room else "in tiles",
+                "AR model": _setting(settings.ar),
+                "DiT": _setting(settings.dit),
+                "VAE Decode": "in tiles" if settings.tiled else "whole",
             }
         )
     return Table("", rows)

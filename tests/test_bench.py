@@ -2,25 +2,34 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from glm_image_pack.bench import e2e
+from glm_image_pack.bench import e2e, models
+from glm_image_pack.bench import vae as vae_bench
 from glm_image_pack.bench.ar import weight_bytes
 from glm_image_pack.bench.dit import forward_flops
+from glm_image_pack.bench.inputs import GLYPHS
 from glm_image_pack.bench.libraries import generate
 from glm_image_pack.bench.measure import Stopwatch, alternate, copy_rate, product_rate
 from glm_image_pack.bench.models import RandomGlmImage
+from glm_image_pack.bench.stages import stage_runs
 from glm_image_pack.bench.vae import operations
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
+from glm_image_pack.glmimage_core.glm_image.ar_model import ArVision
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import AR, COMPONENTS
+from glm_image_pack.glmimage_core.glm_image.memory import dit_bytes
+from glm_image_pack.glmimage_core.placement.prediction import Job
+from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency, model_bytes
 from glm_image_pack.glmimage_core.tiny.glm_image import write_layout
 from glm_image_pack.glmimage_core.tiny.spec import RELEASED
+from glm_image_pack.glmimage_core.tiny.weights import random_weights
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 STEPS = ["--steps", "2"]
 AGAINST = ["--against", "reference"]
 
@@ -148,10 +157,83 @@ def test_memory_predicts_each_stage_within_15_percent_and_says_by_how_much(bench
     assert weights["Encode Reference, vision"] < 0.5 * weights["Generate Prior"]  # a half each
 
 
+def test_memory_takes_the_settings_that_fit_under_the_cap(bench):
+    pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+    cap = str((HEADROOM + 10**6) / 1e9)  # leaves a megabyte
+    recommended = ["--width", "192", "--references", "0", "--settings", "recommended"]
+    prior, dit, decode = bench("memory", *recommended, "--cap", cap)[0]
+    assert (prior["stage"], prior["quantization"], prior["placed"]) == ("Generate Prior", "int8", "whole")
+    assert prior["predicted"] < 1 and prior["predicted / measured"] == pytest.approx(1, abs=0.25)
+    assert dit["placed"] == "does not fit" and dit["measured"] is None
+    assert decode["stage"] == "VAE Decode" and decode["quantization"] == "none"
+
+
+def test_of_a_streamed_dit_the_blocks_that_are_there_are_predicted(dit, monkeypatch):
+    """On the meta device, with room for three of six blocks and two that come and go."""
+    config = {key: value for key, value in dit.model.config.items() if not key.startswith("_")}
+    dit = replace(dit, model=type(dit.model).from_config(config | {"num_layers": 6}).eval(), device=META)
+    block, whole = model_bytes(dit.blocks[0]), model_bytes(dit.model)
+    job = Job(256, 256, references=((256, 256),), glyph_tokens=GLYPHS)
+    working = dit_bytes(dit.model.config, 4, job, caches_on_device=False)
+    residency = Residency(META, lambda: whole - block + working)
+    configs = {name: kind.build_from(dit.checkpoint).config for name, kind in COMPONENTS.items()} | {
+        "transformer": dit.model.config
+    }
+    (stage,) = stage_runs("transformer", dit, job, configs=configs, residency=residency, quantization="none")
+    assert stage.how == "block by block" and stage.working == working
+    with residency.hold(stage.model, stage.working, dit.blocks):
+        there = sum(tensor.nbytes for tensor in (*dit.model.parameters(), *dit.model.buffers()) if tensor.device == META)
+    assert stage.weights == there + 2 * block == whole - block
+
+
+def test_a_quantized_dit_is_compared_with_the_pipeline_over_the_same_weights(bench):
+    pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+    (rows,) = bench("dit", "--quantization", "int8", *STEPS, *AGAINST)
+    check_ratios(rows, "s/step")
+    assert all(row["reference"] and row["floor"] for row in rows)
+
+
+def test_a_token_reads_the_bytes_of_quantized_weights(tmp_path):
+    pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+    settings = {"device": CPU, "dtype": "float32", "seed": 0}
+    whole, int8 = (RandomGlmImage.make(tmp_path / name, "tiny", **settings, quantization=name).ar for name in ("none", "int8"))
+    head = whole.model.lm_head.weight.nbytes
+    assert (weight_bytes(int8) - head) / (weight_bytes(whole) - head) == pytest.approx(0.25, abs=0.02)  # and scales
+
+
+def test_a_vae_that_runs_out_of_memory_on_a_whole_picture_is_measured_in_tiles(bench, monkeypatch):
+    def decode_in_tiles(decoder, latents, tiled):
+        if not tiled:
+            raise torch.OutOfMemoryError
+        return decode(decoder, latents, tiled)
+
+    decode = vae_bench.vae.decode
+    monkeypatch.setattr(vae_bench.vae, "decode", decode_in_tiles)
+    (rows,) = bench("vae")
+    assert [row["run"] for row in rows if row["s"] is None] == ["decode, whole"]
+
+
+def test_a_benchmark_that_is_interrupted_leaves_the_rows_that_it_has(tmp_path, monkeypatch):
+    file, measured = tmp_path / "saved.json", []
+
+    def interrupt(*arguments):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(arguments)
+        return {"this": 1.0}
+
+    monkeypatch.setattr("glm_image_pack.bench.vae.medians", interrupt)
+    assert main(["bench", "vae", "--width", "256", "--device", "cpu", "--save", str(file)]) == 130
+    (table,) = json.loads(file.read_text())["tables"]
+    assert [row["run"] for row in table["rows"]] == ["encode, whole"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["memory", "--cap", "8"], "--cap limits a CUDA device"),
+        (["memory", "--settings", "recommended"], "needs --cap"),
+        (["checks", "--size", "full"], "would take hours"),
         (["dit", "--width", "500"], "use 480 or 512"),
         (["ar", "--width", "256,512", "--height", "256"], "one height for each width"),
         (["ar", "--batch", "0"], "--batch is 0"),
@@ -207,6 +289,15 @@ def test_models_compute_in_the_dtype_and_match_the_checkpoint_of_their_size(tmp_
     half = RandomGlmImage.make(tmp_path / "half", "tiny", device=CPU, dtype="bfloat16", seed=0)
     for component in (half.ar, half.glyph_encoder, half.dit, half.vae):
         assert component.dtype == torch.bfloat16 and not component.model.training
+
+
+def test_a_half_that_is_offloaded_is_left_on_the_cpu(tmp_path, monkeypatch):
+    """The meta device plays one that the numbers are moved to."""
+    monkeypatch.setattr(models, "random_weights", lambda model, key, device: random_weights(model, key, CPU))
+    glm = RandomGlmImage.make(tmp_path, "tiny", device=META, dtype="float32", seed=0)
+    glm.offloaded = ArVision.holds
+    where = {name: {tensor.device for tensor in (*half.parameters(), *half.buffers())} for name, half in glm.ar.parts.items()}
+    assert where == {"language": {META}, "vision": {CPU}}
 
 
 def test_generate_emits_exactly_the_tokens_of_the_grids(ar):

@@ -24,6 +24,7 @@ step_cache       an approximation: skips most of a step where little has changed
 denoise          guidance and the Euler loop
 pipeline         GlmImage: load, plan, paint, edit
 memory           bytes that each stage needs
+settings         how to load the models on a card
 remote           the same model behind SGLang or vLLM-Omni
 files/           its files on disk
 """
