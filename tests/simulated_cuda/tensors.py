@@ -33,6 +33,9 @@ class SimulatedTensor(Tensor):
         assert set(types) - PLAIN, f"{operation} on a tensor of a simulated card that is gone"
         return NotImplemented
 
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:
+        return f"{self.numbers!r} on cuda:0"
+
     def tolist(self) -> Any:
         return self.cpu().tolist()  # PyTorch has none for subclasses
 
