@@ -127,6 +127,7 @@ def test_a_plan_has_the_tokens_of_the_cpu_and_waits_once_a_look(model, plans, re
     assert card.replays or not recorded or (lookahead == AUTO and way != "text")  # which may use no size often enough
     if recorded and lookahead == 1:
         assert (card.captures, card.replays) == (1, got.passes - decoding.RECORD_AFTER)
+    assert card.resets == card.captures
     assert "without a CUDA graph" not in caplog.text
 
 
@@ -250,6 +251,7 @@ IS_STREAMED = pytest.mark.parametrize("is_streamed", [False, True], ids=["reside
 @pytest.mark.parametrize("kind", ["text", "lora", "batch", "one length", "part"])
 def test_a_picture_is_the_cpus_and_no_step_waits(dit, painting, lora, card, kind, is_streamed):
     settings, loras = painting(kind), [lora] if kind == "lora" else []
+    weights = {name: tensor.clone() for name, tensor in dit.model.state_dict().items()}
     with applied_loras(dit.model, loras):
         expected = sample(dit, **settings, steps=4)
     waits = []
@@ -260,6 +262,8 @@ def test_a_picture_is_the_cpus_and_no_step_waits(dit, painting, lora, card, kind
             waits.append(dict(card.waits))
     torch.testing.assert_close(got, expected, **CLOSE)
     assert waits[0] == waits[1] and waits[0]["read"] == 1
+    dit.model.to("cpu")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in dit.model.state_dict().items())
 
 
 @IS_STREAMED
@@ -405,6 +409,15 @@ def test_what_is_held_is_on_the_card_and_what_leaves_is_gone(folder, dit, card):
         assert card.allocated == sum(map(model_bytes, residency.resident))
         assert free_device_bytes(card.device) == card.total - HEADROOM - card.allocated
     assert residency.resident == [encoder, vae] and dit.model.device.type == "cpu"
+
+
+def test_a_model_that_does_not_fit_whole_is_streamed(dit, painting, card):
+    expected = sample(dit, **painting("text"), steps=2)
+    card.total = HEADROOM + model_bytes(dit.model) - 1
+    residency = Residency(card.device)
+    with residency.hold(dit.model, 0, dit.blocks) as device:
+        assert residency.resident == [] and 0 < card.allocated < model_bytes(dit.model)
+        torch.testing.assert_close(sample(dit.on(device), **painting("text"), steps=2), expected, **CLOSE)
 
 
 def test_a_model_that_does_not_fit_leaves_no_part_of_itself(dit, card):

@@ -23,8 +23,8 @@ class Card:
     total: bytes. allocated, peak: bytes that tensors hold now, and held at most. allocations: how many there were; number
     fail_at fails, as if memory were short. pinned_total: bytes that can be pinned. capture_error: what a capture fails with.
     waits: how often the CPU waited for the card, by what it waited for: "read" for numbers of the card, "write" for a copy from
-    memory that the card cannot read by itself, "synchronize". copied: bytes that went to the card. captures, replays:
-    of graphs.
+    memory that the card cannot read by itself, "synchronize". copied: bytes that went to the card. captures, replays,
+    resets: of graphs.
     """
 
     device = torch.device("cuda", 0)
@@ -36,7 +36,7 @@ class Card:
         self.pinned_total = total
         self.capture_error = ""
         self.waits = Counter()
-        self.captures = self.replays = 0
+        self.captures = self.replays = self.resets = 0
         self.cpu = Counter()  # what the CPU has waited for
         self.default_stream = self.stream = self.new_stream()
         self.capture = None  # the graph that is being captured

@@ -80,6 +80,7 @@ class Graph:
                     numbers.copy_(result)
 
     def reset(self) -> None:
+        self.card.resets += bool(self._operations)
         for held in (self._operations, self._own, self._outer, self._written):
             held.clear()
 
