@@ -62,8 +62,9 @@ def placed(component: Component, card: Card, part: str = "model", **settings):
 
 
 @pytest.fixture
-def kitchen(card):
-    """comfy-kitchen is there, and nf4 has kept no table on another test's card."""
+def kitchen():
+    """comfy-kitchen is there, imported before there is a card, and nf4 keeps no table on another test's card. To be asked for
+    first."""
     pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
     from glm_image_pack.glmimage_core.weights import nf4
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from simulated_cuda import RaceError, SimulatedTensor, simulated_cuda, why_not
+from simulated_cuda.install import device_guards
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -24,12 +25,12 @@ def ones(device="cuda") -> torch.Tensor:
 
 def test_afterwards_everything_is_as_before():
     names = [name for name in dir(torch.cuda) if not name.startswith("__")]
-    before = {name: getattr(torch.cuda, name) for name in names}
+    before, guards = {name: getattr(torch.cuda, name) for name in names}, list(device_guards())
     with simulated_cuda():
         assert torch.cuda.is_available() and torch.get_device_module("cuda").device_count() == 1
         left = torch.ones(3, device="cuda")
         assert isinstance(left, SimulatedTensor) and left.device == torch.device("cuda", 0)
-    assert all(getattr(torch.cuda, name) is value for name, value in before.items())
+    assert all(getattr(torch.cuda, name) is value for name, value in before.items()) and list(device_guards()) == guards
     assert not torch.cuda.is_available() and torch.ones(2, 2)[0, 1] == 1 and not why_not()
     with pytest.raises(AssertionError, match="a simulated card that is gone"):
         left + 1
@@ -128,6 +129,17 @@ def test_a_capture_runs_nothing_and_a_replay_reads_and_writes_the_same_memory(ca
         graph.replay()
         assert torch.equal(out.cpu(), torch.full((2**10,), 2 * number))
     assert total.item() == 6 * 2**10 and (card.captures, card.replays) == (1, 2)
+
+
+def test_a_capture_copies_from_pinned_memory_only(card):
+    x, pinned = ones(), torch.full((2**10,), 2.0).pin_memory()
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        captured(lambda: x.copy_(ones("cpu"), non_blocking=True))
+    torch.cuda.set_stream(card.default_stream)
+    graph, _ = captured(lambda: x.copy_(pinned, non_blocking=True))
+    assert x.sum().item() == 2**10
+    graph.replay()
+    assert x.sum().item() == 2**11
 
 
 def test_a_graph_over_memory_that_was_freed_is_refused(card):

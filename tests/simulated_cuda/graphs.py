@@ -89,7 +89,10 @@ class Graph:
 def capturing(
     card: Card, graph: Graph, pool: Any = None, stream: Stream | None = None, capture_error_mode: str = "global"
 ) -> Iterator[None]:
-    """What stands in for torch.cuda.graph. As there, a capture that failed leaves its own stream the current one."""
+    """What stands in for torch.cuda.graph. As there, a capture that failed leaves its own stream the current one.
+
+    Theirs also waits for the whole device before it begins. Nobody should need that, so this one does not.
+    """
     before, card.stream = card.stream, stream or card.new_stream()
     graph.begin()
     try:

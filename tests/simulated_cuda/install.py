@@ -24,7 +24,7 @@ def why_not() -> str:
     if torch.cuda.is_available():
         return "there is a real card"
     try:
-        _guards()
+        device_guards()
     except (OSError, ValueError) as error:
         return f"this build of PyTorch does not show its device guards: {error}"
     return ""
@@ -46,7 +46,8 @@ def simulated_cuda(total: int = 2**40) -> Iterator[Card]:
             torch._C._set_only_lift_cpu_tensors(lifts_cpu_tensors)
 
 
-def _guards() -> ctypes.Array:
+def device_guards() -> ctypes.Array:
+    """The addresses of PyTorch's guards of a current device, for the CPU and for CUDA."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     return (ctypes.c_void_p * 2).in_dll(library, GUARDS)
 
@@ -54,7 +55,7 @@ def _guards() -> ctypes.Array:
 @contextmanager
 def _cpu_guard_for_cuda() -> Iterator[None]:
     """What indexes a tensor makes its device the current one first; here that is to do nothing, as for the CPU."""
-    guards = _guards()
+    guards = device_guards()
     before, guards[CUDA] = guards[CUDA], guards[CPU]
     try:
         yield
