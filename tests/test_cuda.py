@@ -14,6 +14,7 @@ from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.component import Component
 from glm_image_pack.glmimage_core.glm_image import decoder as decoding
+from glm_image_pack.glmimage_core.glm_image import recording
 from glm_image_pack.glmimage_core.glm_image.ar_model import fit, vision_tokens
 from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
 from glm_image_pack.glmimage_core.glm_image.dit import Dit
@@ -127,7 +128,7 @@ def test_a_plan_has_the_tokens_of_the_cpu_and_waits_once_a_look(model, plans, re
     assert not card.replays or recorded
     assert card.replays or not recorded or (lookahead == AUTO and way != "text")  # which may use no size often enough
     if recorded and lookahead == 1:
-        assert (card.captures, card.replays) == (1, got.passes - decoding.RECORD_AFTER)
+        assert (card.captures, card.replays) == (1, got.passes - recording.RECORD_AFTER)
     assert card.resets == card.captures
     assert "without a CUDA graph" not in caplog.text
 
@@ -136,10 +137,10 @@ def test_recorded_passes_of_several_sizes_take_turns_over_one_memory(model, card
     with placed(model, card, "language", weights_are_static=True) as there, torch.inference_mode():
         ids, positions = torch.arange(10), [torch.arange(n).expand(3, -1) for n in (10, 200)]
         states = [decoding.prefill(there, ids, *positions, batch=2)[1] for _ in "ab"]
-        recorded = decoding.RecordedSteps(states[0], Sampling())
-        plain = decoding.PlainSteps(states[1], Sampling(), decoding.masked_window)
+        recorded = recording.RecordedSteps(states[0], Sampling())
+        plain = recording.PlainSteps(states[1], Sampling(), decoding.masked_window)
         generator = torch.Generator().manual_seed(0)
-        for turn in range(decoding.RECORD_AFTER + 2):
+        for turn in range(recording.RECORD_AFTER + 2):
             for rows in (16, 1, 8, 2):
                 tokens = torch.randint(there.codebook_size, (2, rows), generator=generator).to(card.device)
                 noise = torch.empty(2, rows, there.codebook_size).exponential_(generator=generator).to(card.device)
