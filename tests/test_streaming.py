@@ -14,10 +14,10 @@ from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.placement import streaming
 from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
 from glm_image_pack.glmimage_core.placement.streaming import resident_blocks, streamed
-from glm_image_pack.glmimage_core.tiny.weights import randomize
 from glm_image_pack.glmimage_core.weights.linear import quantize
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 
+from deep import deepened
 from pictures import pattern
 from plans import plan
 
@@ -27,11 +27,7 @@ GIB = 2**30
 
 @pytest.fixture
 def dit(dit):
-    """A DiT of five blocks."""
-    config = {key: value for key, value in dit.model.config.items() if not key.startswith("_")}
-    model = type(dit.model).from_config(config | {"num_layers": 5})
-    randomize(model, "five blocks")
-    return replace(dit, model=model.eval().requires_grad_(False))
+    return deepened(dit, 5)
 
 
 @pytest.fixture
