@@ -306,7 +306,11 @@ def test_quantized_weights_paint_as_on_the_cpu(kitchen, dit, painting, card, qua
     quantize(dit.model, quantization)
     expected = sample(dit, **painting("text"), steps=2)
     with on_card(dit, card, is_streamed) as there:
-        torch.testing.assert_close(sample(there, **painting("text"), steps=2), expected, **CLOSE)
+        painted = sample(there, **painting("text"), steps=2)
+    if quantization == "int8":  # rounds its inputs too: what differs a little may be rounded to the next of 127 steps
+        assert (painted - expected).norm() < 0.02 * expected.norm()
+    else:
+        torch.testing.assert_close(painted, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("quantization", FORMATS)

@@ -16,6 +16,7 @@ from glm_image_pack.glmimage_core.glm_image.geometry import prior_for_dit
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values
 from glm_image_pack.glmimage_core.placement.compute import ATTENTION_BACKENDS, compile_blocks, use_attention_backend
+from glm_image_pack.glmimage_core.placement.streaming import streamed
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
 
@@ -143,10 +144,14 @@ def test_compiled_blocks_paint_the_same_picture(folder, encoder, encode_referenc
     references = [encode_reference(pattern(128, 160, 3))]
     plain, compiled = load_dit(folder), load_dit(folder)
     compile_blocks(compiled.model)
+    counters.clear()
     for given in ([], references):
         expected = sample(plain, plan(), *glyphs, seeds=[0], steps=2, references=given)
         assert torch.allclose(sample(compiled, plan(), *glyphs, seeds=[0], steps=2, references=given), expected, atol=1e-4)
-    assert counters["stats"]["unique_graphs"] > 0
+        graphs = counters["stats"]["unique_graphs"]
+        with streamed(compiled.model, compiled.blocks, resident=0, device=compiled.device):  # runs what was compiled
+            assert torch.allclose(sample(compiled, plan(), *glyphs, seeds=[0], steps=2, references=given), expected, atol=1e-4)
+        assert counters["stats"]["unique_graphs"] == graphs > 0
 
 
 def test_attention_that_the_device_cannot_compute_is_told_before_anything_runs(models, quiet_host):

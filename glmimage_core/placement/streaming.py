@@ -59,7 +59,7 @@ class _StreamedModules:
                 torch.cuda.current_stream(self.device).wait_event(self._copied)
             self._originals = [tensors[name] for tensors, name in self.slots]
             for (tensors, name), original, copy in zip(self.slots, self._originals, self._copies, strict=True):
-                tensors[name] = Parameter(copy, requires_grad=False) if isinstance(original, Parameter) else copy
+                tensors[name] = Parameter(copy, original.requires_grad) if isinstance(original, Parameter) else copy
 
     def release(self) -> None:
         """Drop the copies and put the originals back into the modules."""
