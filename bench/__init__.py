@@ -5,13 +5,15 @@
     vae          the VAE, whole and in tiles
     e2e          the shipped workflows from prompt to picture
     memory       predicted against measured peaks of each stage
+    counts       what a GPU would be asked for, computed without one
     libraries    transformers' generate and diffusers' pipeline over the same models
     inputs       random inputs, to measure a later stage alone
     measure      rounds, stopwatch, peaks, and the machine's rates
     models       GLM-Image with random weights of a size, made on the device
+    counting     operations on the meta device as kernels, bytes and waits of a GPU
     environment  libraries, device and settings, printed with every table
     table        tables, printed and saved
 
 Implementations that are compared take turns in one process and on the same weights, so that a noisy machine disturbs all of them
-alike. Each figure is a median.
+alike. Each measured figure is a median.
 """

@@ -1,4 +1,5 @@
-"""`python . bench NAME`: measures the pack on random weights against transformers, diffusers and the machine's limits."""
+"""`python . bench NAME`: measures the pack on random weights against transformers, diffusers and the machine's limits; `counts`
+computes what a GPU would be asked for."""
 
 import argparse
 import importlib
@@ -8,13 +9,20 @@ from functools import partial
 from pathlib import Path
 
 from ..bench.table import FORMATS, save
-from .choices import DEVICE_HELP, DTYPES, FULL, SIZES
+from .choices import DEVICE_HELP, DTYPES, FULL, QUANTIZATIONS, SIZES
 from .progress import quiet_libraries
 
 
 def numbers(text: str) -> list[int]:
     """The numbers of a list such as 512,1024: an option's type."""
     return [int(part) for part in text.split(",")]
+
+
+def quantizations(text: str) -> list[str]:
+    """The formats of a list such as none,int8: an option's type."""
+    if unknown := [name for name in text.split(",") if name not in QUANTIZATIONS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(QUANTIZATIONS)}")
+    return text.split(",")
 
 
 def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
@@ -27,7 +35,8 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
 
     def add(name: str, title: str) -> argparse.ArgumentParser:
         bench = benches.add_parser(name, parents=common, help=title, description=title)
-        _add_common(bench)
+        _add_models(bench, size="tiny", dtype_help="default: float32 on the CPU, bfloat16 elsewhere")
+        _add_rounds(bench)
         bench.set_defaults(run=partial(run, name))
         return bench
 
@@ -50,6 +59,27 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         "--references", type=numbers, default=[0, 1], metavar="N[,N...]", help="how many references of the picture's size"
     )
     memory.add_argument("--cap", type=float, metavar="GB", help="the most device memory PyTorch may use (CUDA only)")
+    title = "kernels, traffic, memory and times that a GPU would be asked for, computed without one"
+    counts = benches.add_parser("counts", parents=common, help=title, description=title)
+    _add_models(counts, size=FULL, dtype="bfloat16", dtype_help="default: %(default)s")
+    counts.add_argument(
+        "--batch", dest="sequences", type=numbers, default=[1, 16], metavar="N[,N...]", help="AR sequences at once; default: 1,16"
+    )
+    counts.add_argument(
+        "--lookahead",
+        type=numbers,
+        default=[1, 8, 32],
+        metavar="N[,N...]",
+        help="AR tokens of a pass of one sequence; default: 1,8,32",
+    )
+    counts.add_argument(
+        "--quantization",
+        type=quantizations,
+        default=[*QUANTIZATIONS],
+        metavar="FORMAT[,FORMAT...]",
+        help=f"of AR model and DiT; default: {','.join(QUANTIZATIONS)}",
+    )
+    counts.set_defaults(run=count)
 
 
 def with_default_bench(arguments: list[str]) -> list[str]:
@@ -71,51 +101,80 @@ def _add_against(parser: argparse.ArgumentParser, reference: str) -> None:
     parser.add_argument("--against", choices=["reference"], help=f"also measure the reference: {reference}")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_models(parser: argparse.ArgumentParser, *, size: str, dtype: str | None = None, dtype_help: str) -> None:
     parser.add_argument(
-        "--size", choices=(*SIZES, FULL), default="tiny", help=f"size of the random models; {FULL} is the released size"
+        "--size",
+        choices=(*SIZES, FULL),
+        default=size,
+        help=f"size of the models, {FULL} is the released one; default: %(default)s",
     )
     parser.add_argument("--width", type=numbers, default=[512], metavar="PX[,PX...]", help="picture widths; default: 512")
     parser.add_argument(
         "--height", type=numbers, default=None, metavar="PX[,PX...]", help="one height for each width; default: the widths"
     )
+    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=dtype_help)
+    parser.add_argument("--save", type=Path, metavar="FILE", help=f"also write the tables to this file ({', '.join(FORMATS)})")
+
+
+def _add_rounds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up; default: %(default)s")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--threads", type=int, help="CPU threads that PyTorch may use")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the runs")
-    parser.add_argument("--save", type=Path, metavar="FILE", help=f"also write the tables to this file ({', '.join(FORMATS)})")
 
 
 def run(name: str, options: argparse.Namespace) -> int:
     if options.rounds < 1:
         raise ValueError(f"--rounds is {options.rounds}; use 1 or more")
-    if options.save and options.save.suffix not in FORMATS:
-        raise ValueError(f"--save {options.save} must end in one of these: {' or '.join(FORMATS)}")
-    if options.save and not options.save.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--save {options.save}: there is no folder {options.save.absolute().parent}")
+    _check_file(options.save)
 
     import torch
 
-    from ..bench.environment import environment
-    from ..bench.measure import cases
     from ..bench.models import RandomGlmImage
-    from ..glmimage_core.checkpoints.build import check_libraries
-    from ..glmimage_core.checkpoints.report import DTYPES
     from .device import device_option
 
     options.device = device_option(options.device)
-    dtype = options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")
-    options.dtype = DTYPES[dtype]
+    options.dtype = options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return _print_tables(name, options, RandomGlmImage)
+
+
+def count(options: argparse.Namespace) -> int:
+    """`bench counts`, which computes on no device and repeats nothing."""
+    _check_file(options.save)
+
+    import torch
+
+    from ..bench.models import MetaGlmImage
+
+    options.device, options.seed = torch.device("meta"), 0
+    return _print_tables("counts", options, MetaGlmImage)
+
+
+def _check_file(file: Path | None) -> None:
+    """Raise for a file that tables cannot be saved to."""
+    if file and file.suffix not in FORMATS:
+        raise ValueError(f"--save {file} must end in one of these: {' or '.join(FORMATS)}")
+    if file and not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--save {file}: there is no folder {file.absolute().parent}")
+
+
+def _print_tables(name: str, options: argparse.Namespace, made) -> int:
+    """Print and save what a benchmark finds. made: the class of the models."""
+    from ..bench.environment import environment
+    from ..bench.measure import cases
+    from ..glmimage_core.checkpoints.build import check_libraries
+    from ..glmimage_core.checkpoints.report import DTYPES
+
+    dtype, options.dtype = options.dtype, DTYPES[options.dtype]
     options.cases = cases(options.width, options.height or options.width, getattr(options, "batch", [1]))
     bench = importlib.import_module(f"...bench.{name}", __name__)
     bench.check(options)
     check_libraries()
     quiet_libraries()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        glm = RandomGlmImage.make(Path(folder), options.size, device=options.device, dtype=dtype, seed=options.seed)
+        glm = made.make(Path(folder), options.size, device=options.device, dtype=dtype, seed=options.seed)
         about = environment(name, options)
         print(", ".join(f"{key} {value}" for key, value in about.items()))
         tables = []
