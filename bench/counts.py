@@ -35,7 +35,8 @@ from ..glmimage_core.vae import Vae, decode, encode, vae_decode_bytes, vae_encod
 from ..glmimage_core.weights.formats import check_format
 from ..glmimage_core.weights.linear import product_bytes, quantization_of
 from .ar import emitted_grids
-from .counting import META, Counts, counting
+from .counter import META, Counts, Kernel
+from .counting import counting
 from .inputs import GLYPHS, random_glyphs, random_prior, random_reference
 from .measure import Case
 from .models import MetaGlmImage
@@ -59,7 +60,7 @@ class Card(NamedTuple):
         busy = sum(times * self._kernel_seconds(kernel) for kernel, times in counts.kernels.items())
         return busy if recorded else max(busy, counts.launches * LAUNCH)
 
-    def _kernel_seconds(self, kernel) -> float:
+    def _kernel_seconds(self, kernel: Kernel) -> float:
         rate = {torch.int8: self.int8, torch.float32: self.float32}.get(kernel.products, self.half)
         return max(kernel.moved / self.bandwidth, kernel.flops / rate, SHORTEST_KERNEL)
 
