@@ -12,7 +12,7 @@
     models       GLM-Image with random weights of a size, made on the device
     counting     operations on the meta device as kernels, bytes and waits of a GPU, and the rules
     counter      the dispatch mode that counts
-    cuda_kernels what CUDA does otherwise than the meta device
+    cuda_kernels  what CUDA does otherwise than the meta device
     followed     integers on the meta device whose values are known
     environment  libraries, device and settings, printed with every table
     table        tables, printed and saved

@@ -134,9 +134,10 @@ def ar_pass(ar: ArModel, case: Case, rows: int) -> tuple[Counts, int]:
         logits, state = prefill(ar, ids, positions, fed, batch=case.batch)
         del logits
         tokens, steps = torch.zeros(case.batch, rows + 1, dtype=torch.int64, device=META).split((rows, 1), dim=1)
+        inputs = tokens, steps[:, 0], noise[:, :rows].clone()  # a recorded pass reads memory of its own
         step = PlainSteps(state, Sampling(), masked_window)
         before = counter.take()
-        step(tokens, steps[:, 0], noise[:, :rows])
+        step(*inputs)
         counts = counter.take()
     job = Job(case.width, case.height, case.batch, prompt_tokens=PROMPT_TOKENS)
     predicted = prior_bytes(ar.model.config, ar.dtype.itemsize, job, rows)
