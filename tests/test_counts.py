@@ -176,6 +176,8 @@ def test_the_peak_is_of_what_is_alive_together():
         return view.clone().add_(1)
 
     assert counted(run).peak == 200 * FLOAT
+    older = empty(100)
+    assert counted(lambda: older.add_(1)).peak == 0
     with counting() as counter:
         kept = empty(100)
         counter.take()
