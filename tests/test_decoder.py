@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image import decoder as decoding
-from glm_image_pack.glmimage_core.glm_image import prior
+from glm_image_pack.glmimage_core.glm_image import prior, recording
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling, draw
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
@@ -29,7 +29,7 @@ def transformers_logits(run):
     # transformers 5.24 renamed the argument.
     name = "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"
     for index, layer in enumerate(run.layers):
-        grown.update(layer.keys[:, :, : run.prompt_length], layer.values[:, :, : run.prompt_length], index)
+        grown.update(*layer.cache[:, :, :, : run.prompt_length], index)
 
     def decode(token, step):
         hidden = language_model(
@@ -56,7 +56,7 @@ def transformers_decoder(run, sampling):
 @contextmanager
 def masked_decoder(run, sampling):
     """What an accelerator runs."""
-    yield decoding.PlainSteps(run, sampling, decoding.masked_window)
+    yield recording.PlainSteps(run, sampling, decoding.masked_window)
 
 
 # Behind a mask the CPU's attention adds in another order, which in bfloat16 rounds otherwise.
@@ -126,11 +126,11 @@ def test_the_cache_is_laid_out_once(ar, monkeypatch):
     addresses = []
 
     def watched(run, tokens, window):
-        addresses.append([tensor.data_ptr() for layer in run.layers for tensor in (layer.keys, layer.values)])
+        addresses.append([layer.cache.data_ptr() for layer in run.layers])
         return decode_window(run, tokens, window)
 
-    decode_window = decoding.decode_window
-    monkeypatch.setattr(decoding, "decode_window", watched)
+    decode_window = recording.decode_window
+    monkeypatch.setattr(recording, "decode_window", watched)
     generate_prior(ar, PROMPT, 256, 256, seed=0, lookahead=1)
     assert len(addresses) == 256 + 64 - 1 and addresses.count(addresses[0]) == len(addresses)
 
@@ -168,11 +168,11 @@ def test_recorded_passes_of_several_sizes_take_turns_over_one_memory(folder):
     there, sizes = replace(model, device=torch.device("cuda", 0), weights_are_static=True), (16, 1, 8, 2)
     states = [decoding.prefill(there, TOKENS[0], *[torch.arange(n).expand(3, -1) for n in (10, 200)], batch=2)[1] for _ in "ab"]
     recorded, plain = (
-        decoding.RecordedSteps(states[0], SAMPLING),
-        decoding.PlainSteps(states[1], SAMPLING, decoding.masked_window),
+        recording.RecordedSteps(states[0], SAMPLING),
+        recording.PlainSteps(states[1], SAMPLING, decoding.masked_window),
     )
     generator = torch.Generator().manual_seed(0)
-    for turn in range(decoding.RECORD_AFTER + 2):
+    for turn in range(recording.RECORD_AFTER + 2):
         for rows in sizes:
             tokens = torch.randint(there.codebook_size, (2, rows), generator=generator).cuda()
             noise = torch.empty(2, rows, there.codebook_size).exponential_(generator=generator).cuda()

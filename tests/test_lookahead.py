@@ -1,5 +1,6 @@
 """Several tokens a pass: the tokens of the one-at-a-time loop for every guess, and never slower by much."""
 
+import itertools
 import random
 from functools import cache
 
@@ -8,7 +9,7 @@ import torch
 from glm_image_pack.glmimage_core import GlmImage
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image import prior
-from glm_image_pack.glmimage_core.glm_image.drafts import NONE, Experience, Foresight, at_same_place, in_preview
+from glm_image_pack.glmimage_core.glm_image.drafts import NONE, Experience, Foresight, Record, at_same_place, in_preview
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.geometry import preview_grid, prior_grid
@@ -290,6 +291,15 @@ def test_where_rounding_depends_on_the_rows_a_seed_gives_the_same_passes_whateve
     assert not torch.equal(first, other)
 
 
+def test_where_guesses_are_not_worth_a_row_guessing_rests(folder, monkeypatch):
+    ar, guessed, guess = load_ar(folder, "bfloat16"), [], Foresight.guess
+    monkeypatch.setattr(Foresight, "guess", lambda self, *args: guessed.append(self.known) or guess(self, *args))
+    plan = generate_prior(ar, PROMPT, 512, 512, seed=0)
+    assert plan.passes == plan.tokens_a_picture - 1
+    rests = [after - before - 1 for before, after in itertools.pairwise(guessed)]
+    assert rests[:5] == [1, 3, 7, prior.MOST_REST, prior.MOST_REST]
+
+
 def test_assumed_costs_are_one_token_a_pass_on_a_cpu_and_more_where_weights_are_streamed():
     chances = [[0.6**count for count in range(1, 64)]]
     cpu, card, streamed, batch = (
@@ -320,3 +330,13 @@ def test_a_size_that_was_not_used_for_long_is_measured_anew():
     for _ in range(FORGOTTEN_AFTER):
         costs.note(1, 1.0)
     assert best_size([[1.0] * 63], costs.estimates(), most=8) == STRIDE  # and so on, from below
+    for seconds in (500.0, 100.0):
+        costs.note(8, seconds)
+    assert costs.estimates()[8] == 100  # what it took in other times is forgotten
+
+
+def test_evidence_fades():
+    record = Record(lambda seen: 0.5)
+    for hit in (*[True] * 5000, *[False] * 500):
+        record.enter("seen", hit)
+    assert record.share("seen") < 0.2

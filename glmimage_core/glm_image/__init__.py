@@ -5,7 +5,10 @@ glyphs           the text to be drawn, encoded by ByT5
 ar_model         the AR model, its two halves, vision tokens
 layout           the AR model's prompt, and the position of every token
 draw             how a token is drawn from the logits
+rope             the rotary position embedding
+split_decode     the attention of one token by comfy-kitchen
 decoder          the AR model over a static key/value cache, a window of tokens a pass
+recording        a pass with its draws, on CUDA as a recorded graph
 drafts           guesses of the tokens that follow
 lookahead        how many of them a pass computes
 prior            prior tokens: pass after pass

@@ -21,12 +21,13 @@ import torch
 from ..diffusion import image_seeds
 from ..progress import Progress, no_progress
 from .ar_model import ArModel
-from .decoder import Step, decoder, prefill
+from .decoder import prefill
 from .drafts import Experience, Foresight, at_same_place, in_preview
 from .draw import Noise, Sampling, draw
 from .geometry import check_size, preview_grid, prior_grid
 from .layout import Layout, check_prompt, lay_out
 from .lookahead import AUTO, MARGIN, MARGIN_OF_BATCHES, SIZES, AssumedCosts, PassCosts, best_size, check_lookahead, least_chance
+from .recording import Step, decoder
 from .references import Reference
 from .token_preview import token_picture
 

@@ -1,0 +1,77 @@
+"""The rotary position embedding, in place: of the AR model's tokens, and of a picture's tokens in the DiT.
+
+Numbers of a head are rotated in pairs that stand half of the rotated part apart: (a, b) becomes (a cos - b sin, b cos + a sin).
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from types import ModuleType
+
+import torch
+from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How to rotate the heads of T tokens, x [B, T, heads, width]: the first R numbers of each head.
+
+    cosine, sine: [B or 1, T, 1, R], for the first numbers of all pairs and then for the second ones. matrices: of the pairs,
+    [B or 1, T, 1, R / 2, 2, 2] float32, where comfy-kitchen rotates in one operation; else None.
+    """
+
+    cosine: torch.Tensor
+    sine: torch.Tensor
+    matrices: torch.Tensor | None
+
+    @classmethod
+    def of(cls, cosine: torch.Tensor, sine: torch.Tensor) -> Self:
+        """cosine, sine: [T, R]. On the CPU one operation is not faster."""
+        cosine, sine = (table[None, :, None] for table in (cosine, sine))
+        if cosine.device.type == "cpu" or _comfy_kitchen() is None:
+            return cls(cosine, sine, None)
+        (first, second), (down, up) = (table.float().chunk(2, dim=-1) for table in (cosine, sine))
+        return cls(cosine, sine, torch.stack((first, -down, up, second), dim=-1).unflatten(-1, (2, 2)))
+
+    def at(self, places: torch.Tensor | slice) -> Self:
+        """The rotation of the tokens at some places, a slice for all sequences or [B, T] int64."""
+        tables = (self.cosine, self.sine, self.matrices)
+        if isinstance(places, slice):
+            taken = (None if table is None else table[:, places] for table in tables)
+        else:
+            taken = (None if table is None else table[0, places] for table in tables)
+        return replace(self, **dict(zip(("cosine", "sine", "matrices"), taken, strict=True)))
+
+    def rotate_(self, *tensors: torch.Tensor) -> None:
+        """Rotate one or two tensors of one shape in place. They may be parts of larger ones."""
+        parts = [x[..., : self.cosine.shape[-1]] for x in tensors]
+        if self.matrices is None:
+            for part in parts:
+                self._rotate_plain_(part)
+        elif len(parts) == 2:
+            _comfy_kitchen().apply_rope_split_half_(*parts, self.matrices)
+        else:
+            _comfy_kitchen().apply_rope_split_half1_(*parts, self.matrices)
+
+    def _rotate_plain_(self, x: torch.Tensor) -> None:
+        """In the higher precision of x and the tables. In half precision it rounds as often as transformers."""
+        first, second = x.chunk(2, dim=-1)
+        down, up = self.sine.chunk(2, dim=-1)
+        rotated = x * self.cosine
+        rotated_first, rotated_second = rotated.chunk(2, dim=-1)
+        if rotated.dtype == torch.float32:
+            rotated_first.addcmul_(second, down, value=-1)
+            rotated_second.addcmul_(first, up)
+        else:
+            rotated_first -= second * down
+            rotated_second += first * up
+        x.copy_(rotated)
+
+
+@cache
+def _comfy_kitchen() -> ModuleType | None:
+    """comfy-kitchen where it can rotate in place."""
+    try:
+        import comfy_kitchen
+    except ImportError:
+        return None
+    return comfy_kitchen if hasattr(comfy_kitchen, "apply_rope_split_half_") else None
