@@ -153,7 +153,7 @@ class Counting(TorchDispatchMode):
             read = inputs[1:]
         else:
             read = inputs
-        written = inputs[-1:] if name == "index_put_" else outputs
+        written = inputs[-1:] if name == "index_put_" else outputs or _written(func, args)
         self.kernel(name, read, written, flops=_flops(func, args, kwargs, out))
         return out
 
@@ -226,6 +226,12 @@ def _is_view(func) -> bool:
     """Whether an operation only looks at its input in another way."""
     returns = [returned.alias_info for returned in func._schema.returns]
     return bool(returns) and all(alias is not None and not alias.is_write for alias in returns)
+
+
+def _written(func, args: tuple) -> list[torch.Tensor]:
+    """The arguments that an operation changes in place."""
+    aliases = [declared.alias_info for declared in func._schema.arguments]
+    return [arg for arg, alias in zip(args, aliases, strict=False) if alias is not None and alias.is_write]
 
 
 def _flops(func, args: tuple, kwargs: dict, out: Any) -> int:

@@ -1,8 +1,8 @@
 """Counts: what a pass of the AR model, a guided step and the VAE ask of a GPU, at any size, and the times that follow. Computed.
 
 Models and inputs are on PyTorch's meta device, which holds shapes and no numbers, so that no GPU and no memory is needed.
-`counting` has the rules. An AR pass is behind a mask, as it is recorded, with its draws. A guided step is what a run of three
-steps asks for beyond one of two.
+`counting` has the rules. An AR pass is behind a mask, as it is recorded, with its draws; the attention of one token is PyTorch's,
+since comfy-kitchen's runs on a card only. A guided step is what a run of two steps asks for beyond one of one step.
 
 The times are bounds from data sheets:
 
@@ -22,7 +22,7 @@ import torch
 
 from ..glmimage_core.diffusion import latent_grid
 from ..glmimage_core.glm_image.ar_model import ArModel
-from ..glmimage_core.glm_image.decoder import PlainSteps, masked_window, prefill
+from ..glmimage_core.glm_image.decoder import masked_window, prefill
 from ..glmimage_core.glm_image.denoise import sample
 from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.draw import Sampling
@@ -30,6 +30,7 @@ from ..glmimage_core.glm_image.layout import emitted_positions, prompt_positions
 from ..glmimage_core.glm_image.lookahead import AUTO, check_lookahead
 from ..glmimage_core.glm_image.memory import dit_bytes, prior_bytes
 from ..glmimage_core.glm_image.prior import SYNC_EVERY
+from ..glmimage_core.glm_image.recording import PlainSteps
 from ..glmimage_core.placement.prediction import Job
 from ..glmimage_core.vae import Vae, decode, encode, vae_decode_bytes, vae_encode_bytes
 from ..glmimage_core.weights.formats import check_format
@@ -129,6 +130,8 @@ def ar_pass(ar: ArModel, case: Case, rows: int) -> tuple[Counts, int]:
     following = emitted_positions(end, emitted_grids(case))
     places = max(rows, SYNC_EVERY)
     fed = torch.cat((following[:, :-1], following[:, -1:].expand(-1, places)), dim=1)
+    with counting(ar.model):
+        prefill(ar, ids, positions, fed, batch=1)  # the first one joins weights
     with counting(ar.model) as counter:
         noise = torch.empty(case.batch, places, ar.codebook_size, device=META)
         logits, state = prefill(ar, ids, positions, fed, batch=case.batch)

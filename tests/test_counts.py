@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import layer_norm, pad, scaled_dot_product_attention, silu
 
 # What is asked for today. Lower them with the counts.
-AR_PASS_KERNELS = 1202
+AR_PASS_KERNELS = 683
 GUIDED_STEP_KERNELS = 3449
 
 FLOAT = 4  # bytes
@@ -260,12 +260,13 @@ def test_quantized_weights_are_read_as_they_are_stored(shallow, quantization):
     found, _ = ar_pass(quantized.ar, case, 1)
     stored = parameter_bytes(shallow.ar.model, quantization, 2)
     read = sum(size for name, size in stored.items() if "language_model.layers" in name or name == "lm_head.weight")
-    assert found.weights == pytest.approx(read, rel=1e-3) and read < 0.8 * sum(p.numel() * 2 for p in dense.parameters())
+    assert found.weights == pytest.approx(read, rel=0.01)  # the joined scales of nf4 are no parameters of the model
+    assert read < 0.8 * sum(parameter.numel() * 2 for parameter in dense.parameters())
     plain = ar_pass(shallow.ar, case, 1)[0].by_name()
     if quantization == "int8":
-        names = found.by_name()
-        assert names["int8: product"] == names["int8: round rows"] == 16 * 6
-        assert found.launches == sum(plain.values()) + 16 * 6
+        names, products = found.by_name(), plain["mm"] + plain["addmm"] - 1  # but for the head
+        assert names["int8: product"] == names["int8: round rows"] == products
+        assert found.launches == plain.total() + products
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
