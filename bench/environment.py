@@ -13,7 +13,10 @@ LIBRARIES = ("transformers", "diffusers", "comfy-kitchen", "bitsandbytes")
 
 
 def environment(name: str, options: Namespace) -> dict[str, Value]:
-    """Printed above the tables and saved with them."""
+    """Printed above the tables and saved with them. Counts have no rounds, nor what goes with them."""
+    measured = (
+        {"threads": torch.get_num_threads(), "rounds": options.rounds, "seed": options.seed} if hasattr(options, "rounds") else {}
+    )
     return {
         "bench": name,
         "size": options.size,
@@ -21,9 +24,7 @@ def environment(name: str, options: Namespace) -> dict[str, Value]:
         **({"quantization": options.quantization} if "quantization" in options else {}),
         "device": _device_name(options.device),
         **(_cuda(options.device) if options.device.type == "cuda" else {}),
-        "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "seed": options.seed,
+        **measured,
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,  # unlike the metadata, it says which CUDA or ROCm it was built for
@@ -33,6 +34,8 @@ def environment(name: str, options: Namespace) -> dict[str, Value]:
 
 
 def _device_name(device: torch.device) -> str:
+    if device.type == "meta":
+        return "none, PyTorch's meta device stands for one"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 

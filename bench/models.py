@@ -1,4 +1,4 @@
-"""GLM-Image with random weights of a size, made on the device. No weights are written or read."""
+"""GLM-Image with random weights of a size, made on the device; on the meta device only its shapes. No weights are read."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing_extensions import Self
 from ..glmimage_core import GlmImage
 from ..glmimage_core.checkpoints.report import DTYPES
 from ..glmimage_core.component import Component
-from ..glmimage_core.glm_image.ar_model import ArModel
+from ..glmimage_core.glm_image.ar_model import ArModel, halves_of
 from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files import load as checkpoints
 from ..glmimage_core.glm_image.files.components import COMPONENTS
@@ -20,7 +20,8 @@ from ..glmimage_core.tiny.glm_image import write_layout
 from ..glmimage_core.tiny.spec import RELEASED, SPECS
 from ..glmimage_core.tiny.weights import random_weights
 from ..glmimage_core.vae import Vae
-from ..glmimage_core.weights.linear import quantizable, quantize_weight, set_quantized_weight
+from ..glmimage_core.weights.formats import stored_headers
+from ..glmimage_core.weights.linear import assemble_weight, quantizable, quantize_weight, set_quantized_weight
 
 FULL = "full"
 LAYOUT = Path("diffusers", "GLM-Image")
@@ -93,3 +94,32 @@ class RandomGlmImage(GlmImage):
 
     def _on_device(self, component: Component) -> Component:
         return replace(component.on(self.device), weights_are_static=True)
+
+
+class MetaGlmImage(RandomGlmImage):
+    """The same on the meta device: shapes without numbers, also of quantized weights. The AR model has no tokenizer."""
+
+    @cached_property
+    def ar(self) -> ArModel:
+        model, processor = self._random_model("vision_language_encoder"), checkpoints.load_image_processor(self.checkpoint)
+        shortest_edge, longest_edge = checkpoints.reference_limits(processor)
+        ar = ArModel(
+            model=model,
+            halves=halves_of(model),
+            tokenizer=None,
+            image_processor=processor,
+            shortest_edge=shortest_edge,
+            longest_edge=longest_edge,
+            codebook="",
+            palette=torch.zeros(model.config.vq_config.num_embeddings, 3, dtype=torch.uint8),
+        )
+        return self._on_device(ar)
+
+    def _random_model(self, name: str) -> torch.nn.Module:
+        dtype = DTYPES[self.dtype]
+        model = COMPONENTS[name].build_from(self.checkpoint, device=self.device, dtype=dtype).eval().requires_grad_(False)
+        for layer_name, layer in quantizable(model, self.quantization).items():
+            codes, scale = list(stored_headers(layer_name, tuple(layer.weight.shape), self.quantization).values())[:2]
+            codes, scale = (torch.empty(header.shape, dtype=header.dtype, device=self.device) for header in (codes, scale))
+            set_quantized_weight(layer, assemble_weight(layer, codes, scale, quantization=self.quantization, dtype=dtype))
+        return model

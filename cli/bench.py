@@ -1,4 +1,5 @@
-"""`python . bench NAME`: measures the pack on random weights against transformers, diffusers and the machine's limits."""
+"""`python . bench NAME`: measures the pack on random weights against transformers, diffusers and the machine's limits; `counts`
+computes what a GPU would be asked for."""
 
 import argparse
 import importlib
@@ -19,6 +20,13 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def quantizations(text: str) -> list[str]:
+    """The formats of a list such as none,int8: an option's type."""
+    if unknown := [name for name in text.split(",") if name not in QUANTIZATIONS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(QUANTIZATIONS)}")
+    return text.split(",")
+
+
 def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "bench",
@@ -29,7 +37,8 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
 
     def add(name: str, title: str) -> argparse.ArgumentParser:
         bench = benches.add_parser(name, parents=common, help=title, description=title)
-        _add_common(bench)
+        _add_models(bench, size="tiny", dtype_help="default: float32 on the CPU, bfloat16 elsewhere")
+        _add_rounds(bench)
         bench.set_defaults(run=partial(run, name))
         return bench
 
@@ -63,6 +72,27 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
     )
     add("checks", "whether a device computes what it should, with a reason where it does not")
     card.add_parser(benches, common)
+    title = "kernels, traffic, memory and times that a GPU would be asked for, computed without one"
+    counts = benches.add_parser("counts", parents=common, help=title, description=title)
+    _add_models(counts, size=FULL, dtype="bfloat16", dtype_help="default: %(default)s")
+    counts.add_argument(
+        "--batch", dest="sequences", type=numbers, default=[1, 16], metavar="N[,N...]", help="AR sequences at once; default: 1,16"
+    )
+    counts.add_argument(
+        "--lookahead",
+        type=numbers,
+        default=[1, 8, 32],
+        metavar="N[,N...]",
+        help="AR tokens of a pass of one sequence; default: 1,8,32",
+    )
+    counts.add_argument(
+        "--quantization",
+        type=quantizations,
+        default=[*QUANTIZATIONS],
+        metavar="FORMAT[,FORMAT...]",
+        help=f"of AR model and DiT; default: {','.join(QUANTIZATIONS)}",
+    )
+    counts.set_defaults(run=count)
 
 
 def with_default_bench(arguments: list[str]) -> list[str]:
@@ -88,20 +118,26 @@ def _add_against(parser: argparse.ArgumentParser, reference: str) -> None:
     parser.add_argument("--against", choices=["reference"], help=f"also measure the reference: {reference}")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_models(parser: argparse.ArgumentParser, *, size: str, dtype: str | None = None, dtype_help: str) -> None:
     parser.add_argument(
-        "--size", choices=(*SIZES, FULL), default="tiny", help=f"size of the random models; {FULL} is the released size"
+        "--size",
+        choices=(*SIZES, FULL),
+        default=size,
+        help=f"size of the models, {FULL} is the released one; default: %(default)s",
     )
     parser.add_argument("--width", type=numbers, default=[512], metavar="PX[,PX...]", help="picture widths; default: 512")
     parser.add_argument(
         "--height", type=numbers, default=None, metavar="PX[,PX...]", help="one height for each width; default: the widths"
     )
+    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=dtype_help)
+    parser.add_argument("--save", type=Path, metavar="FILE", help=f"also write the tables to this file ({', '.join(FORMATS)})")
+
+
+def _add_rounds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up; default: %(default)s")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--threads", type=int, help="CPU threads that PyTorch may use")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the runs")
-    parser.add_argument("--save", type=Path, metavar="FILE", help=f"also write the tables to this file ({', '.join(FORMATS)})")
 
 
 def run(name: str, options: argparse.Namespace) -> int:
@@ -112,29 +148,47 @@ def run(name: str, options: argparse.Namespace) -> int:
 
     import torch
 
-    from ..bench.environment import environment
-    from ..bench.measure import cases
     from ..bench.models import RandomGlmImage
-    from ..glmimage_core.checkpoints.build import check_libraries
-    from ..glmimage_core.checkpoints.report import DTYPES
     from ..glmimage_core.weights.formats import check_format
     from .device import device_option
 
     options.device = device_option(options.device)
-    dtype = options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")
-    options.dtype = DTYPES[dtype]
+    options.dtype = options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    quantization = getattr(options, "quantization", "none")
+    check_format(quantization, options.device)
+    return _print_tables(name, options, partial(RandomGlmImage.make, quantization=quantization))
+
+
+def count(options: argparse.Namespace) -> int:
+    """`bench counts`, which computes on no device and repeats nothing."""
+    if options.save:
+        card.check_file(options.save)
+
+    import torch
+
+    from ..bench.models import MetaGlmImage
+
+    options.device, options.seed = torch.device("meta"), 0
+    return _print_tables("counts", options, MetaGlmImage.make)
+
+
+def _print_tables(name: str, options: argparse.Namespace, make) -> int:
+    """Print and save what a benchmark finds. make: as RandomGlmImage.make."""
+    from ..bench.environment import environment
+    from ..bench.measure import cases
+    from ..glmimage_core.checkpoints.build import check_libraries
+    from ..glmimage_core.checkpoints.report import DTYPES
+
+    dtype, options.dtype = options.dtype, DTYPES[options.dtype]
     options.cases = cases(options.width, options.height or options.width, getattr(options, "batch", [1]))
     bench = importlib.import_module(f"...bench.{name}", __name__)
     bench.check(options)
     check_libraries()
     quiet_libraries()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    quantization = getattr(options, "quantization", "none")
-    check_format(quantization, options.device)
     with tempfile.TemporaryDirectory() as folder:
-        models = {"device": options.device, "dtype": dtype, "seed": options.seed, "quantization": quantization}
-        glm = RandomGlmImage.make(Path(folder), options.size, **models)
+        glm = make(Path(folder), options.size, device=options.device, dtype=dtype, seed=options.seed)
         about, tables = environment(name, options), {}
         print(", ".join(f"{key} {value}" for key, value in about.items()))
         if options.save:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 TILE_PX = 512  # pixels along a side of a tile, a quarter of it blended with its neighbours
-BF16_OVERHEAD = 1.35  # peak elements in bfloat16 over those in float32, some of which stay float32; measured on the CPU
+CPU_BF16_OVERHEAD = 1.35  # peak elements in bfloat16 over those in float32, where the CPU's kernels convert; measured
 WHOLE_PX = 2048 * 2048  # pixels up to which a picture is decoded whole, memory permitting
 
 
@@ -135,16 +135,19 @@ def _to_model(vae: Vae, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(device=vae.device, dtype=vae.dtype)
 
 
-def vae_encode_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
-    """The encoder's first resnet at full resolution: input, normed, activated and convolved, and the picture."""
-    return _vae_bytes(4 * config.block_out_channels[0] + 7, itemsize, width, height)
+def vae_encode_bytes(config: Any, itemsize: int, width: int, height: int, *, on_cpu: bool = False) -> int:
+    """The encoder's first block at full resolution, where a resnet ends: its input, what it adds, their sum, and the sum scaled;
+    from the second resnet on also the block's input. And the picture."""
+    held = 4 if config.layers_per_block == 1 else 5
+    return _vae_bytes(held * config.block_out_channels[0] + 7, itemsize, width * height, on_cpu=on_cpu)
 
 
-def vae_decode_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
-    """The decoder's last block at full resolution, where the second width meets the first."""
+def vae_decode_bytes(config: Any, itemsize: int, width: int, height: int, *, on_cpu: bool = False) -> int:
+    """The decoder's last block at full resolution, where the second width meets the first: input, normed and activated, and the
+    first width for what a convolution works with. On the CPU it reorders its input, too."""
     narrow, wide = config.block_out_channels[:2]
-    return _vae_bytes(round(3.2 * wide) + narrow, itemsize, width, height)
+    return _vae_bytes(round((3.2 if on_cpu else 3) * wide) + narrow, itemsize, width * height, on_cpu=on_cpu)
 
 
-def _vae_bytes(channels: int, itemsize: int, width: int, height: int) -> int:
-    return round(channels * width * height * itemsize * (BF16_OVERHEAD if itemsize < 4 else 1))
+def _vae_bytes(channels: int, itemsize: int, pixels: int, *, on_cpu: bool) -> int:
+    return round(channels * pixels * itemsize * (CPU_BF16_OVERHEAD if on_cpu and itemsize < 4 else 1))

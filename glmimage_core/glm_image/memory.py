@@ -1,8 +1,8 @@
 """How many bytes each stage of GLM-Image needs beside its weights, predicted from the configs.
 
-Each stage's peak is where most tensors live at once; the formulas count those tensors. They were checked against the
-allocator on the CPU (tests/test_memory.py does it again): within 10 % for float32. In bfloat16 some tensors are float32
-all the same, which BF16_OVERHEAD accounts for.
+Each stage's peak is where most tensors live at once; the formulas count those tensors. In bfloat16 some tensors are float32 all
+the same, which BF16_OVERHEAD accounts for. They are within 10 % of what PyTorch's allocator measures on the CPU in float32
+(tests/test_memory.py) and of what a GPU would be asked for at the released size (bench/counting.py, tests/test_counts.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,12 +51,15 @@ def most_rows(config: Any, itemsize: int, job: Job, free: int | None) -> int:
     return max(fitting, default=1)
 
 
-def vision_bytes(config: Any, itemsize: int, width: int, height: int) -> int:
-    """The vision half of Encode Reference: three tables of distances from every token to every row of the codebook."""
+def vision_bytes(config: Any, itemsize: int, width: int, height: int, *, on_cpu: bool = False) -> int:
+    """The vision half of Encode Reference: a normalised codebook, beside its squares or beside three tables of distances from
+    every token to every row of it; or the position embeddings in float32, which the CPU copies in part."""
     tokens = prior_grid(width, height).tokens
-    vision = config.vision_config
-    quantizing = tokens * (3 * config.vq_config.num_embeddings + 4 * vision.hidden_size) * itemsize
-    positions = round(1.5 * (vision.image_size // vision.patch_size) ** 2 * vision.hidden_size * 4)
+    vision, codebook = config.vision_config, config.vq_config
+    rows = codebook.num_embeddings * codebook.embed_dim
+    distances = 3 * tokens * codebook.num_embeddings
+    quantizing = (rows + max(rows, distances) + 4 * tokens * vision.hidden_size) * itemsize
+    positions = round((1.5 if on_cpu else 1) * (vision.image_size // vision.patch_size) ** 2 * vision.hidden_size * 4)
     encoding = tokens * (3 * vision.hidden_size + 2 * vision.intermediate_size) * itemsize + positions
     return max(quantizing, encoding)
 
@@ -111,16 +114,19 @@ def glyph_bytes(config: Any, itemsize: int, texts: Sequence[str]) -> int:
 def predict(configs: Mapping[str, Any], itemsizes: Mapping[str, int], job: Job, on_cpu: bool = False) -> dict[str, Stage]:
     """Each stage of a run by its name.
 
-    configs and itemsizes (bytes of one parameter) go by component.
+    configs and itemsizes (bytes of one parameter) go by component. on_cpu: whether the CPU computes, whose kernels copy more.
     """
     ar, dit, vae = (configs[name] for name in ("vision_language_encoder", "transformer", "vae"))
     ar_item, dit_item, vae_item = (itemsizes[name] for name in ("vision_language_encoder", "transformer", "vae"))
     stages = {}
     if job.references:
         largest = max(job.references, key=lambda size: size[0] * size[1])
-        stages["Encode Reference, vision"] = Stage("vision_language_encoder", "vision", vision_bytes(ar, ar_item, *largest))
-        stages["Encode Reference, VAE"] = Stage("vae", "model", vae_encode_bytes(vae, vae_item, *largest))
+        seeing = vision_bytes(ar, ar_item, *largest, on_cpu=on_cpu)
+        encoding = vae_encode_bytes(vae, vae_item, *largest, on_cpu=on_cpu)
+        stages["Encode Reference, vision"] = Stage("vision_language_encoder", "vision", seeing)
+        stages["Encode Reference, VAE"] = Stage("vae", "model", encoding)
     stages["Generate Prior"] = Stage("vision_language_encoder", "language", prior_bytes(ar, ar_item, job))
     stages["Sampler"] = Stage("transformer", "model", dit_bytes(dit, dit_item, job, on_cpu=on_cpu))
-    stages["VAE Decode"] = Stage("vae", "model", vae_decode_bytes(vae, vae_item, job.width, job.height))
+    decoding = vae_decode_bytes(vae, vae_item, job.width, job.height, on_cpu=on_cpu)
+    stages["VAE Decode"] = Stage("vae", "model", decoding)
     return stages
