@@ -12,6 +12,7 @@ from glm_image_pack.glmimage_core.glm_image import prior, recording
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling, draw
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
+from torch.nn.functional import scaled_dot_product_attention
 
 from pictures import pattern
 
@@ -120,6 +121,26 @@ def test_sequences_go_on_each_from_its_own_place_over_what_wrong_guesses_left(ar
     ours = window([2, 4], torch.stack([TOKENS[0, 2:6], TOKENS[1, 4:8]]))
     torch.testing.assert_close(ours[0], expected[0, 2:6], atol=2e-5, rtol=0)
     torch.testing.assert_close(ours[1], expected[1, 4:8], atol=2e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_one_token_attends_to_the_first_slots_of_its_sequence_alone(ar, monkeypatch):
+    """comfy-kitchen's kernel, which runs on a card only, by what it promises."""
+
+    def first_keys(queries, keys, values, lengths):
+        seen = torch.arange(keys.shape[1]) < lengths[:, None]
+        heads = (x.transpose(1, 2).expand(-1, queries.shape[2], -1, -1) for x in (keys, values))
+        return scaled_dot_product_attention(queries.transpose(1, 2), *heads, attn_mask=seen[:, None, None]).transpose(1, 2)
+
+    run, steps = prefilled(ar)[1], torch.tensor([3, 1])
+    decoding.decode_window(run, TOKENS[:, :4], decoding.masked_window(run, torch.tensor([0, 0]), 4))  # fills the slots
+    tokens = TOKENS[:, 4:5]
+    expected = decoding.decode_window(run, tokens, decoding.masked_window(run, steps, 1))
+    monkeypatch.setattr(decoding, "can_split", lambda cache, scaling: True)
+    monkeypatch.setattr(decoding, "split_decode", lambda: first_keys)
+    window = decoding.masked_window(run, steps, 1)
+    assert window.mask is None
+    torch.testing.assert_close(decoding.decode_window(run, tokens, window), expected, atol=2e-5, rtol=0)
 
 
 def test_the_cache_is_laid_out_once(ar, monkeypatch):

@@ -202,24 +202,21 @@ def _attend(queries: torch.Tensor, layer: Layer, window: Window) -> torch.Tensor
     """Mix the values for queries, [B, W, query heads, width]: [B * W, query heads * width].
 
     Query heads that share a key/value head go through the attention as if they were queries at several positions, so no key or
-    value is repeated.
+    value is repeated. Of a single sequence, each key/value head goes through it as if it were a sequence: the output then lies as
+    the next product wants it.
     """
+    batch, rows, _, width = queries.shape
     keys, values = layer.cache
-    batch, heads, capacity, width = keys.shape
-    rows = queries.shape[1]
+    heads = keys.shape[1]
+    queries = queries.unflatten(2, (heads, -1)).transpose(1, 2).flatten(2, 3)  # [B, heads, W * G, width]
     if window.lengths is not None:
-        queries = queries.reshape(batch * heads, 1, -1, width)
-        keys, values = (tensor.view(batch * heads, capacity, 1, width) for tensor in (keys, values))
-        return split_decode()(queries, keys, values, window.lengths).view(batch * rows, -1)
-    queries = queries.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, W, G, width]
-    mixed = scaled_dot_product_attention(
-        queries.reshape(batch, heads, -1, width).to(keys.dtype),
-        keys[:, :, : window.attended],
-        values[:, :, : window.attended],
-        attn_mask=window.mask,
-        scale=layer.scaling,
-    )
-    return mixed.view(batch, heads, rows, -1, width).transpose(1, 2).reshape(batch * rows, -1)
+        queries, keys, values = queries.flatten(0, 1)[:, None], *(x.flatten(0, 1)[:, :, None] for x in (keys, values))
+        return split_decode()(queries, keys, values, window.lengths).reshape(batch, -1)
+    inputs = queries.to(keys.dtype), keys[:, :, : window.attended], values[:, :, : window.attended]
+    if batch == 1:
+        inputs = (x.transpose(0, 1) for x in inputs)
+    mixed = scaled_dot_product_attention(*inputs, attn_mask=window.mask, scale=layer.scaling)
+    return mixed.reshape(batch, heads, rows, -1, width).transpose(1, 2).reshape(batch * rows, -1)
 
 
 def filled_window(state: DecodeState, steps: torch.Tensor, rows: int) -> Window:
@@ -251,8 +248,8 @@ def _scattered(state: DecodeState, steps: torch.Tensor, rows: int, attended: int
 
 def _mask(state: DecodeState, slots: torch.Tensor, attended: int) -> torch.Tensor:
     """A token attends to its own slot and all before it. slots: [B or 1, W]. Returns the mask as in Window."""
-    config = state.ar.model.config.text_config
+    config, cache = state.ar.model.config.text_config, state.layers[0].cache
     sharing = config.num_attention_heads // config.num_key_value_heads
     hidden = torch.arange(attended, device=slots.device) > slots[:, :, None]  # [B or 1, W, attended]
-    mask = torch.zeros(hidden.shape, dtype=state.layers[0].cache.dtype, device=slots.device).masked_fill(hidden, -torch.inf)
+    mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=slots.device).masked_fill_(hidden, -torch.inf)
     return (mask if slots.shape[1] == 1 else mask.repeat_interleave(sharing, dim=1))[:, None]

@@ -50,10 +50,12 @@ def draw(sampling: Sampling, logits: torch.Tensor, noise: torch.Tensor) -> torch
         doubtful.append(more_tie)
     if sampling.top_p < 1:
         scores, order = scores.sort(dim=-1, stable=True)  # the likeliest last
-        kept = scores.softmax(dim=-1).cumsum(dim=-1) > 1 - sampling.top_p
-        kept[..., -1] = True
-        doubtful.append((scores[..., 1:] == scores[..., :-1]) & (kept[..., 1:] != kept[..., :-1]))
-        scores = scores.masked_fill(~kept, -torch.inf)
+        dropped = scores.softmax(dim=-1).cumsum(dim=-1) <= 1 - sampling.top_p
+        others, dropped = scores[..., :-1], dropped[..., :-1]  # the likeliest stays
+        if scores.device.type == "cpu":
+            next_dropped = torch.nn.functional.pad(dropped[..., 1:], (0, 1))
+            doubtful.append((others == scores[..., 1:]) & (dropped != next_dropped))
+        others.masked_fill_(dropped, -torch.inf)
         places = order if places is None else places.gather(-1, order)
     if places is None:
         return (scores.softmax(dim=-1) / noise).argmax(dim=-1)
@@ -75,7 +77,7 @@ def _top(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, 
     highest, places = scores.topk(room, dim=-1)
     least = highest[..., count - 1 : count]
     more_tie = (highest[..., -1:] == least) & (room < vocabulary)
-    highest = highest.masked_fill(highest < least, -torch.inf)
+    highest.masked_fill_(highest < least, -torch.inf)
     places, order = places.sort(dim=-1)
     return highest.gather(-1, order), places, more_tie
 

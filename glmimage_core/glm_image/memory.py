@@ -69,7 +69,7 @@ def dit_bytes(config: Any, itemsize: int, job: Job, caches_on_device: bool = Tru
 
     Caches are kept on the CPU, which may be the device; a run has them on the device, or only those of one layer at a time.
     """
-    half = BF16_OVERHEAD if itemsize < 4 else 1
+    half = BF16_OVERHEAD if on_cpu and itemsize < 4 else 1
     width = config.num_attention_heads * config.attention_head_dim
     picture = job.batch * dit_token_count(job.width, job.height)
     shared = job.guided and job.one_length and not job.references and batches_cfg(picture)

@@ -9,7 +9,7 @@ import torch
 from ..weights.linear import parameter_bytes, product_bytes
 
 SAMPLING_COPIES = 5  # float32 rows as wide as the head: logits, filtered, sorted, probabilities, race
-BF16_OVERHEAD = 1.15  # peak elements of a transformer in bfloat16 over those in float32; measured on the CPU
+BF16_OVERHEAD = 1.15  # peak elements of a transformer in bfloat16 on the CPU over those in float32; measured
 
 
 class Job(NamedTuple):
