@@ -19,7 +19,7 @@ from glm_image_pack.glmimage_core.glm_image.ar_model import fit, vision_tokens
 from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, sample
 from glm_image_pack.glmimage_core.glm_image.dit import Dit
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling
-from glm_image_pack.glmimage_core.glm_image.files.load import load_ar, load_glyph_encoder, load_vae
+from glm_image_pack.glmimage_core.glm_image.files.load import load_ar, load_dit, load_glyph_encoder, load_vae
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.prior import AUTO, SYNC_EVERY, Prior, generate_prior
 from glm_image_pack.glmimage_core.glm_image.references import Reference, encode_reference, latents_of
@@ -27,7 +27,7 @@ from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency
 from glm_image_pack.glmimage_core.placement.streaming import streamed
 from glm_image_pack.glmimage_core.placement.streams import side_stream
 from glm_image_pack.glmimage_core.vae import decode
-from glm_image_pack.glmimage_core.weights.formats import FORMATS
+from glm_image_pack.glmimage_core.weights.formats import FORMATS, has_bitsandbytes, inner_tensors
 from glm_image_pack.glmimage_core.weights.linear import quantize
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from PIL import Image
@@ -311,6 +311,20 @@ def test_quantized_weights_paint_as_on_the_cpu(kitchen, dit, painting, card, qua
         assert (painted - expected).norm() < 0.02 * expected.norm()
     else:
         torch.testing.assert_close(painted, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["with room", "full"])
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_a_card_quantizes_what_is_loaded_for_it_if_it_has_room(kitchen, folder, card, quantization, room, caplog):
+    expected = dict(load_dit(folder, quantization=quantization).model.named_parameters())
+    if not room:
+        card.total = 0
+    quantized = load_dit(folder, quantization=quantization, device=card.device).model
+    assert (card.peak > 0) == room and card.allocated <= 64  # bytes of the table of nf4
+    for name, parameter in quantized.named_parameters():
+        ours, theirs = inner_tensors(parameter), inner_tensors(expected[name])
+        assert all(tensor.device.type == "cpu" for tensor in ours) and all(map(torch.equal, ours, theirs)), name
+    assert ("nf4 without bitsandbytes is slow" in caplog.text) == (quantization == "nf4" and not has_bitsandbytes())
 
 
 @pytest.mark.parametrize("quantization", FORMATS)

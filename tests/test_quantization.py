@@ -79,9 +79,12 @@ def test_nf4_has_the_codes_and_scales_of_bitsandbytes_and_can_compute_by_it(kitc
     theirs, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
     assert torch.equal(codes.view(-1), theirs.view(-1)) and torch.equal(scale.view(-1), state.absmax)
     assert torch.equal(ours.dequantize(), bitsandbytes.functional.dequantize_4bit(theirs, state))
-    x = torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
-    expected = torch.nn.functional.linear(x, ours.dequantize())
-    assert (nf4.one_row(x, ours, None) - expected).norm() < 0.01 * expected.norm()
+    bias = torch.randn(96, generator=torch.Generator().manual_seed(2)).bfloat16()
+    for rows in (1, nf4.SINGLE_ROWS, nf4.SINGLE_ROWS + 1):
+        x = torch.randn(rows, 1, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+        expected = torch.nn.functional.linear(x, ours.dequantize(), bias)
+        product = nf4.by_bitsandbytes(x, ours, bias)
+        assert product.shape == expected.shape and (product - expected).norm() < 0.01 * expected.norm()
 
 
 def test_nf4_needs_no_check_before_it_quantizes(kitchen):
@@ -94,12 +97,6 @@ def test_nf4_needs_no_check_before_it_quantizes(kitchen):
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "128.0", done.stderr
-
-
-def test_nf4s_blocks_are_as_long_as_its_format_says(kitchen):
-    from glm_image_pack.glmimage_core.weights import nf4
-
-    assert nf4.BLOCK == weights_formats.NF4_BLOCK
 
 
 @pytest.fixture(scope="module")

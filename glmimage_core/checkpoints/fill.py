@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
-from ..weights.formats import FORMAT_KEY, STORED_SUFFIXES, read_format
+from ..weights.formats import FORMAT_KEY, STORED_SUFFIXES, map_inner_tensors, read_format
 from ..weights.linear import assemble_weight, quantizable, quantize_weight, set_quantized_weight
+
+CPU = torch.device("cpu")
 
 
 def fill(
@@ -15,13 +17,14 @@ def fill(
     *,
     dtype: torch.dtype,
     quantization: str = "none",
+    device: torch.device = CPU,
     names: Mapping[str, str] | None = None,
 ) -> None:
     """Give a model on the meta device the weights of files. At most one tensor is in memory beside the model.
 
     dtype: of the weights that are not quantized. quantization: the format for layers that are stored at full width; layers
-    that are stored quantized stay so. names: from names in the model to names in the files, where they differ. Tensors that
-    the model does not know are left out.
+    that are stored quantized stay so. device: the one that quantizes, if it has room; the weights come back to the CPU. names:
+    from names in the model to names in the files, where they differ. Tensors that the model does not know are left out.
 
     Raises ValueError where the files lack a parameter of the model, ImportError where comfy-kitchen is needed and missing.
     """
@@ -41,7 +44,7 @@ def fill(
                 set_quantized_weight(layer, weight)
                 continue
             if kind == "weight" and layer_name in layers:  # from the precision it is stored in
-                set_quantized_weight(layer, quantize_weight(tensor, quantization).to(dtype))
+                set_quantized_weight(layer, _quantized_on(device, tensor, quantization).to(dtype))
                 continue
             tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
             if kind in layer._buffers:
@@ -50,6 +53,15 @@ def fill(
                 layer._parameters[kind] = torch.nn.Parameter(tensor, requires_grad=False)
     if missing := [name for name, tensor in model.named_parameters() if tensor.is_meta]:
         raise ValueError(f"{len(missing)} tensors are not found by their names, such as {missing[0]}; choose quantization none")
+
+
+def _quantized_on(device: torch.device, tensor: torch.Tensor, quantization: str) -> torch.Tensor:
+    """A weight that a device quantized, on the CPU. Where others leave no room on the device, the CPU quantizes."""
+    try:
+        weight = quantize_weight(tensor.to(device), quantization)
+    except torch.OutOfMemoryError:
+        return quantize_weight(tensor, quantization)
+    return map_inner_tensors(torch.Tensor.cpu, weight)
 
 
 def read_tensor(file: Path, key: str) -> torch.Tensor:

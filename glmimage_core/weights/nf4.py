@@ -1,8 +1,8 @@
 """NF4 as a layout of comfy-kitchen: 4 bits a weight, the same codes and scales as bitsandbytes' nf4 in blocks of 64.
 
 Sixteen levels at the quantiles of a normal distribution (QLoRA, arXiv:2305.14314). Importing this module needs comfy-kitchen
-and registers the layout there; `formats.comfy_kitchen_tensor` imports it. A product with one row uses bitsandbytes' kernel where
-bitsandbytes is installed; any other product dequantizes the weight first.
+and registers the layout there; `formats.comfy_kitchen_tensor` imports it. On CUDA products use bitsandbytes' kernels where it is
+installed; elsewhere they dequantize the weight first.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,13 @@ from comfy_kitchen.tensor import (
     register_layout_op,
 )
 
+from .formats import NF4_BLOCK as BLOCK
+from .formats import has_bitsandbytes
+
 NAME = "GlmImageNF4Layout"
-BLOCK = 64  # weights of a row that share a scale, bitsandbytes' default
 QUANTIZED_ROWS = 256  # at once: the temporaries of a row are eight times as large as the row in bfloat16
 DEQUANTIZED_ROWS = 1024  # at once: the temporaries of a row are seven times as large as the row in bfloat16
+SINGLE_ROWS = 8  # up to which products of single rows move fewer bytes: 0.5 a weight and row, against 0.5 + 2 + 2 once
 LEVELS = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
     *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
@@ -94,25 +97,24 @@ register_layout_class(NAME, NF4Layout)
 @register_layout_op(torch.ops.aten.linear.default, NF4Layout)
 def _linear(_tensor, arguments: tuple, _options: dict) -> torch.Tensor:
     x, weight, bias = (*arguments, None)[:3]
-    if x.device.type == "cuda" and x.numel() == x.shape[-1] and _has_bitsandbytes():
-        return one_row(x, weight, bias)
+    if x.device.type == "cuda" and has_bitsandbytes():
+        return by_bitsandbytes(x, weight, bias)
     return torch.nn.functional.linear(x, weight.dequantize(), bias)
 
 
-def one_row(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The product with a single row, [..., 1, K], by bitsandbytes' kernel, which reads the 4-bit codes themselves."""
+def by_bitsandbytes(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product by bitsandbytes' kernels. x: [..., K].
+
+    A few rows are products of single rows, which read the 4-bit codes themselves. For more rows one operation widens the weight.
+    """
     import bitsandbytes
-    from bitsandbytes.functional import QuantState
+    from bitsandbytes.functional import QuantState, dequantize_4bit
 
     packed, scale = NF4Layout.get_plain_tensors(weight)
     levels = _levels(packed.device)
     state = QuantState(scale.view(-1), weight.shape, levels, blocksize=BLOCK, quant_type="nf4", dtype=weight.dtype)
-    return bitsandbytes.matmul_4bit(x, packed.view(-1, 1).t(), state, bias=bias)
-
-
-def _has_bitsandbytes() -> bool:
-    try:
-        import bitsandbytes  # noqa: F401, after the first time only a look into sys.modules
-    except ImportError:
-        return False
-    return True
+    rows = x.reshape(-1, 1, x.shape[-1])
+    if len(rows) > SINGLE_ROWS:
+        return torch.nn.functional.linear(x, dequantize_4bit(packed.view(-1, 1), state), bias)
+    products = [bitsandbytes.matmul_4bit(row, packed.view(-1, 1).t(), state, bias=bias) for row in rows]
+    return torch.cat(products).view(*x.shape[:-1], -1)

@@ -5,6 +5,7 @@ load_*             the component, with what it needs beside its weights
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ...checkpoints.header import gguf_file
 from ...checkpoints.report import ComponentReport, check_quantization, resolve_dtype
 from ...vae import LatentSpace, Vae
 from ...weights.external import fill_from_gguf, import_library
+from ...weights.formats import has_bitsandbytes
 from ..ar_model import ArModel, halves_of
 from ..dit import Dit
 from ..glyphs import GlyphEncoder
@@ -32,6 +34,7 @@ from .single_file import check_file, file_shift, file_space, inspect_file, list_
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration
 
+log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 
@@ -151,8 +154,10 @@ def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device:
             fill_from_gguf(model, file, precision)
             return model.eval()
         return stored.load(precision)
+    if device.type == "cuda" and "nf4" in (quantization, *stored.report.quantized) and not has_bitsandbytes():
+        log.warning("nf4 without bitsandbytes is slow: pip install bitsandbytes")
     model = stored.build()
-    fill(model, stored.files, dtype=precision, quantization=quantization, names=stored.names)
+    fill(model, stored.files, dtype=precision, quantization=quantization, device=device, names=stored.names)
     return model.eval()
 
 
