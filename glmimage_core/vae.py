@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TILE_PX = 512  # pixels along a side of a tile, a quarter of it blended with its neighbours
 CPU_BF16_OVERHEAD = 1.35  # peak elements in bfloat16 over those in float32, where the CPU's kernels convert; measured
 WHOLE_PX = 2048 * 2048  # pixels up to which a picture is decoded whole, memory permitting
+LARGE_CUDNN = 90300  # from this version on, convolutions have tensors of 2^31 elements, which a picture of WHOLE_PX has
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,18 @@ class Vae(Component):
     space: LatentSpace
 
 
-def tiles_by_size(tiling: str, width: int, height: int) -> bool:
+def tiles_by_size(tiling: str, width: int, height: int, *, device: torch.device) -> bool:
     """Whether `tiling`, one of auto, on, off, tiles a picture of so many pixels however much memory is free."""
-    return tiling == "on" or (tiling == "auto" and width * height > WHOLE_PX)
+    whole = WHOLE_PX if _convolves_large_tensors(device) else WHOLE_PX - 1
+    return tiling == "on" or (tiling == "auto" and width * height > whole)
+
+
+def _convolves_large_tensors(device: torch.device) -> bool:
+    """Whether convolutions on a device take tensors of 2^31 elements: on CUDA by PyTorch's Convolution.cpp, not on Apple's GPU;
+    unknown of AMD's."""
+    if device.type == "cuda":
+        return torch.version.hip is None and (torch.backends.cudnn.version() or 0) >= LARGE_CUDNN
+    return device.type == "cpu"
 
 
 @torch.inference_mode()

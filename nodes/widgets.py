@@ -22,7 +22,7 @@ QUANTIZATION = (
         "default": "none",
         "tooltip": "Store the attention and feed-forward weights in fewer bits, converted while loading. int8 and fp8 take 60 % "
         "of the memory of bfloat16, nf4 takes 40 %. int8 is the most exact, nf4 the least. none keeps the weights as they are "
-        "stored. Needs comfy-kitchen.",
+        "stored. For an AR or language model, fp8 is slower than none. nf4 on CUDA wants bitsandbytes too. Needs comfy-kitchen.",
     },
 )
 DEVICE = (

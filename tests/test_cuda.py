@@ -5,6 +5,7 @@ import math
 import re
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from glm_image_pack.glmimage_core.placement.residency import HEADROOM, Residency
 from glm_image_pack.glmimage_core.placement.streaming import streamed
 from glm_image_pack.glmimage_core.placement.streams import side_stream
 from glm_image_pack.glmimage_core.vae import decode
-from glm_image_pack.glmimage_core.weights.formats import FORMATS, has_bitsandbytes, inner_tensors
+from glm_image_pack.glmimage_core.weights.formats import FORMATS, inner_tensors
 from glm_image_pack.glmimage_core.weights.linear import quantize
 from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras
 from PIL import Image
@@ -64,15 +65,16 @@ def placed(component: Component, card: Card, part: str = "model", **settings):
 
 @pytest.fixture
 def kitchen():
-    """comfy-kitchen is there, imported before there is a card, and nf4 keeps no table on another test's card. To be asked for
-    first."""
-    pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
+    """comfy-kitchen is there, imported before there is a card, without its kernels. nf4 keeps no table on another test's card.
+    To be asked for first."""
+    comfy_kitchen = pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
     from glm_image_pack.glmimage_core.weights import nf4
 
     tables = (nf4._levels, nf4._pairs)
     for table in tables:
         table.cache_clear()
-    yield
+    with comfy_kitchen.registry.use_backend("eager"):
+        yield
     for table in tables:
         table.cache_clear()
 
@@ -324,7 +326,7 @@ def test_a_card_quantizes_what_is_loaded_for_it_if_it_has_room(kitchen, folder, 
     for name, parameter in quantized.named_parameters():
         ours, theirs = inner_tensors(parameter), inner_tensors(expected[name])
         assert all(tensor.device.type == "cpu" for tensor in ours) and all(map(torch.equal, ours, theirs)), name
-    assert ("nf4 without bitsandbytes is slow" in caplog.text) == (quantization == "nf4" and not has_bitsandbytes())
+    assert ("nf4 without bitsandbytes is slow" in caplog.text) == (quantization == "nf4" and find_spec("bitsandbytes") is None)
 
 
 @pytest.mark.parametrize("quantization", FORMATS)

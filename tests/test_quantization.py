@@ -99,6 +99,12 @@ def test_nf4_needs_no_check_before_it_quantizes(kitchen):
     assert done.stdout.strip() == "128.0", done.stderr
 
 
+def test_nf4s_blocks_are_as_long_as_its_format_says(kitchen):
+    from glm_image_pack.glmimage_core.weights import nf4
+
+    assert nf4.BLOCK == weights_formats.NF4_BLOCK
+
+
 @pytest.fixture(scope="module")
 def odd(folder, tmp_path_factory):
     """The tiny checkpoint with a DiT 96 wide, which is no multiple of 64; its feed-forward, four times as wide, is one."""

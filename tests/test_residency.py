@@ -75,19 +75,21 @@ def test_a_model_that_nobody_holds_is_gone():
 
 def test_a_move_that_fails_leaves_nothing_behind(monkeypatch):
     device = Device(1000)
-    a = linear(400)
-    places = []
+    a, move = torch.nn.Sequential(linear(400), linear(400)), torch.nn.Module.to
+    before = [(parameter, parameter.data_ptr()) for parameter in a.parameters()]
 
-    def broken(place):
-        places.append(place)
-        if place == DEVICE:
-            raise torch.OutOfMemoryError
+    def broken(model, place):
+        model[0].weight.data = model[0].weight.data.clone()  # as far as it came
+        raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(a, "to", broken)
+    monkeypatch.setattr(torch.nn.Module, "to", broken)
     with pytest.raises(torch.OutOfMemoryError), device.residency.hold(a):
         pass
-    assert places == [DEVICE, torch.device("cpu")]
+    assert [(parameter, parameter.data_ptr()) for parameter in a.parameters()] == before
     assert device.residency.resident == []
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    with device.residency.hold(a):
+        assert device.residency.resident == [a]
 
 
 def test_a_model_too_large_for_the_device_says_both_numbers(monkeypatch):
@@ -115,13 +117,17 @@ def test_nothing_moves_when_the_device_is_the_cpu():
     residency.release(a)
 
 
-def test_a_released_model_is_back_on_the_cpu():
+def test_a_released_model_has_the_weights_that_it_left_on_the_cpu():
     device = Device(1000)
     a = linear(400)
-    with device.residency.hold(a):
-        pass
-    device.residency.release(a)
-    assert device.residency.resident == [] and a.weight.device == torch.device("cpu")
+    a.register_buffer("table", torch.ones(3))
+    before = [(tensor, tensor.data_ptr()) for tensor in (a.weight, a.table)]
+    for _ in range(2):
+        with device.residency.hold(a), device.residency.hold(a):
+            assert a.weight.data_ptr() != before[0][1]
+        device.residency.release(a)
+        assert device.residency.resident == [] and a.weight.device == torch.device("cpu")
+        assert [(tensor, tensor.data_ptr()) for tensor in (a.weight, a.table)] == before
 
 
 def test_a_device_that_cannot_tell_its_memory_says_so():

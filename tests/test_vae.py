@@ -45,9 +45,14 @@ def test_tiles_blend_to_about_the_whole_picture(vae):
     assert torch.equal(whole, decode(vae, latents))  # tiling does not stick
 
 
-def test_auto_tiles_large_pictures():
-    assert tiles_by_size("auto", 2080, 2048) and not tiles_by_size("auto", 2048, 2048)
-    assert tiles_by_size("on", 512, 512) and not tiles_by_size("off", 4096, 4096)
+def test_auto_tiles_large_pictures(monkeypatch):
+    cpu, card, apples = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
+    assert tiles_by_size("auto", 2080, 2048, device=cpu) and not tiles_by_size("auto", 2048, 2048, device=cpu)
+    assert tiles_by_size("on", 512, 512, device=cpu) and not tiles_by_size("off", 4096, 4096, device=cpu)
+    assert tiles_by_size("auto", 2048, 2048, device=apples) and not tiles_by_size("auto", 2048, 2016, device=apples)
+    for version, tiled in ((91002, False), (90300, False), (90100, True), (None, True)):
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda version=version: version)
+        assert tiles_by_size("auto", 2048, 2048, device=card) == tiled
 
 
 @pytest.mark.parametrize(("free", "tiled"), [(None, False), (10**9, False), (10**5, True)])

@@ -237,6 +237,6 @@ class GlmImage:
         needed = [
             stage_bytes(self.vae.model.config, self.vae.dtype.itemsize, *size) for size in ((width, height), (TILE_PX, TILE_PX))
         ]
-        tiled = tiles_by_size("auto", width, height) or not self.residency.fits(self.vae.model, needed[0])
+        tiled = tiles_by_size("auto", width, height, device=self.device) or not self.residency.fits(self.vae.model, needed[0])
         with self._placed(self.vae, "model", needed[tiled]) as vae:
             yield vae, tiled

@@ -35,11 +35,16 @@ def reference_kv_caches(dit: Dit, references: Sequence[Reference], on_device: bo
 
 def _drop_oldest(cached: dict[str, list[LayerKeysValues]], needed: set[str]) -> None:
     """Drop references that are not needed now, oldest first, until all that are left fit in REFERENCE_CACHE_BYTES."""
-    sizes = {name: sum(t.numel() * t.element_size() for pair in layers for t in pair) for name, layers in cached.items()}
+    sizes = {name: sum(_bytes(tensor) for pair in layers for tensor in pair) for name, layers in cached.items()}
     for name in [name for name in cached if name not in needed]:
         if sum(sizes[name] for name in cached) <= REFERENCE_CACHE_BYTES:
             return
         del cached[name]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """What a tensor takes. PyTorch rounds pinned memory up to a power of two."""
+    return 1 << (tensor.nbytes - 1).bit_length() if tensor.nbytes and tensor.is_pinned() else tensor.nbytes
 
 
 def reference_keys_values(dit: Dit, reference: Reference) -> list[LayerKeysValues]:

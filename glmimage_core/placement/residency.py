@@ -1,7 +1,8 @@
 """Which models are on the device, and which one leaves.
 
-Models are loaded to the CPU and moved to the device when a stage needs them. They stay there while there is room; the least
-recently used one leaves first. Where no two models fit together, one model at a time is on the device.
+Models are loaded to the CPU and copied to the device when a stage needs them. They stay there while there is room; the least
+recently used one leaves first. Where no two models fit together, one model at a time is on the device. The CPU keeps the weights,
+so nothing is copied back.
 """
 
 import logging
@@ -40,6 +41,7 @@ class Residency:
         self._make_room = make_room
         self._offload_device = torch.device("cpu")
         self._resident: list[weakref.ref[torch.nn.Module]] = []  # the least recently used one first
+        self._left: weakref.WeakKeyDictionary[torch.nn.Module, _Tensors] = weakref.WeakKeyDictionary()  # on the CPU
 
     @property
     def resident(self) -> list[torch.nn.Module]:
@@ -73,9 +75,11 @@ class Residency:
         return self.free_bytes() + sum(map(model_bytes, self.resident)) >= model_bytes(model) + working_bytes
 
     def release(self, model: torch.nn.Module) -> None:
-        """Move a model off the device. Does nothing for a model that is not there."""
+        """Take a model off the device: it gets back the weights that it left. Does nothing for a model that is not there."""
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
-        if self.device != self._offload_device:
+        if model in self._left:
+            self._left.pop(model).put_back()
+        elif self.device != self._offload_device:
             model.to(self._offload_device)
 
     def _make_space(self, model: torch.nn.Module, working_bytes: int) -> bool:
@@ -95,16 +99,18 @@ class Residency:
     def _admit(self, model: torch.nn.Module) -> None:
         """Move a model to the device. A move that fails leaves no part of the model there."""
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
+        if model not in self._left:
+            self._left[model] = _Tensors(model)
         try:
             model.to(self.device)
         except torch.OutOfMemoryError as error:
-            model.to(self._offload_device)
+            self.release(model)
             raise torch.OutOfMemoryError(
                 f"Not enough memory on {self.device}: {type(model).__name__} takes {human_bytes(model_bytes(model))}; "
                 f"{human_bytes(self.free_bytes())} is free without any other model. Choose a quantization in its loader."
             ) from error
         except BaseException:
-            model.to(self._offload_device)
+            self.release(model)
             raise
         self._resident.append(weakref.ref(model))
 
@@ -124,6 +130,29 @@ class Residency:
         copied = human_bytes(sum(sizes[resident:]))
         log.info("%s: %s are copied to %s in every pass", type(model).__name__, copied, self.device)
         return streamed(model, blocks, resident=resident, device=self.device)
+
+
+class _Tensors:
+    """The parameters and buffers that a model has now. Does not hold the model."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.places = [
+            (tensors, name, tensor, tensor.data if _is_plain(tensor) else tensor)
+            for module in model.modules()
+            for tensors in (module._parameters, module._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+
+    def put_back(self) -> None:
+        for tensors, name, tensor, data in self.places:
+            if _is_plain(tensor):
+                tensor.data = data  # which `Module.to` has changed
+            tensors[name] = tensor
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return not hasattr(tensor, "__tensor_flatten__")
 
 
 def current(device: torch.device) -> AbstractContextManager:

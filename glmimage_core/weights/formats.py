@@ -101,15 +101,6 @@ def check_installed() -> None:
     comfy_kitchen_tensor()
 
 
-def has_bitsandbytes() -> bool:
-    """Whether nf4 can compute by bitsandbytes' kernels."""
-    try:
-        import bitsandbytes  # noqa: F401, after the first time only a look into sys.modules
-    except ImportError:
-        return False
-    return True
-
-
 def comfy_kitchen_tensor() -> ModuleType:
     """The module comfy_kitchen.tensor with the layouts of all FORMATS registered. Only this function imports it.
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ from ...checkpoints.header import gguf_file
 from ...checkpoints.report import ComponentReport, check_quantization, resolve_dtype
 from ...vae import LatentSpace, Vae
 from ...weights.external import fill_from_gguf, import_library
-from ...weights.formats import has_bitsandbytes
 from ..ar_model import ArModel, halves_of
 from ..dit import Dit
 from ..glyphs import GlyphEncoder
@@ -154,7 +154,7 @@ def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device:
             fill_from_gguf(model, file, precision)
             return model.eval()
         return stored.load(precision)
-    if device.type == "cuda" and "nf4" in (quantization, *stored.report.quantized) and not has_bitsandbytes():
+    if device.type == "cuda" and "nf4" in (quantization, *stored.report.quantized) and find_spec("bitsandbytes") is None:
         log.warning("nf4 without bitsandbytes is slow: pip install bitsandbytes")
     model = stored.build()
     fill(model, stored.files, dtype=precision, quantization=quantization, device=device, names=stored.names)

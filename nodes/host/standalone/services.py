@@ -94,6 +94,9 @@ class StandaloneHost:
 
     def wire(self, component: Component, device: str = "default") -> Component:
         warn_if_missing(device, self)
+        place = self.device(device)
+        if place.type == "cuda" and component.dtype == torch.bfloat16 and torch.cuda.get_device_capability(place) < (8, 0):
+            self.warn("this card has no bfloat16 of its own, and no quick attention for it; choose dtype float16 or float32")
         return component if device == "default" else replace(component, target_device=self.device(device))
 
     def component(self, wire: Component) -> Component:
