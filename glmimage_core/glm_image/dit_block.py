@@ -4,6 +4,7 @@ On an accelerator where comfy-kitchen is installed, a norm with its modulation i
 queries and keys. Text and picture go through the feed-forward together.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -51,7 +52,13 @@ class DitBlock(GlmImageTransformerBlock):
 
 
 class DitAttention(GlmImageAttnProcessor):
-    """Joint attention of text and picture. Queries and keys are normed; those of the picture are rotated."""
+    """Joint attention of text and picture. Queries and keys are normed; those of the picture are rotated.
+
+    attend: computes the attention in place of diffusers' backends, from queries [B, L + T, heads, head width] and keys and values
+    of as many or more tokens in the same layout to what the queries mix.
+    """
+
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def __call__(
         self,
@@ -76,7 +83,11 @@ class DitAttention(GlmImageAttnProcessor):
             kv_cache.store(key, value)
         elif kv_cache is not None:
             key, value = kv_cache.get(key, value)
-        mixed = dispatch_attention_fn(query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config)
+        if self.attend is not None:
+            mixed = self.attend(query, key, value)
+        else:
+            options = {"backend": self._attention_backend, "parallel_config": self._parallel_config}
+            mixed = dispatch_attention_fn(query, key, value, **options)
         mixed = attn.to_out[0](mixed.flatten(2).to(query.dtype))
         text, image = mixed.split((text_tokens, hidden_states.shape[1]), dim=1)
         return image, text

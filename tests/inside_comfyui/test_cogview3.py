@@ -47,6 +47,7 @@ def test_what_has_no_effect_is_said_once(cogview3, encoded, run, caplog, name, c
     model = cogview3[name][0].clone()
     model.set_model_attn1_output_patch(lambda out, options: 0 * out)
     model.set_model_patch_replace(lambda *args: None, "attn1", "middle", 0)
+    model.model_options["transformer_options"]["optimized_attention_override"] = lambda function, *args, **options: 0 * args[0]
     settings = {"seed": 0, "steps": 1, "cfg": 5.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     latent = {"samples": torch.zeros(1, channels, 64, 64)}
     for _ in range(2):
@@ -61,6 +62,7 @@ def test_what_has_no_effect_is_said_once(cogview3, encoded, run, caplog, name, c
     title = "CogView3-Plus" if name == PLUS else "CogView3-Base"
     assert said == [
         f"{title}: a ControlNet has no effect",
+        f"{title}: an attention that a node chose has no effect",
         f"{title}: attn1_output_patch patches on the MODEL have no effect",
         f"{title}: replaced attn1 blocks on the MODEL have no effect",
     ]

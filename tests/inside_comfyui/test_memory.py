@@ -100,7 +100,7 @@ def test_what_cannot_be_streamed_is_small(folder):
 def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_part_fits):
     """On PyTorch's meta device, where only a part of the model fits: the rest is brought there layer by layer, and what cannot
     be streamed is there already."""
-    from glm_image_pack.glmimage_core.glm_image import decoder
+    from glm_image_pack.glmimage_core.glm_image import decoder, recording
     from glm_image_pack.glmimage_core.glm_image.draw import Sampling
 
     there = torch.device("meta")
@@ -121,7 +121,7 @@ def test_a_streamed_ar_model_computes_on_its_device(folder, monkeypatch, only_a_
         positions, following = torch.arange(9).expand(3, -1), torch.full((3, 1), 9)
         logits, run = decoder.prefill(wire.component, torch.arange(9), positions, following, batch=1)
         token, noise = logits.argmax(dim=-1)[:, None], torch.ones(1, 1, logits.shape[-1], device=there)
-        with decoder.decoder(run, Sampling()) as step:
+        with recording.decoder(run, Sampling()) as step:
             drawn = step(token, torch.zeros(1, dtype=torch.int64, device=there), noise)
     assert drawn.device == there and wire.component.device == there
 

@@ -312,6 +312,51 @@ def test_attention_patches_see_the_image_part(model, conditioned, run):
     assert torch.equal(again["samples"], plain["samples"])  # nothing of the patch stays on the model
 
 
+@pytest.mark.parametrize("edit", [False, True])
+def test_the_attention_that_a_node_chooses_computes(model, conditioned, run, edit):
+    """As ModelAttentionBackend does."""
+    positive, negative, _ = conditioned(edit)
+    settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
+    (plain,) = run("GLMImageSampler", model=model, **settings)
+    seen, chosen = [], model.clone()
+
+    def override(function, query, key, *args, **kwargs):
+        seen.append(key.shape[2] - query.shape[2])
+        return function(query, key, *args, **kwargs)
+
+    options = chosen.model_options["transformer_options"]
+    options["optimized_attention_override"] = override
+    (out,) = run("GLMImageSampler", model=chosen, **settings)
+    assert near(out["samples"], plain["samples"])
+    assert len(seen) == 2 * 2 * 2 and (max(seen) > 0) == edit and min(seen) == 0  # steps, sides, blocks; references are keys too
+    options["optimized_attention_override"] = lambda function, query, *others, **given: 0 * query
+    (nothing,) = run("GLMImageSampler", model=chosen, **settings)
+    assert not near(nothing["samples"], plain["samples"])
+    (again,) = run("GLMImageSampler", model=model, **settings)
+    assert torch.equal(again["samples"], plain["samples"])
+
+
+def test_auto_follows_the_attention_that_a_flag_chose(model, conditioned, run, monkeypatch):
+    from comfy.ldm.modules import attention
+
+    positive, negative, _ = conditioned(False)
+    settings = {"positive": positive, "negative": negative, "seed": 3, "steps": 2, "cfg": 1.5}
+    (plain,) = run("GLMImageSampler", model=model, **settings)
+    calls = []
+
+    def by_flag(*args, **kwargs):
+        calls.append(args)
+        return attention.attention_pytorch(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "optimized_attention", by_flag)
+    (out,) = run("GLMImageSampler", model=model, **settings)
+    assert calls and near(out["samples"], plain["samples"])
+    calls.clear()
+    (own,) = run("GLMImageLoadDiT", checkpoint="GLM-Image", dtype="auto", quantization="none", attention="sdpa")
+    run("GLMImageSampler", model=own, **settings)
+    assert not calls  # the loader chose
+
+
 def test_nag_changes_the_picture_where_both_sides_run_together(model, conditioned, prompt, run):
     stock = pytest.importorskip("nodes").NODE_CLASS_MAPPINGS
     if "NAGuidance" not in stock:

@@ -30,7 +30,7 @@ from ....glmimage_core.placement.prediction import Job
 from ....glmimage_core.vae import LatentSpace
 from ....glmimage_core.weights.linear import quantization_of
 from ..requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, GlmImageRequest, applied_prior
-from .attention_patches import attention_patches
+from .attention_patches import attention_patches, chosen_attention
 from .models import ComponentModel, NormalisedLatents, model_patcher
 from .progress import write_on_node
 from .samplers import IntervalGuider, run_sampler
@@ -140,7 +140,7 @@ class GlmImageModel(ComponentModel):
 
     title = "GLM-Image"
     patches = frozenset({"attn1_output_patch"})
-    wrappers = True
+    wrappers = attention = True
 
     def __init__(self, dit: Dit, device: torch.device, offload: torch.device):
         super().__init__(
@@ -237,7 +237,11 @@ class GlmImageModel(ComponentModel):
         temb = dit.model.embed_time(timestep, width, height, dit.dtype)
         step_cache = transformer_options.get(STEP_CACHE_KEY)
         branch = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]), timestep[0])
-        with attention_patches(self.diffusion_model, transformer_options, text_tokens=conditions.glyph_embeds.shape[1]):
+        follow_flags = self.component.attention == "auto"
+        with (
+            chosen_attention(self.diffusion_model, transformer_options, follow_flags=follow_flags),
+            attention_patches(self.diffusion_model, transformer_options, text_tokens=conditions.glyph_embeds.shape[1]),
+        ):
             return velocity(dit, x, temb, conditions, kv_caches=conds.get("cache"), step_cache=branch)
 
     def _warn_of_no_effect(self, control: object, transformer_options: dict) -> None:

@@ -47,6 +47,7 @@ class ComponentModel(comfy.model_base.BaseModel):
 
     title: str  # the family's, for messages
     patches: frozenset[str] = frozenset()  # kinds of patches on a MODEL that this family's forward applies
+    attention = False  # whether the attention that a node chose computes
     wrappers = False  # whether wrappers around the diffusion model run
 
     def __init__(
@@ -81,6 +82,8 @@ class ComponentModel(comfy.model_base.BaseModel):
         for kind, blocks in transformer_options.get("patches_replace", {}).items():
             if blocks:
                 self.warn_once(f"replaced {kind} blocks on the MODEL have no effect")
+        if not self.attention and "optimized_attention_override" in transformer_options:
+            self.warn_once("an attention that a node chose has no effect")
         if not self.wrappers and get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options):
             self.warn_once("a wrapper around the diffusion model, such as EasyCache's, has no effect")
 
