@@ -287,6 +287,14 @@ def test_predictions_for_a_card_are_within_10_percent_of_the_counts(shallow, sid
     assert all(0.9 < ratio < 1.1 for ratio in ratios.values()), ratios
 
 
+@pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.1), ("fp8", 0.25), ("nf4", 0.25)])
+def test_predictions_for_quantized_weights_on_a_card(shallow, quantization, tolerance):
+    pytest.importorskip("comfy_kitchen")
+    quantized, case = replace(shallow, quantization=quantization), Case(1024, 1024, 1)
+    for found, predicted in (ar_pass(quantized.ar, case, 1), guided_step(quantized.dit, case)):
+        assert predicted == pytest.approx(found.peak, rel=tolerance)
+
+
 def vision(glm: MetaGlmImage, side: int) -> tuple[Counts, int]:
     found = counted(lambda: vision_tokens(glm.ar, Image.new("RGB", (side, side))), glm.ar.model)
     return found, vision_bytes(glm.ar.model.config, glm.ar.dtype.itemsize, side, side)

@@ -32,8 +32,9 @@ class Format(NamedTuple):
 
     layout: comfy-kitchen's name of the format. options: what comfy-kitchen quantizes with. stored: ComfyUI's name of the format
     in files. codes: the dtype of the codes; `packed` weights share a code. scale: the shape of the float32 scales of
-    [rows, columns]. column_multiple: the number of columns must be a multiple of this. working: bytes per weight that a product
-    in bfloat16 needs beside the weight, measured on the CPU (tests/test_quantization.py measures again).
+    [rows, columns]. column_multiple: the number of columns must be a multiple of this. working, working_on_cpu: bytes per weight that
+    a product in bfloat16 needs beside the weight: on CUDA as counted (tests/test_counts.py), on the CPU as measured
+    (tests/test_quantization.py).
     """
 
     layout: str
@@ -44,6 +45,7 @@ class Format(NamedTuple):
     scale: Callable[[int, int], tuple[int, ...]]
     column_multiple: int
     working: int
+    working_on_cpu: int
 
 
 FORMATS = {
@@ -55,7 +57,8 @@ FORMATS = {
         packed=1,
         scale=lambda rows, columns: (rows, 1),
         column_multiple=1,
-        working=1,
+        working=0,
+        working_on_cpu=1,
     ),
     "fp8": Format(
         layout="TensorCoreFP8Layout",
@@ -65,7 +68,8 @@ FORMATS = {
         packed=1,
         scale=lambda rows, columns: (),
         column_multiple=1,
-        working=4,
+        working=2,
+        working_on_cpu=4,
     ),
     "nf4": Format(
         layout="GlmImageNF4Layout",
@@ -76,6 +80,7 @@ FORMATS = {
         scale=lambda rows, columns: (rows, columns // NF4_BLOCK),
         column_multiple=NF4_BLOCK,
         working=3,
+        working_on_cpu=3,
     ),
 }
 CHOICES = ("none", *FORMATS)

@@ -106,7 +106,8 @@ def parameter_bytes(model: torch.nn.Module, quantization: str, itemsize: int) ->
     return sizes
 
 
-def product_bytes(model: torch.nn.Module, quantization: str) -> int:
+def product_bytes(model: torch.nn.Module, quantization: str, *, on_cpu: bool = False) -> int:
     """Bytes that the product with the widest quantized weight of a model needs beside the weight."""
-    layers = quantizable(model, quantization).values()
-    return max((FORMATS[quantization].working * layer.weight.numel() for layer in layers), default=0)
+    widest = max((layer.weight.numel() for layer in quantizable(model, quantization).values()), default=0)
+    form = FORMATS.get(quantization)
+    return 0 if form is None else widest * (form.working_on_cpu if on_cpu else form.working)
