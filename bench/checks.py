@@ -14,11 +14,16 @@ from functools import partial
 
 import torch
 from PIL import Image
+from torch.nn.functional import scaled_dot_product_attention
 
+from ..cli.version import version_of
 from ..glmimage_core.diffusion import image_seeds
 from ..glmimage_core.glm_image.denoise import sample
 from ..glmimage_core.glm_image.dit import Dit
+from ..glmimage_core.glm_image.dit_block import modulated
 from ..glmimage_core.glm_image.prior import generate_prior
+from ..glmimage_core.glm_image.rope import Rotation
+from ..glmimage_core.glm_image.split_decode import can_split, split_decode
 from ..glmimage_core.placement.streaming import streamed
 from ..glmimage_core.weights.formats import FORMATS, check_format, inner_tensors
 from ..glmimage_core.weights.linear import quantize_weight
@@ -61,6 +66,7 @@ def checks(glm: RandomGlmImage, seed: int) -> dict[str, Check]:
     """All checks by what they say."""
     exact, edits = replace(glm, dtype="float32"), {"text": False, "edit": True}
     return {
+        "comfy-kitchen's operations are the formulas": partial(_operations, glm, seed),
         **{f"a recorded pass of {rows} draws as a plain one": partial(_recorded, glm, rows, seed) for rows in WINDOWS},
         "several tokens a pass are those of one, float32": partial(_windows, exact, seed),
         **{f"plan and picture are the CPU's, float32, {run}": partial(_whole, exact, edit, seed) for run, edit in edits.items()},
@@ -113,6 +119,39 @@ def _differing(ours: torch.Tensor, theirs: torch.Tensor) -> str | None:
     """How many numbers of two tensors differ, if any do."""
     count = int((ours.cpu() != theirs.cpu()).sum())
     return f"{count} of {ours.numel()} differ" if count else None
+
+
+@torch.inference_mode()
+def _operations(glm: RandomGlmImage, seed: int) -> str | None:
+    """Rotation, modulation and the attention of one token, in bfloat16, against PyTorch's own on the CPU."""
+    _needs_other_than_cpu(glm)
+    if version_of("comfy-kitchen") is None:
+        raise NotHereError("comfy-kitchen is not installed")
+    generator = torch.Generator().manual_seed(seed)
+    angles, norm = torch.randn(7, 32, generator=generator).repeat(1, 2), torch.nn.LayerNorm(128, elementwise_affine=False)
+    query, keys, values = (torch.randn(2, tokens, 4, 128, generator=generator).bfloat16() for tokens in (7, 7, 7))
+    lengths = torch.tensor([3, 7], dtype=torch.int32)
+
+    def results(device: torch.device) -> dict[str, torch.Tensor]:
+        heads = query.to(device, copy=True)
+        Rotation.of(angles.cos().to(device), angles.sin().to(device)).rotate_(heads)
+        flat, (scale, shift) = heads.flatten(1, 2), heads[:, None, :2, 0].unbind(2)
+        found = {"rotation": heads, "modulation": modulated(flat, norm, scale, shift)}
+        cache = keys.to(device), values.to(device)
+        if can_split(cache[0], 128**-0.5):
+            found["attention of one token"] = split_decode()(heads[:, :1], *cache, lengths.to(device))
+        elif device == CPU:
+            seen = (torch.arange(7) < lengths[:, None])[:, None, None]
+            mixed = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (heads[:, :1], *cache)), attn_mask=seen)
+            found["attention of one token"] = mixed.transpose(1, 2)
+        return found
+
+    expected = results(CPU)
+    for name, ours in results(glm.device).items():
+        error = ((ours.cpu() - expected[name]).float().norm() / expected[name].float().norm()).item()
+        if not error <= PRODUCT_ERROR:
+            return f"{name}: a relative distance of {error:.3g}"
+    return None
 
 
 def _recorded(glm: RandomGlmImage, rows: int, seed: int) -> str | None:

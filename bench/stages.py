@@ -78,7 +78,9 @@ def stage_runs(
                 working = (vae_encode_bytes if encodes else vae_decode_bytes)(model.config, itemsize, TILE_PX, TILE_PX)
                 how = "in tiles"
             run = partial(_encode if encodes else _decode, job=job, tiled=not whole)
-        yield StageRun(stage, model, weights, working, product=product_bytes(model, quantization, on_cpu=on_cpu), how=how, run=run)
+        yield StageRun(
+            stage, model, weights, working, product=product_bytes(model, quantization, on_cpu=on_cpu), how=how, run=run
+        )
 
 
 def _streamed_bytes(component: Component, residency: Residency, working: int) -> int:

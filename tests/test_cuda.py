@@ -6,10 +6,12 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from glm_image_pack.bench import checks
 from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.main import main
@@ -499,3 +501,14 @@ def test_the_command_line_draws_on_the_card_says_in_a_line_that_memory_ran_out_a
     assert render() == 0
     first, second = (np.array(Image.open(path)) for path in sorted(tmp_path.rglob("*.png")))
     assert np.array_equal(first, second)
+
+
+def test_bench_checks_sees_an_operation_of_comfy_kitchen_that_is_wrong(kitchen, card, monkeypatch):
+    import comfy_kitchen
+
+    there = SimpleNamespace(device=card.device)
+    monkeypatch.setattr(checks, "can_split", lambda cache, scaling: False)
+    assert checks._operations(there, 0) is None
+    rotate = comfy_kitchen.apply_rope_split_half1_
+    monkeypatch.setattr(comfy_kitchen, "apply_rope_split_half1_", lambda x, matrices: rotate(x, matrices.mT))
+    assert "rotation: a relative distance" in checks._operations(there, 0)

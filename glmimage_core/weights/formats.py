@@ -32,8 +32,8 @@ class Format(NamedTuple):
 
     layout: comfy-kitchen's name of the format. options: what comfy-kitchen quantizes with. stored: ComfyUI's name of the format
     in files. codes: the dtype of the codes; `packed` weights share a code. scale: the shape of the float32 scales of
-    [rows, columns]. column_multiple: the number of columns must be a multiple of this. working, working_on_cpu: bytes per weight that
-    a product in bfloat16 needs beside the weight: on CUDA as counted (tests/test_counts.py), on the CPU as measured
+    [rows, columns]. column_multiple: the number of columns must be a multiple of this. working, working_on_cpu: bytes per weight
+    that a product in bfloat16 needs beside the weight: on CUDA as counted (tests/test_counts.py), on the CPU as measured
     (tests/test_quantization.py).
     """
 
