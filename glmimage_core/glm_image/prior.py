@@ -183,11 +183,11 @@ def decode_tokens(
     logits, state = prefill(ar, layout.ids, layout.positions, fed, batch=len(seeds))
     width = ar.model.config.text_config.vision_vocab_size
     noise = Noise(seeds, places=total, width=width, kept=ar.codebook_size)
-    first = draw(sampling, logits, noise.windows([0] * len(seeds), 1)[:, 0].to(ar.device))[:, None]
+    first = draw(sampling, logits, noise.windows([0] * len(seeds), 1)[:, 0].to(ar.device))[:, None].cpu()
     for writer, tokens in zip(writers, first.tolist(), strict=True):
         writer.accept(tokens)
     done, passes, costs = 1, 0, ar.pass_costs(len(seeds))
-    yield first.cpu(), passes
+    yield first, passes
     with decoder(state, sampling) as step:
         rest = resting = 0  # tokens without a guess, where guesses were not worth a row
         while done < total:
