@@ -20,7 +20,7 @@ from ..glmimage_core.tiny.glm_image import write_layout
 from ..glmimage_core.tiny.spec import RELEASED, SPECS
 from ..glmimage_core.tiny.weights import random_weights
 from ..glmimage_core.vae import Vae
-from ..glmimage_core.weights.formats import stored_headers
+from ..glmimage_core.weights.formats import Mark, stored_headers
 from ..glmimage_core.weights.linear import assemble_weight, quantizable, quantize_weight, set_quantized_weight
 
 FULL = "full"
@@ -121,5 +121,5 @@ class MetaGlmImage(RandomGlmImage):
         for layer_name, layer in quantizable(model, self.quantization).items():
             codes, scale = list(stored_headers(layer_name, tuple(layer.weight.shape), self.quantization).values())[:2]
             codes, scale = (torch.empty(header.shape, dtype=header.dtype, device=self.device) for header in (codes, scale))
-            set_quantized_weight(layer, assemble_weight(layer, codes, scale, quantization=self.quantization, dtype=dtype))
+            set_quantized_weight(layer, assemble_weight(layer, codes, scale, mark=Mark(self.quantization), dtype=dtype))
         return model

@@ -188,3 +188,63 @@ def test_the_command_writes_and_inspect_describes_it(folder, tmp_path, capsys):
     assert main(["quantize", out, str(tmp_path / "again"), "--ar", "int8"]) == 2
     assert "quantized already" in capsys.readouterr().err
     assert main(["quantize", str(folder), str(tmp_path / "again")]) == 2
+
+
+ROTATED = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+
+
+def with_marks(folder, out, mark):
+    """The checkpoint with a DiT of int8 weights that were rotated, as ComfyUI publishes them, and a mark beside each."""
+    from comfy_kitchen.tensor import QuantizedTensor
+
+    root, dit = shutil.copytree(folder, out), checkpoints.load_dit(folder).model
+    tensors, options = dit.state_dict(), {"per_channel": True, "convrot": True, "convrot_groupsize": 16}
+    for name, layer in quantizations.quantizable(dit, "int8").items():
+        weight = QuantizedTensor.from_float(layer.weight.detach(), "TensorWiseINT8Layout", **options)
+        tensors |= weight.state_dict(f"{name}.weight")
+        tensors[f"{name}.comfy_quant"] = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+    for file in (root / "transformer").glob("*.safetensors*"):
+        file.unlink()
+    save_file(tensors, root / "transformer" / "diffusion_pytorch_model.safetensors")
+    return root
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["", "params"])
+def test_rotated_weights_are_read_as_rotated(folder, dit, tmp_path, below):
+    """Without undoing the rotation a weight is noise."""
+    mark = {"format": "int8_tensorwise", "params": {"convrot": True, "convrot_groupsize": 16}} if below else ROTATED
+    loaded = checkpoints.load_dit(with_marks(folder, tmp_path / "rotated", mark)).model
+    layer, exact = loaded.transformer_blocks[0].ff.net[2], dit.model.transformer_blocks[0].ff.net[2]
+    assert (layer.weight.dequantize() - exact.weight).norm() < 0.02 * exact.weight.norm()
+    x = torch.randn(5, exact.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = exact(x)
+        assert (layer(x) - expected).norm() < 0.03 * expected.norm()
+    changed = layer.requantized(2 * exact.weight.detach())  # as a LoRA does
+    assert (changed.dequantize() - 2 * exact.weight).norm() < 0.02 * 2 * exact.weight.norm()
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        (ROTATED | {"twisted": 3}, "quantized with 'twisted', which this pack does not understand"),
+        ({"format": "int8_tensorwise", "params": {"group_size": 16}}, "quantized with 'group_size'"),
+        ({"format": "float8_e4m3fn", "convrot": True}, "'float8_e4m3fn' and rotated in groups of 256"),
+        (ROTATED | {"convrot_groupsize": "16"}, "rotated in groups of '16'"),
+        ({"format": "int8_tensorwise", "full_precision_matrix_mult": True}, "multiplied in full precision"),
+        ({"format": "convrot_w4a4"}, "'convrot_w4a4', which is not one of int8_tensorwise"),
+        (["int8_tensorwise"], "cannot be read"),
+        ({"format": "int8_tensorwise", "params": []}, "cannot be read"),
+    ],
+)
+def test_a_mark_that_is_not_understood_in_all_is_refused_by_name(folder, tmp_path, mark, message):
+    root = with_marks(folder, tmp_path / "rotated", mark)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load_dit(root)
+    assert any(message in str(problem) for problem in inspect_component(root, DIT).problems)
+
+
+def test_a_rotation_that_does_not_divide_a_weight_is_refused(folder, tmp_path):
+    root = with_marks(folder, tmp_path / "rotated", ROTATED | {"convrot_groupsize": 17})
+    with pytest.raises(ValueError, match="columns cannot have been rotated in groups of 17"):
+        checkpoints.load_dit(root)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..weights.formats import FORMAT_KEY, STORED_SUFFIXES, map_inner_tensors, read_format
+from ..weights.formats import FORMAT_KEY, STORED_SUFFIXES, map_inner_tensors, read_mark
 from ..weights.linear import assemble_weight, quantizable, quantize_weight, set_quantized_weight
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def fill(
             layer, tensor = model.get_submodule(layer_name), read_tensor(file, file_keys[key])
             if kind == "weight" and f"{layer_name}.{FORMAT_KEY}" in file_keys:
                 scale, stored = (read_tensor(file, file_keys[f"{layer_name}.{suffix}"]) for suffix in STORED_SUFFIXES[1:])
-                weight = assemble_weight(layer, tensor, scale, quantization=read_format(stored), dtype=dtype)
+                weight = assemble_weight(layer, tensor, scale, mark=read_mark(stored), dtype=dtype)
                 set_quantized_weight(layer, weight)
                 continue
             if kind == "weight" and layer_name in layers:  # from the precision it is stored in

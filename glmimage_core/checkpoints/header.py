@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..weights.external import LIBRARY_MODULES, check_library
-from ..weights.formats import FORMAT_KEY, Header, read_format
+from ..weights.formats import FORMAT_KEY, Header, read_mark
 from .folders import read_json
 
 # A dtype that is not here is read as bytes.
@@ -42,7 +42,7 @@ def read_header(file: Path) -> FileHeader:
                 for key, piece in slices.items()
             }
             layers = [key.removesuffix(f".{FORMAT_KEY}") for key in headers if key.endswith(f".{FORMAT_KEY}")]
-            formats = {layer: read_format(opened.get_tensor(f"{layer}.{FORMAT_KEY}")) for layer in layers}
+            formats = {layer: read_mark(opened.get_tensor(f"{layer}.{FORMAT_KEY}")).quantization for layer in layers}
             return FileHeader(headers, formats, opened.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error

@@ -168,13 +168,37 @@ def _format_tensor(quantization: str) -> torch.Tensor:
     return torch.tensor(list(json.dumps({"format": FORMATS[quantization].stored}).encode()), dtype=torch.uint8)
 
 
-def read_format(format_tensor: torch.Tensor) -> str:
-    """The format that a stored FORMAT_KEY tensor names. Raises ValueError for a format that is not in FORMATS."""
+class Mark(NamedTuple):
+    """What stands beside a stored quantized weight. options: fields of comfy-kitchen's layout parameters, such as a rotation."""
+
+    quantization: str
+    options: Mapping[str, Any] = {}
+
+
+def read_mark(format_tensor: torch.Tensor) -> Mark:
+    """What a stored FORMAT_KEY tensor says, a JSON object, of which ComfyUI puts some entries below `params`.
+
+    Raises ValueError for a format that is not in FORMATS, and for any entry that is not understood: who leaves one out, such as a
+    rotation of the weights, computes something else.
+    """
     try:
-        stored = json.loads(bytes(format_tensor.tolist())).get("format")
-    except (ValueError, AttributeError) as error:
+        said = json.loads(bytes(format_tensor.tolist()))
+        entries = said.pop("params", {}) | said
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"a quantized weight's format cannot be read ({error})") from error
-    for name, known in FORMATS.items():
-        if known.stored == stored:
-            return name
-    raise ValueError(f"a weight is quantized as {stored!r}, which is not one of {', '.join(f.stored for f in FORMATS.values())}")
+    stored = entries.pop("format", None)
+    quantization = next((name for name, known in FORMATS.items() if known.stored == stored), None)
+    if quantization is None:
+        known = ", ".join(form.stored for form in FORMATS.values())
+        raise ValueError(f"a weight is quantized as {stored!r}, which is not one of {known}")
+    in_full = entries.pop("full_precision_matrix_mult", False)
+    if in_full and quantization == "int8":
+        raise ValueError("a weight is to be multiplied in full precision, and int8 weights are not; quantize the original again")
+    rotated, group = entries.pop("convrot", False), entries.pop("convrot_groupsize", 256)
+    if entries:
+        raise ValueError(f"a weight is quantized with {', '.join(map(repr, entries))}, which this pack does not understand")
+    if not rotated:
+        return Mark(quantization)
+    if quantization != "int8" or type(group) is not int or group < 1:
+        raise ValueError(f"a weight is quantized as {stored!r} and rotated in groups of {group!r}, which is not understood")
+    return Mark(quantization, {"convrot": True, "convrot_groupsize": group})

@@ -1,10 +1,11 @@
 """A linear layer that computes with quantized weights, and the layers of a model that become one."""
 
 import re
+from dataclasses import fields
 
 import torch
 
-from .formats import FORMAT_KEY, FORMATS, comfy_kitchen_tensor, stored_headers
+from .formats import FORMAT_KEY, FORMATS, Mark, comfy_kitchen_tensor, stored_headers
 
 # Attention and feed-forward of every layer, by transformers' names in a language model and diffusers' names in a transformer.
 # Embeddings, the head, norms with their AdaLN inputs, and projections stay as they are.
@@ -72,12 +73,21 @@ def quantize_weight(weight: torch.Tensor, quantization: str) -> torch.Tensor:
 
 
 def assemble_weight(
-    layer: torch.nn.Linear, codes: torch.Tensor, scale: torch.Tensor, *, quantization: str, dtype: torch.dtype
+    layer: torch.nn.Linear, codes: torch.Tensor, scale: torch.Tensor, *, mark: Mark, dtype: torch.dtype
 ) -> torch.Tensor:
-    """A layer's weight as a QuantizedTensor of its stored codes and scales. dtype: of the dequantized weight."""
-    layout, kitchen = FORMATS[quantization].layout, comfy_kitchen_tensor()
+    """A layer's weight as a QuantizedTensor of its stored codes and scales. dtype: of the dequantized weight.
+
+    Raises ImportError where comfy-kitchen is too old for what the mark says, ValueError where that does not fit the layer.
+    """
+    layout, kitchen = FORMATS[mark.quantization].layout, comfy_kitchen_tensor()
+    parameters = kitchen.get_layout_class(layout).Params
+    if missing := mark.options.keys() - {field.name for field in fields(parameters)}:
+        raise ImportError(f"weights with {', '.join(sorted(missing))} need a newer comfy-kitchen: pip install -U comfy-kitchen")
+    group = mark.options.get("convrot_groupsize", 1)
+    if layer.in_features % group:
+        raise ValueError(f"a weight of {layer.in_features} columns cannot have been rotated in groups of {group}")
     shape = (layer.out_features, layer.in_features)
-    params = kitchen.get_layout_class(layout).Params(scale=scale, orig_dtype=dtype, orig_shape=shape)
+    params = parameters(scale=scale, orig_dtype=dtype, orig_shape=shape, **mark.options)
     return kitchen.QuantizedTensor(codes, layout, params)
 
 
