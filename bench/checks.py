@@ -134,9 +134,12 @@ def _operations(glm: RandomGlmImage, seed: int) -> str | None:
 
     def results(device: torch.device) -> dict[str, torch.Tensor]:
         heads = query.to(device, copy=True)
-        Rotation.of(angles.cos().to(device), angles.sin().to(device)).rotate_(heads)
+        rotation = Rotation.of(angles.cos().to(device), angles.sin().to(device))
+        rotation.rotate_(heads)
+        pair = torch.cat((heads, heads), dim=1), torch.cat((heads.neg(), heads), dim=1)
+        rotation.rotate_(*(tokens[:, 7:] for tokens in pair))  # as those of a picture behind a text
         flat, (scale, shift) = heads.flatten(1, 2), heads[:, None, :2, 0].unbind(2)
-        found = {"rotation": heads, "modulation": modulated(flat, norm, scale, shift)}
+        found = {"rotation": heads, "rotation of two": torch.cat(pair), "modulation": modulated(flat, norm, scale, shift)}
         cache = keys.to(device), values.to(device)
         if can_split(cache[0], 128**-0.5):
             found["attention of one token"] = split_decode()(heads[:, :1], *cache, lengths.to(device))
@@ -156,7 +159,7 @@ def _operations(glm: RandomGlmImage, seed: int) -> str | None:
 
 def _recorded(glm: RandomGlmImage, rows: int, seed: int) -> str | None:
     _needs(glm, "cuda", "passes are recorded")
-    ways = [replace(glm.ar, weights_are_static=static) for static in (True, False)]
+    ways = [replace(glm.ar, weights_are_static=True, may_record=recorded) for recorded in (True, False)]
     recorded, plain = (generate_prior(ar, PROMPT, SIDE, SIDE, seed=seed, batch=2, lookahead=rows).tokens for ar in ways)
     if glm.device in glm.ar.cannot_record:
         return "recording failed"

@@ -17,6 +17,7 @@ class Component:
 
     device: where inputs go. The weights are there too, or are copied there layer by layer by whoever placed the model.
     weights_are_static: all weights are on the device and keep their addresses for as long as the component is placed.
+    may_join: weights may be laid out anew, several as parts of one; not where others move them one by one.
     may_record: passes may be recorded as CUDA graphs, which fails while others use a GPU.
     streamed: some weights are copied to the device in every pass.
     compute_dtype: the precision of the computation where it differs from that of the weights.
@@ -32,6 +33,7 @@ class Component:
     weights_key: str = field(default="", kw_only=True)
     loras: "tuple[WeightedLora, ...]" = field(default=(), kw_only=True)
     weights_are_static: bool = field(default=False, kw_only=True)
+    may_join: bool = field(default=True, kw_only=True)
     may_record: bool = field(default=True, kw_only=True)
     streamed: bool = field(default=False, kw_only=True)
     target_device: torch.device | None = field(default=None, kw_only=True)

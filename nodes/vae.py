@@ -76,7 +76,7 @@ def placed_vae(vae: Any, tiling: str, stage_bytes: Callable[..., int], *, width:
     stage_bytes: `vae_encode_bytes` or `vae_decode_bytes`.
     """
     component = any_vae(vae)
-    tiled = tiles_by_size(tiling, width, height, device=host.device())
+    tiled = tiles_by_size(tiling, width, height, device=component.target_device or host.device())
     size = (TILE_PX, TILE_PX) if tiled else (width, height)
     needed = stage_bytes(component.model.config, component.dtype.itemsize, *size)
     with host.placed(vae, needed) as placed:

@@ -128,7 +128,7 @@ def test_a_swapped_attention_processor_is_refused(dit, glyphs):
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     dit.model.transformer_blocks[1].attn1.processor = AttnProcessor2_0()
-    with pytest.raises(ValueError, match="AttnProcessor2_0, which knows neither positions nor references"):
+    with pytest.raises(ValueError, match="AttnProcessor2_0, which takes positions and references in another form or not at all"):
         sample(dit, plan(), *glyphs, seeds=[0], steps=1)
 
 

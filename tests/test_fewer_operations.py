@@ -75,9 +75,9 @@ def test_layers_that_others_changed_are_called_one_by_one(case):
         layers[1].weight.data = layers[1].weight.data.double()
         layers[1].bias.data = layers[1].bias.data.double()
         layers[1].register_forward_pre_hook(lambda module, inputs: inputs[0].double())
-    expected, weights = torch.cat([layer(x) for layer in layers], dim=-1), [layer.weight for layer in layers]
+    expected, before = torch.cat([layer(x) for layer in layers], dim=-1), [memory(layer.weight) for layer in layers]
     torch.testing.assert_close(side_by_side(layers, join=case != "not to be joined")(x), expected)
-    assert all(layer.weight is weight for layer, weight in zip(layers, weights, strict=True))
+    assert [memory(layer.weight) for layer in layers] == before
 
 
 @torch.inference_mode()
@@ -115,6 +115,16 @@ def test_comfy_kitchens_rotation_is_the_formula(monkeypatch, rotated, places):
 def test_without_comfy_kitchen_the_rotation_is_plain(monkeypatch):
     monkeypatch.setattr(rope, "_comfy_kitchen", lambda: None)
     assert Rotation.of(*torch.ones(2, 3, 8, device="meta")).matrices is None
+
+
+def test_training_on_an_accelerator_takes_operations_that_have_gradients():
+    norm, x = torch.nn.LayerNorm(16, elementwise_affine=False, device="meta"), torch.randn(2, 5, 16, device="meta")
+    x.requires_grad_()
+    modulated(x, norm, *torch.randn(2, 2, 1, 16, device="meta")).sum().backward()
+    assert x.grad is not None
+    heads = torch.zeros(1, 3, 2, 8, device="meta", requires_grad=True).clone()
+    Rotation.of(*torch.ones(2, 3, 8, device="meta")).rotate_(heads)
+    heads.sum().backward()
 
 
 @torch.no_grad()

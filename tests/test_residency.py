@@ -79,8 +79,9 @@ def test_a_move_that_fails_leaves_nothing_behind(monkeypatch):
     before = [(parameter, parameter.data_ptr()) for parameter in a.parameters()]
 
     def broken(model, place):
-        model[0].weight.data = model[0].weight.data.clone()  # as far as it came
-        raise torch.OutOfMemoryError
+        if place == DEVICE:
+            model[0].weight.data = model[0].weight.data.clone()  # as far as it came
+            raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch.nn.Module, "to", broken)
     with pytest.raises(torch.OutOfMemoryError), device.residency.hold(a):

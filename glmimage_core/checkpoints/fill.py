@@ -56,9 +56,12 @@ def fill(
 
 
 def _quantized_on(device: torch.device, tensor: torch.Tensor, quantization: str) -> torch.Tensor:
-    """A weight that a device quantized, on the CPU. Where others leave no room on the device, the CPU quantizes."""
+    """A weight that a CUDA device quantized, on the CPU. Elsewhere, and where others leave it no room, the CPU quantizes."""
+    if device.type != "cuda":
+        return quantize_weight(tensor, quantization)
     try:
-        weight = quantize_weight(tensor.to(device), quantization)
+        with torch.cuda.device(device):  # comfy-kitchen's kernels go by the current one
+            weight = quantize_weight(tensor.to(device), quantization)
     except torch.OutOfMemoryError:
         return quantize_weight(tensor, quantization)
     return map_inner_tensors(torch.Tensor.cpu, weight)

@@ -24,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..weights.joined import side_by_side
 from .ar_model import ArModel
-from .rope import Rotation
+from .rope import FusedRotation, Rotation
 from .split_decode import can_split, split_decode
 
 ALIGNMENT = 16  # slots of the cache
@@ -89,7 +89,7 @@ class Window(NamedTuple):
 
     slots: slice | tuple[torch.Tensor, torch.Tensor]
     attended: int
-    rotation: Rotation
+    rotation: Rotation | FusedRotation
     mask: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
 
@@ -122,7 +122,7 @@ def prefill(
         use_cache=True,
         **cache_argument(language_model, prompt),
     ).last_hidden_state[:, -1]
-    layers, weights_stay = [], ar.weights_are_static or ar.device.type == "cpu"
+    layers, may_join = [], ar.may_join and not ar.loras and (ar.weights_are_static or ar.device.type == "cpu")
     for layer, cached in zip(language_model.layers, prompt.layers, strict=True):
         cache = _with_room((cached.keys, cached.values), batch, following.shape[1])
         cached.keys = cached.values = None  # the prompt's own are freed as soon as they are copied
@@ -130,7 +130,7 @@ def prefill(
         layers.append(
             Layer(
                 norm=_rms_norm(layer.input_layernorm),
-                qkv=side_by_side((attention.q_proj, attention.k_proj, attention.v_proj), join=weights_stay),
+                qkv=side_by_side((attention.q_proj, attention.k_proj, attention.v_proj), join=may_join),
                 o=attention.o_proj,
                 scaling=attention.scaling,
                 attended_norm=_rms_norm(layer.post_self_attn_layernorm),

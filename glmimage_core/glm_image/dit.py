@@ -117,6 +117,6 @@ def check_attention(dit: Dit) -> None:
     """
     if foreign := dit.model.foreign_attention:
         raise ValueError(
-            f"the attention of the DiT was replaced by {foreign.__name__}, which knows neither positions nor references; choose "
-            "another attention in Load GLM-Image DiT instead"
+            f"the attention of the DiT was replaced by {foreign.__name__}, which takes positions and references in another form "
+            "or not at all; choose another attention in Load GLM-Image DiT instead"
         )

@@ -94,8 +94,12 @@ class DitAttention(GlmImageAttnProcessor):
 
 
 def modulated(x: torch.Tensor, norm: LayerNorm, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """norm(x) * (1 + scale) + shift. x: [B, T, D], scale, shift: [B, 1, D]; norm has no weights."""
-    if x.device.type != "cpu" and x.numel() and _fuses() and not torch.compiler.is_compiling():
+    """norm(x) * (1 + scale) + shift. x: [B, T, D], scale, shift: [B, 1, D]; norm has no weights.
+
+    comfy-kitchen's operation knows no gradients.
+    """
+    fused = x.device.type != "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _fuses()
+    if fused and x.numel() and x.dtype == scale.dtype:
         return torch.ops.comfy_kitchen.adaln(x, scale, shift, norm.eps)
     return torch.addcmul(shift, norm(x), 1 + scale)
 

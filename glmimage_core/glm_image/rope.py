@@ -3,9 +3,10 @@
 Numbers of a head are rotated in pairs that stand half of the rotated part apart: (a, b) becomes (a cos - b sin, b cos + a sin).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from typing_extensions import Self
@@ -25,32 +26,27 @@ class Rotation:
 
     @classmethod
     def of(cls, cosine: torch.Tensor, sine: torch.Tensor) -> Self:
-        """cosine, sine: [T, R]. On the CPU one operation is not faster."""
+        """cosine, sine: [T, R]. On the CPU one operation is not faster, and comfy-kitchen's knows no gradients."""
         cosine, sine = (table[None, :, None] for table in (cosine, sine))
-        if cosine.device.type == "cpu" or _comfy_kitchen() is None:
+        if cosine.device.type == "cpu" or torch.is_grad_enabled() or _comfy_kitchen() is None:
             return cls(cosine, sine, None)
         (first, second), (down, up) = (table.float().chunk(2, dim=-1) for table in (cosine, sine))
         return cls(cosine, sine, torch.stack((first, -down, up, second), dim=-1).unflatten(-1, (2, 2)))
 
-    def at(self, places: torch.Tensor | slice) -> Self:
+    def at(self, places: torch.Tensor | slice) -> "Rotation | FusedRotation":
         """The rotation of the tokens at some places, a slice for all sequences or [B, T] int64."""
-        tables = (self.cosine, self.sine, self.matrices)
-        if isinstance(places, slice):
-            taken = (None if table is None else table[:, places] for table in tables)
-        else:
-            taken = (None if table is None else table[0, places] for table in tables)
-        return replace(self, **dict(zip(("cosine", "sine", "matrices"), taken, strict=True)))
+        index = (slice(None), places) if isinstance(places, slice) else (0, places)
+        if self.matrices is not None:
+            return FusedRotation(self.matrices[index])
+        return Rotation(self.cosine[index], self.sine[index], None)
 
     def rotate_(self, *tensors: torch.Tensor) -> None:
         """Rotate one or two tensors of one shape in place. They may be parts of larger ones."""
-        parts = [x[..., : self.cosine.shape[-1]] for x in tensors]
-        if self.matrices is None or torch.compiler.is_compiling():
-            for part in parts:
-                self._rotate_plain_(part)
-        elif len(parts) == 2:
-            _comfy_kitchen().apply_rope_split_half_(*parts, self.matrices)
-        else:
-            _comfy_kitchen().apply_rope_split_half1_(*parts, self.matrices)
+        if self.matrices is not None and not torch.compiler.is_compiling():
+            FusedRotation(self.matrices).rotate_(*tensors)
+            return
+        for x in tensors:
+            self._rotate_plain_(x[..., : self.cosine.shape[-1]])
 
     def _rotate_plain_(self, x: torch.Tensor) -> None:
         """In the higher precision of x and the tables. In half precision it rounds as often as transformers."""
@@ -64,6 +60,19 @@ class Rotation:
             rotated[..., :half] -= second * down
             rotated[..., half:] += first * up
         x.copy_(rotated)
+
+
+class FusedRotation(NamedTuple):
+    """A Rotation of which only the matrices are there."""
+
+    matrices: torch.Tensor
+
+    def rotate_(self, *tensors: torch.Tensor) -> None:
+        parts = [x[..., : 2 * self.matrices.shape[-3]] for x in tensors]
+        if len(parts) == 2:
+            _comfy_kitchen().apply_rope_split_half_(*parts, self.matrices)
+        else:
+            _comfy_kitchen().apply_rope_split_half1_(*parts, self.matrices)
 
 
 @cache

@@ -9,14 +9,16 @@ from types import ModuleType
 
 import torch
 
-WIDTHS = (64, 128, 256)  # of heads
+FIRST_WIDTH, WIDTHS = 128, (64, 128, 256)  # of heads: of the first releases that have the kernel, and since 0.2.40
 
 
 def can_split(cache: torch.Tensor, scaling: float) -> bool:
     """Whether the kernel serves a cache [..., head width] on its device, and this factor of the scores."""
-    width = cache.shape[-1]
-    fits = cache.dtype == torch.bfloat16 and width in WIDTHS and scaling == width**-0.5
-    return fits and _comfy_kitchen() is not None and _comfy_kitchen().flash_attention_decode_is_available(cache.device)
+    kitchen, width = _comfy_kitchen(), cache.shape[-1]
+    if kitchen is None or not cache.is_cuda or cache.dtype != torch.bfloat16 or scaling != width**-0.5:
+        return False
+    widths = WIDTHS if hasattr(kitchen, "flash_attention_decode_gqa") else (FIRST_WIDTH,)
+    return width in widths and kitchen.flash_attention_decode_is_available(cache.device)
 
 
 def split_decode() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:

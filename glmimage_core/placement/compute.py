@@ -2,6 +2,7 @@
 
 import shutil
 from importlib.util import find_spec
+from types import MethodType
 
 import torch
 
@@ -61,4 +62,4 @@ def compile_blocks(model: torch.nn.Module) -> None:
     """
     check_compiler()
     for block in model.transformer_blocks:
-        block.forward = torch.compile(block.forward)
+        block.forward = MethodType(torch.compile(type(block).forward), block)  # a copy of the block gets its own

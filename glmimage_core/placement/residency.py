@@ -2,7 +2,7 @@
 
 Models are loaded to the CPU and copied to the device when a stage needs them. They stay there while there is room; the least
 recently used one leaves first. Where no two models fit together, one model at a time is on the device. The CPU keeps the weights,
-so nothing is copied back.
+so nothing is copied back: a weight that changed on the device is again as it was.
 """
 
 import logging
@@ -79,8 +79,8 @@ class Residency:
         self._resident = [ref for ref in self._resident if ref() not in (None, model)]
         if model in self._left:
             self._left.pop(model).put_back()
-        elif self.device != self._offload_device:
-            model.to(self._offload_device)
+        if self.device != self._offload_device:
+            model.to(self._offload_device)  # what came to it on the device
 
     def _make_space(self, model: torch.nn.Module, working_bytes: int) -> bool:
         """Have others leave until the model fits beside its working memory; whether it does."""

@@ -114,6 +114,8 @@ def by_bitsandbytes(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor
     rows = x.reshape(-1, 1, x.shape[-1])
     if len(rows) > SINGLE_ROWS:
         return torch.nn.functional.linear(x, dequantize_4bit(packed.view(-1, 1), state), bias)
+    if len(rows) == 1:
+        return bitsandbytes.matmul_4bit(x, packed.view(-1, 1).t(), state, bias=bias)
     products = [bitsandbytes.matmul_4bit(row, packed.view(-1, 1).t(), state, bias=bias) for row in rows]
     return torch.cat(products).view(*x.shape[:-1], -1)
 

@@ -7,13 +7,13 @@ import torch
 from comfy.ldm.modules import attention
 
 OVERRIDE = "optimized_attention_override"
-WITHOUT_A_CHOICE = ("attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch")
-"""What ComfyUI takes where no flag names an attention. Without a choice the DiT's own is taken, as outside of ComfyUI."""
+WITHOUT_A_CHOICE = ("attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch", "attention_xformers")
+"""What ComfyUI takes by itself, by what is installed and how much memory there is. There the DiT's own is taken, as elsewhere."""
 
 
 @contextmanager
-def chosen_attention(model: torch.nn.Module, transformer_options: dict, *, follow_flags: bool) -> Iterator[None]:
-    """Compute the attention as a node on the MODEL chose, or, with follow_flags, as a flag of ComfyUI did."""
+def chosen_attention(model: torch.nn.Module, transformer_options: dict, *, follow_flags: bool) -> Iterator[bool]:
+    """Compute the attention as a node on the MODEL chose, or, with follow_flags, as a flag did. Yields whether one did."""
     attend = _attend(transformer_options, follow_flags)
     processors = [block.attn1.processor for block in model.transformer_blocks if attend]
     for processor in processors:
@@ -21,7 +21,7 @@ def chosen_attention(model: torch.nn.Module, transformer_options: dict, *, follo
     # A block that was compiled with another attention would be compiled anew in every pass.
     with torch.compiler.set_stance("force_eager") if attend else nullcontext():
         try:
-            yield
+            yield attend is not None
         finally:
             for processor in processors:
                 del processor.attend

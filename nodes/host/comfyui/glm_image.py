@@ -239,9 +239,11 @@ class GlmImageModel(ComponentModel):
         branch = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]), timestep[0])
         follow_flags = self.component.attention == "auto"
         with (
-            chosen_attention(self.diffusion_model, transformer_options, follow_flags=follow_flags),
+            chosen_attention(self.diffusion_model, transformer_options, follow_flags=follow_flags) as chosen,
             attention_patches(self.diffusion_model, transformer_options, text_tokens=conditions.glyph_embeds.shape[1]),
         ):
+            if chosen and self.component.compiled:
+                self.warn_once("compile has no effect with an attention that a node or a flag chose; choose one in the loader")
             return velocity(dit, x, temb, conditions, kv_caches=conds.get("cache"), step_cache=branch)
 
     def _warn_of_no_effect(self, control: object, transformer_options: dict) -> None:

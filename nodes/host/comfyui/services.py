@@ -135,7 +135,7 @@ class ComfyHost:
             )
         may_record = not getattr(args, "disable_cuda_graphs", False)  # 0.3.64 has no such option
         static = not streamed and not is_dynamic(patcher)
-        return replace(wire.component, weights_are_static=static, streamed=streamed > 0, may_record=may_record)
+        return replace(wire.component, weights_are_static=static, streamed=streamed > 0, may_record=may_record, may_join=False)
 
     def free_bytes(self, wire: ManagedComponent | ComponentVae) -> int | None:
         device = wire.patcher.load_device
