@@ -145,7 +145,11 @@ TO_Q, FF = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"
         (lambda t: t.pop(f"{TO_Q}.weight_scale"), "weight_scale should be .* missing"),
         (lambda t: t.update({f"{FF}.weight": torch.zeros(64, 64).byte()}), "should be .* for nf4"),
         (lambda t: t.pop(f"{FF}.comfy_quant"), "does not match its weights"),
-        (lambda t: t.update({"proj_out.comfy_quant": t[f"{FF}.comfy_quant"].clone()}), "a layer that is never quantized so"),
+        (lambda t: t.update({"proj_out.comfy_quant": t[f"{FF}.comfy_quant"].clone()}), "proj_out.weight should be .* for nf4"),
+        (
+            lambda t: t.update({"norm_out.comfy_quant": t[f"{FF}.comfy_quant"].clone()}),
+            "norm_out as nf4, which is no linear layer",
+        ),
         (lambda t: t.update({f"{FF}.comfy_quant": torch.tensor(list(b'{"format": "x"}')).byte()}), "quantized as 'x'"),
         (lambda t: t.update({f"{FF}.comfy_quant": torch.zeros(3).byte()}), "cannot be read"),
     ],
@@ -248,3 +252,90 @@ def test_a_rotation_that_does_not_divide_a_weight_is_refused(folder, tmp_path):
     root = with_marks(folder, tmp_path / "rotated", ROTATED | {"convrot_groupsize": 17})
     with pytest.raises(ValueError, match="columns cannot have been rotated in groups of 17"):
         checkpoints.load_dit(root)
+
+
+def metadata_of(layers, **more):
+    entries = {"format_version": "1.0", "layers": {layer: {"format": "float8_e4m3fn"} for layer in layers}} | more
+    return {"_quantization_metadata": json.dumps(entries)}
+
+
+def with_metadata(tensors, layers):
+    for layer in layers:
+        del tensors[f"{layer}.comfy_quant"]
+    return metadata_of(layers)
+
+
+def with_scales_of_inputs(tensors, layers):
+    tensors.update({f"{layer}.input_scale": torch.tensor(1.0) for layer in layers})
+
+
+def with_bfloat16_scales(tensors, layers):
+    tensors.update({f"{layer}.weight_scale": tensors[f"{layer}.weight_scale"].bfloat16().reshape(1) for layer in layers})
+
+
+def with_older_names(tensors, layers):
+    for layer in layers:
+        del tensors[f"{layer}.comfy_quant"]
+        tensors |= {f"{layer}.scale_weight": tensors.pop(f"{layer}.weight_scale"), f"{layer}.scale_input": torch.tensor(1.0)}
+    tensors["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+
+
+def spelled(folder, out, spell):
+    """The checkpoint with a DiT in fp8, as others spell it."""
+    quantized_checkpoint.quantize_checkpoint(folder, out, {"transformer": "fp8"})
+    (file,) = (out / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    metadata = spell(tensors, [key.removesuffix(".comfy_quant") for key in tensors if key.endswith(".comfy_quant")])
+    file.unlink()
+    save_file(tensors, file, metadata)
+    return out
+
+
+@pytest.mark.parametrize("spell", [with_metadata, with_scales_of_inputs, with_bfloat16_scales, with_older_names])
+def test_fp8_loads_however_it_is_spelled(folder, tmp_path, spell):
+    ours = checkpoints.load_dit(folder, quantization="fp8").model
+    root = spelled(folder, tmp_path / "out", spell)
+    (file,) = (root / "transformer").glob("*.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        metadata = (opened.metadata() or {}) | {"config": (folder / "transformer" / "config.json").read_text()}
+    save_file(load_file(file), single := tmp_path / "single.safetensors", metadata)
+    for theirs in (checkpoints.load_dit(root).model, checkpoints.load_dit(single, roots=[folder]).model):
+        for name, layer in quantizations.quantizable(ours, "fp8").items():
+            weight, expected = theirs.get_submodule(name).weight, layer.weight.dequantize()
+            assert weight._params.scale.dtype == torch.float32
+            rounded = 2**-8 if spell is with_bfloat16_scales else 0
+            torch.testing.assert_close(weight.dequantize(), expected, rtol=rounded, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (metadata_of([FF], twist=1), "says 'twist', which is not understood"),
+        ({"_quantization_metadata": "{"}, "is not understood"),
+        ({"_quantization_metadata": "[]"}, "is not understood"),
+        ({"_quantization_metadata": json.dumps({"layers": {FF: {"format": "float8_e5m2"}}})}, "quantized as 'float8_e5m2'"),
+    ],
+)
+def test_metadata_that_is_not_understood_in_all_is_refused_by_name(folder, tmp_path, metadata, message):
+    root = shutil.copytree(folder, tmp_path / "out")
+    (file,) = (root / "transformer").glob("*.safetensors")
+    save_file(load_file(file), file, metadata)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load_dit(root)
+
+
+@pytest.mark.parametrize("scales", ["rows", "one"])
+def test_layers_that_are_computed_at_full_width_are_widened(folder, tmp_path, scales):
+    """Converters without a preset for GLM-Image quantize them too, and some with one scale for all rows."""
+    name, root = "transformer_blocks.1.norm1.linear", shutil.copytree(folder, tmp_path / "out")
+    (file,) = (root / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    exact = tensors[f"{name}.weight"]
+    scale = exact.abs().amax(dim=1, keepdim=True) / 127 if scales == "rows" else exact.abs().max() / 127
+    mark = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+    codes = (exact / scale).round().to(torch.int8)
+    save_file(tensors | {f"{name}.weight": codes, f"{name}.weight_scale": scale, f"{name}.comfy_quant": mark}, file)
+    loaded = checkpoints.load_dit(root).model.get_submodule(name)
+    assert type(loaded) is torch.nn.Linear and loaded.weight.dtype == torch.float32
+    torch.testing.assert_close(loaded.weight.detach(), codes * scale)
+    assert 0 < (loaded.weight - exact).norm() < 0.02 * exact.norm()

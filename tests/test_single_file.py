@@ -135,7 +135,7 @@ def test_shapes_say_the_config_where_the_metadata_does_not():
         }
     for component, model in models.items():
         headers = {name: Header(torch.bfloat16, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
-        header = FileHeader(headers, {}, {})
+        header = FileHeader(headers, {}, {}, {})
         part = identify.identify(Path("one.safetensors"), header)
         assert part.kind.folder == component
         built = part.kind.build(part.config, "the header")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from ..weights.formats import FORMAT_KEY, STORED_SUFFIXES, map_inner_tensors, read_mark
+from ..weights.formats import map_inner_tensors
 from ..weights.linear import assemble_weight, quantizable, quantize_weight, set_quantized_weight
+from .header import read_header
 
 CPU = torch.device("cpu")
 
@@ -28,20 +29,23 @@ def fill(
 
     Raises ValueError where the files lack a parameter of the model, ImportError where comfy-kitchen is needed and missing.
     """
-    from safetensors import safe_open
-
     layers = quantizable(model, quantization)
     expected = set(model.state_dict())
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            file_keys = {key: key for key in opened.keys()} if names is None else names  # noqa: SIM118, not a dict
+        header = read_header(file)
+        file_keys = {key: key for key in header.tensors} if names is None else names
         for key in sorted(file_keys.keys() & expected):
             layer_name, _, kind = key.rpartition(".")
-            layer, tensor = model.get_submodule(layer_name), read_tensor(file, file_keys[key])
-            if kind == "weight" and f"{layer_name}.{FORMAT_KEY}" in file_keys:
-                scale, stored = (read_tensor(file, file_keys[f"{layer_name}.{suffix}"]) for suffix in STORED_SUFFIXES[1:])
-                weight = assemble_weight(layer, tensor, scale, mark=read_mark(stored), dtype=dtype)
-                set_quantized_weight(layer, weight)
+            layer, file_key = model.get_submodule(layer_name), file_keys[key]
+            tensor = read_tensor(file, header.stored_as[file_key])
+            mark = header.marks.get(file_key.removesuffix(".weight")) if kind == "weight" else None
+            if mark is not None:
+                scale = read_tensor(file, header.stored_as[f"{file_key}_scale"])
+                weight = assemble_weight(layer, tensor, scale, mark=mark, dtype=dtype)
+                if layer_name in quantizable(model, mark.quantization):
+                    set_quantized_weight(layer, weight)
+                else:  # a layer that is computed at full width
+                    layer.weight = torch.nn.Parameter(weight.dequantize(), requires_grad=False)
                 continue
             if kind == "weight" and layer_name in layers:  # from the precision it is stored in
                 set_quantized_weight(layer, _quantized_on(device, tensor, quantization).to(dtype))

@@ -1,14 +1,17 @@
 """The headers of safetensors and GGUF files: names, shapes and formats, no weights."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from ..weights.external import LIBRARY_MODULES, check_library
-from ..weights.formats import FORMAT_KEY, Header, read_mark
+from ..weights.formats import FORMAT_KEY, Header, Mark, mark_of, read_mark
 from .folders import read_json
 
+LAYERS_KEY = "_quantization_metadata"  # in a file's metadata: the format of each layer, as ComfyUI documents it
 # A dtype that is not here is read as bytes.
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -23,15 +26,25 @@ GGUF_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat1
 
 
 class FileHeader(NamedTuple):
-    """A safetensors file without its weights. formats: the quantization of each quantized layer, by the layer's name."""
+    """A safetensors file without its weights.
+
+    tensors: by the names that this pack writes. stored_as: the names in the file, by these. marks: of the quantized layers, by
+    the layer's name.
+    """
 
     tensors: dict[str, Header]
-    formats: dict[str, str]
+    stored_as: dict[str, str]
+    marks: dict[str, Mark]
     metadata: dict[str, str]
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """The quantization of each quantized layer, by the layer's name."""
+        return {layer: mark.quantization for layer, mark in self.marks.items()}
 
 
 def read_header(file: Path) -> FileHeader:
-    """The header of a safetensors file. Raises ValueError for a file that is truncated or no safetensors."""
+    """The header of a safetensors file. Raises ValueError for a file that is truncated, no safetensors, or not understood."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -41,11 +54,44 @@ def read_header(file: Path) -> FileHeader:
                 key: Header(SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8), tuple(piece.get_shape()))
                 for key, piece in slices.items()
             }
+            metadata = opened.metadata() or {}
             layers = [key.removesuffix(f".{FORMAT_KEY}") for key in headers if key.endswith(f".{FORMAT_KEY}")]
-            formats = {layer: read_mark(opened.get_tensor(f"{layer}.{FORMAT_KEY}")).quantization for layer in layers}
-            return FileHeader(headers, formats, opened.metadata() or {})
+            marks = {layer: read_mark(opened.get_tensor(f"{layer}.{FORMAT_KEY}")) for layer in layers}
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
+    marks = _marks_by_name(headers) | _marks_in_metadata(file, metadata) | marks
+    stored_as = {name: key for key in headers if (name := _own_name(key, marks))}
+    return FileHeader({name: headers[key] for name, key in stored_as.items()}, stored_as, marks, metadata)
+
+
+def _marks_in_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Mark]:
+    """Of a file whose metadata names the format of each layer."""
+    try:
+        said = json.loads(metadata.get(LAYERS_KEY, "{}"))
+        layers = said.pop("layers", {})
+        said.pop("format_version", None)
+        marks = {layer: mark_of(entries) for layer, entries in layers.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{LAYERS_KEY} in the metadata of {file} is not understood: {error}") from error
+    if said:
+        raise ValueError(f"{LAYERS_KEY} in the metadata of {file} says {', '.join(map(repr, said))}, which is not understood")
+    return marks
+
+
+def _marks_by_name(headers: dict[str, Header]) -> dict[str, Mark]:
+    """Of ComfyUI's older fp8 files: one tensor says that weights are scaled, and each scale has an older name."""
+    if not any(key.rpartition(".")[2] == "scaled_fp8" for key in headers):
+        return {}
+    layers = (key.removesuffix(".scale_weight") for key in headers if key.endswith(".scale_weight"))
+    return {layer: Mark("fp8") for layer in layers}
+
+
+def _own_name(key: str, marks: Mapping[str, Mark]) -> str | None:
+    """This pack's name of a tensor; None for one that says nothing of the weights, such as the scale of a layer's inputs."""
+    layer, _, suffix = key.rpartition(".")
+    if suffix == "scaled_fp8" or (layer in marks and suffix in ("input_scale", "scale_input")):
+        return None
+    return f"{layer}.weight_scale" if layer in marks and suffix == "scale_weight" else key
 
 
 def gguf_file(folder: Path) -> Path | None:

@@ -11,7 +11,6 @@ import torch
 
 from ..weights.external import LIBRARY_MODULES, check_library_device
 from ..weights.formats import FORMAT_KEY, FORMATS, STORED_SUFFIXES, Header, check_format, stored_headers
-from ..weights.linear import quantizable
 from .build import check_libraries
 from .folders import read_json, weight_files
 from .header import gguf_file, gguf_headers, read_header
@@ -165,25 +164,33 @@ def unquantized_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of the stored tensors before quantization: one weight in place of its codes, scales and format.
 
-    Raises ValueError for a layer that is never quantized, and for codes or scales of a wrong shape or dtype.
+    Raises ValueError for a layer that is no linear one, and for codes or scales of a wrong shape or dtype.
     """
     model_shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     shapes = {key: header.shape for key, header in headers.items()}
-    layers = {quantization: quantizable(model, quantization) for quantization in set(formats.values())}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     for layer, quantization in formats.items():
-        if layer not in layers[quantization]:
-            raise ValueError(f"{source} has {layer} as {quantization}, a layer that is never quantized so; quantize it again")
+        if layer not in linear:
+            raise ValueError(f"{source} has {layer} as {quantization}, which is no linear layer; quantize it again")
         weight, scale, format_key = (f"{layer}.{suffix}" for suffix in STORED_SUFFIXES)
         expected = stored_headers(layer, model_shapes[weight], quantization)
-        for key in (weight, scale):
-            if headers.get(key) != expected[key]:
-                raise ValueError(
-                    f"{source} is damaged: {key} should be {expected[key]} for {quantization}, "
-                    f"and is {headers.get(key, 'missing')}; download or quantize it again"
-                )
-        del shapes[scale], shapes[format_key]
+        if headers.get(weight) != expected[weight] or not _is_scale(headers.get(scale), expected[scale]):
+            wrong = scale if headers.get(weight) == expected[weight] else weight
+            raise ValueError(
+                f"{source}: {wrong} should be {expected[wrong]} for {quantization}, and is {headers.get(wrong, 'missing')}; "
+                "quantize the original again"
+            )
+        del shapes[scale]
+        shapes.pop(format_key, None)
         shapes[weight] = model_shapes[weight]
     return shapes
+
+
+def _is_scale(found: Header | None, expected: Header) -> bool:
+    """Whether scales are as many as expected, or one for all, in a precision that may be widened."""
+    if found is None or found.dtype not in DTYPES.values():
+        return False
+    return math.prod(found.shape) in (1, math.prod(expected.shape))
 
 
 def compare_with_config(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]], source: Path | str) -> None:

@@ -176,15 +176,23 @@ class Mark(NamedTuple):
 
 
 def read_mark(format_tensor: torch.Tensor) -> Mark:
-    """What a stored FORMAT_KEY tensor says, a JSON object, of which ComfyUI puts some entries below `params`.
+    """What a stored FORMAT_KEY tensor says, a JSON object. Raises ValueError as `mark_of` does."""
+    try:
+        said = json.loads(bytes(format_tensor.tolist()))
+    except ValueError as error:
+        raise ValueError(f"a quantized weight's format cannot be read ({error})") from error
+    return mark_of(said)
+
+
+def mark_of(said: Any) -> Mark:
+    """A mark from its entries, of which ComfyUI puts some below `params`.
 
     Raises ValueError for a format that is not in FORMATS, and for any entry that is not understood: who leaves one out, such as a
     rotation of the weights, computes something else.
     """
     try:
-        said = json.loads(bytes(format_tensor.tolist()))
-        entries = said.pop("params", {}) | said
-    except (ValueError, AttributeError, TypeError) as error:
+        entries = {key: value for key, value in said.items() if key != "params"} | said.get("params", {})
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"a quantized weight's format cannot be read ({error})") from error
     stored = entries.pop("format", None)
     quantization = next((name for name, known in FORMATS.items() if known.stored == stored), None)

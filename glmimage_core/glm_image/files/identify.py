@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...checkpoints.header import FileHeader
 from ...checkpoints.report import check_class
-from ...weights.formats import FORMAT_KEY, FORMATS, Header
+from ...weights.formats import FORMATS, Header
 from .components import AR, COMPONENTS, DIT, VAE, ComponentKind
 from .inspect import space_in
 
@@ -46,8 +46,8 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     kind, prefix = _kind_and_prefix(file, list(header.tensors))
     keys = {_name_in_model(kind, key.removeprefix(prefix)): key for key in header.tensors if key.startswith(prefix)}
     headers = {name: header.tensors[key] for name, key in keys.items()}
-    quantized = [name.removesuffix(f".{FORMAT_KEY}") for name in keys if name.endswith(f".{FORMAT_KEY}")]
-    formats = {name: header.formats[keys[f"{name}.{FORMAT_KEY}"].removesuffix(f".{FORMAT_KEY}")] for name in quantized}
+    layers = {name.removesuffix(".weight"): key.removesuffix(".weight") for name, key in keys.items()}
+    formats = {name: header.formats[layer] for name, layer in layers.items() if layer in header.marks}
     shapes = {name: tensor.shape for name, tensor in headers.items()}
     for layer, quantization in formats.items():
         rows, packed = shapes[f"{layer}.weight"]
