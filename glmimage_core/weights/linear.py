@@ -87,7 +87,7 @@ def assemble_weight(
     if layer.in_features % group:
         raise ValueError(f"a weight of {layer.in_features} columns cannot have been rotated in groups of {group}")
     shape = (layer.out_features, layer.in_features)
-    scale = scale.float().reshape(FORMATS[mark.quantization].scale(*shape) if scale.numel() > 1 else ())
+    scale = scale.reshape(FORMATS[mark.quantization].scale(*shape) if scale.numel() > 1 else ())
     scale = scale.expand(FORMATS[mark.quantization].scale(*shape)).contiguous()  # one for all rows may stand for each of them
     params = parameters(scale=scale, orig_dtype=dtype, orig_shape=shape, **mark.options)
     return kitchen.QuantizedTensor(codes, layout, params)
