@@ -160,6 +160,7 @@ def test_an_interrupt_leaves_what_was_measured(tmp_path):
     saved = tmp_path / "card.json"
     (tmp_path / "program.py").write_text(PROGRAM)
     code = f"""
+import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import sys; sys.path[:0] = [{str(ROOT / "scripts")!r}]
 import runpy; runpy.run_path({str(ROOT / "__main__.py")!r})["register_pack"]()
 from pathlib import Path
@@ -171,7 +172,7 @@ sys.exit(main(["bench", "card", "--save", {str(saved)!r}]))
 """
     running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert any("hangs" in line for line in running.stderr)
-    time.sleep(1)  # until the step has written its rows
+    time.sleep(2)  # until the step has written its rows
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=20)
     assert running.returncode == 130
