@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from transformers.utils import generic
 
 from ..glmimage_core.diffusion import latent_grid
 from ..glmimage_core.glm_image.ar_model import ArModel
@@ -86,6 +87,8 @@ class Run(NamedTuple):
 
 
 def check(options: Namespace) -> None:
+    if not hasattr(generic, "maybe_autocast"):  # the older rotary embedding cannot be computed on the meta device
+        raise ImportError("bench counts needs a newer transformers: pip install -U transformers")
     for rows in options.lookahead:
         check_lookahead(rows)
     if AUTO in options.lookahead:
@@ -106,7 +109,7 @@ def measure(options: Namespace, glm: MetaGlmImage) -> Iterator[Table]:
 def _runs(options: Namespace, glm: MetaGlmImage) -> Iterator[Run]:
     for quantization in options.quantization:
         held = replace(glm, quantization=quantization)
-        weights = {"weights": glm.dtype if quantization == "none" else quantization}
+        weights = {"weights": {"none": glm.dtype, "nf4": "nf4, no bitsandbytes"}.get(quantization, quantization)}
         for case in options.cases:
             picture = {"picture": case.columns["picture"]}
             passes = [(rows, batch) for rows in options.lookahead for batch in options.sequences if 1 in (rows, batch)]
@@ -186,10 +189,10 @@ def _counted(run: Run) -> dict[str, Value]:
     return run.columns | {
         "kernels": counts.launches,
         "GB moved": counts.moved / GB,
-        "GB of weights": counts.weights / GB,
+        "GB of weights read": counts.weights / GB,
         "TFLOP": counts.flops / 1e12,
         "waits": counts.waits.total(),
-        "peak GB": counts.peak / GB,
+        "peak GB beside weights": counts.peak / GB,
         "predicted GB": run.predicted / GB,
         "predicted / counted": run.predicted / counts.peak,
     }

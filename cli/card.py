@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..bench.card import Card, Outcome, Step, measure
+from ..bench.card import OK, Card, Outcome, Step, measure
 from ..bench.table import FORMATS
 from .choices import DEVICE_HELP, FULL, SIZES
 
@@ -34,9 +34,16 @@ def run(options: argparse.Namespace) -> int:
     check_file(options.save)
     if not options.limit > 0:
         raise ValueError(f"--limit is {options.limit}; it must be above 0")
+    if options.device:
+        from .device import device_option
+
+        device_option(options.device)  # one that is not here is told before anything runs
     card = Card(options.size, options.device)
     measure(card, options.limit, on_step=_begin, on_outcome=partial(_end, card, options.save))
     print(f"\n{card.summary().markdown()}")
+    if not any(outcome.result == OK for outcome in card.outcomes):
+        print(f"nothing was measured; {options.save} says why", file=sys.stderr)
+        return 1
     print(f"{options.save} is to be attached to a report", file=sys.stderr)
     return 0
 

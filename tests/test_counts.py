@@ -20,12 +20,15 @@ from glm_image_pack.glmimage_core.weights.linear import parameter_bytes
 from PIL import Image
 from torch import nn
 from torch.nn.functional import layer_norm, pad, scaled_dot_product_attention, silu
+from transformers.utils import generic
 
 # What is asked for today, with comfy-kitchen. Lower them with the counts.
-AR_PASS_KERNELS = 634
+AR_PASS_KERNELS = 632
 GUIDED_STEP_KERNELS = 1353
 
 FLOAT = 4  # bytes
+
+pytestmark = pytest.mark.skipif(not hasattr(generic, "maybe_autocast"), reason="needs a newer transformers")
 
 
 def counted(run, *models: nn.Module) -> Counts:
@@ -230,6 +233,7 @@ def shallow(tmp_path_factory) -> MetaGlmImage:
 @pytest.mark.parametrize("rows", [1, 8])
 def test_an_ar_pass_reads_each_weight_once_and_never_waits(released, rows):
     found, _ = ar_pass(released.ar, Case(1024, 1024, 1), rows)
+    pytest.importorskip("comfy_kitchen", reason="counts its operations")
     assert not found.waits and not found.copies
     read = sum(parameter.numel() for parameter in released.ar.halves["language"].parameters()) * 2
     table = released.ar.model.get_input_embeddings().weight.numel() * 2
@@ -240,6 +244,7 @@ def test_an_ar_pass_reads_each_weight_once_and_never_waits(released, rows):
 
 def test_a_guided_step_has_no_more_kernels_than_it_had_and_never_waits(released):
     """Its layers are alike: counted are three and four of them."""
+    pytest.importorskip("comfy_kitchen", reason="counts its operations")
     model, found = released.dit.model, {}
     blocks = model.transformer_blocks
     for layers in (3, 4):
@@ -318,8 +323,8 @@ def test_the_benchmark_counts_every_stage_and_says_that_it_computes(tmp_path, ca
         ("VAE encode", 1),
     ]
     for row in kernels["rows"]:
-        assert row["predicted / counted"] == pytest.approx(row["predicted GB"] / row["peak GB"])
-        assert row["kernels"] > 0 and row["GB moved"] > row["GB of weights"] > 0
+        assert row["predicted / counted"] == pytest.approx(row["predicted GB"] / row["peak GB beside weights"])
+        assert row["kernels"] > 0 and row["GB moved"] > row["GB of weights read"] > 0
     for row in times["rows"]:
         assert (row["H100 recorded"] is not None) == row["run"].startswith("AR")
         assert 0 < (row["H100 recorded"] or 1e-9) <= row["H100 launched"] <= row["RTX 3060 launched"]

@@ -226,7 +226,8 @@ def _checked(place: str, value: Any, kind: Any, options: dict, *, validates_itse
     """A value converted to its declared type and within its declared range. Raises WorkflowError."""
     if isinstance(kind, list):
         if value not in kind and not validates_itself:
-            raise WorkflowError(f"{place} is {value!r}; it must be one of {', '.join(map(str, kind))}")
+            shown = str if isinstance(value, str) else repr  # the number 1 is not the choice '1'
+            raise WorkflowError(f"{place} is {value!r}; it must be one of {', '.join(map(shown, kind))}")
         return value
     if kind == "*":
         return value
