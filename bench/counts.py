@@ -86,8 +86,17 @@ class Run(NamedTuple):
     may_be_recorded: bool = False
 
 
+def knows_meta() -> bool:
+    """Whether the rotary embedding of this transformers can be computed on the meta device."""
+    try:
+        with generic.maybe_autocast("meta", enabled=False):
+            return True
+    except (AttributeError, RuntimeError):
+        return False
+
+
 def check(options: Namespace) -> None:
-    if not hasattr(generic, "maybe_autocast"):  # the older rotary embedding cannot be computed on the meta device
+    if not knows_meta():
         raise ImportError("bench counts needs a newer transformers: pip install -U transformers")
     for rows in options.lookahead:
         check_lookahead(rows)

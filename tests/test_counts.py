@@ -9,7 +9,7 @@ import torch
 from glm_image_pack.bench import counts
 from glm_image_pack.bench.counter import META, TO_DEVICE, TO_HOST, Counts, Kernel
 from glm_image_pack.bench.counting import counting
-from glm_image_pack.bench.counts import Card, ar_pass, guided_step, vae_decode, vae_encode
+from glm_image_pack.bench.counts import Card, ar_pass, guided_step, knows_meta, vae_decode, vae_encode
 from glm_image_pack.bench.measure import Case
 from glm_image_pack.bench.models import MetaGlmImage
 from glm_image_pack.cli.main import main
@@ -20,7 +20,6 @@ from glm_image_pack.glmimage_core.weights.linear import parameter_bytes
 from PIL import Image
 from torch import nn
 from torch.nn.functional import layer_norm, pad, scaled_dot_product_attention, silu
-from transformers.utils import generic
 
 # What is asked for today, with comfy-kitchen. Lower them with the counts.
 AR_PASS_KERNELS = 632
@@ -28,7 +27,7 @@ GUIDED_STEP_KERNELS = 1353
 
 FLOAT = 4  # bytes
 
-pytestmark = pytest.mark.skipif(not hasattr(generic, "maybe_autocast"), reason="needs a newer transformers")
+pytestmark = pytest.mark.skipif(not knows_meta(), reason="needs a newer transformers")
 
 
 def counted(run, *models: nn.Module) -> Counts:
