@@ -7,6 +7,7 @@
 
     progress        the callback that every long loop reports to
     units           bytes as people read them
+    json_text       JSON that others wrote
     images          picture tensors to and from PIL
     quoted          the texts between quotation marks in a prompt
     component       a model with its device, precision and LoRAs

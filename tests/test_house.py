@@ -22,12 +22,23 @@ from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
 LIBRARY = "glmimage_core"
 ROOMS = {
     "families": ["glm_image", "cogview3", "language", "tiny"],  # tiny writes checkpoints of the others, so it may import them
-    "shared": ["progress", "images", "component", "diffusion", "vae", "latent_preview", "endpoint", "quoted", "units"],
+    "shared": [
+        "progress",
+        "images",
+        "component",
+        "diffusion",
+        "vae",
+        "latent_preview",
+        "endpoint",
+        "quoted",
+        "units",
+        "json_text",
+    ],
     "plumbing": ["checkpoints", "weights", "placement"],
 }
 LAYERS = {room: layer for layer, rooms in ROOMS.items() for room in rooms}
 # What plumbing may import of the shared modules: a type and a number's spelling, neither of which knows a model.
-LEAVES = {"progress", "units"}
+LEAVES = {"progress", "units", "json_text"}
 MOST_LEVELS_OF_MODULES = 12
 MOST_LEVELS_OF_ROOMS = 8
 # Modules and packages that import others of the pack inside functions, and what such an import waits for.

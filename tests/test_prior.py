@@ -7,6 +7,7 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling
+from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.layout import prompt_ids, prompt_positions
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 
@@ -164,3 +165,12 @@ def test_positions_are_those_of_transformers(ar, encode_reference):
         theirs, _ = core.get_rope_index(ids[None], image_grid_thw=torch.tensor(thw), images_per_sample=torch.tensor([len(thw)]))
         assert torch.equal(positions, theirs[:, 0])
         assert core._cached_decode_position_ids[0, :, 0].tolist() == [end] * 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_computes_no_numbers_is_told_before_a_token(folder, value):
+    """Softmax of nan has its largest number at token 0."""
+    broken = load_ar(folder)
+    broken.model.lm_head.weight.data[3, 5] = value
+    with pytest.raises(ValueError, match="not finite in torch.float32: load it in bfloat16 or float32"):
+        generate_prior(broken, "a tree", 256, 256, seed=0)

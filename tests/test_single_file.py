@@ -1,7 +1,9 @@
 """One component in one safetensors file: recognised by its header, loaded to the last bit, refused with a reason."""
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -449,3 +451,39 @@ def test_a_model_of_other_sizes_is_told_what_it_needs(folder, tmp_path, capsys):
         file = write_file(folder / component, tmp_path / f"{component}.safetensors", config=False)
         assert main(["inspect", str(file)]) == 1
         assert "its metadata has no config" in capsys.readouterr().out
+
+
+DEEP = "[" * 100_000
+BYSTANDERS = {
+    "a mark of floats": lambda t: t.update({"zz.comfy_quant": torch.ones(3)}) or {},
+    "a mark that is nested too deep": lambda t: t.update({"zz.comfy_quant": torch.tensor(list(DEEP.encode())).byte()}) or {},
+    "a mark without its weight": lambda t: (
+        t.update({"zz.comfy_quant": torch.tensor(list(b'{"format": "nf4"}')).byte(), "zz": torch.ones(1)}) or {}
+    ),
+    "a config that is nested too deep": lambda t: {"config": DEEP},
+    "architectures that are no list": lambda t: {"config": '{"architectures": 5}'},
+    "a mean that is no list": lambda t: {"config": '{"latents_mean": 5, "latents_std": 5, "block_out_channels": [1]}'},
+    "layers that are nested too deep": lambda t: {"_quantization_metadata": DEEP},
+}
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae"])
+@pytest.mark.parametrize("fault", BYSTANDERS)
+def test_a_bystander_is_left_out_and_the_others_are_listed(folder, tmp_path, component, fault):
+    """Of a foreign model, and like one of ours."""
+    kind = COMPONENTS[component]
+    write_file(folder / component, tmp_path / "good.safetensors")
+    for name, tensors in (("foreign", {"x": torch.ones(2)}), ("alike", load_file(tmp_path / "good.safetensors"))):
+        save_file(tensors, tmp_path / f"{name}.safetensors", metadata=BYSTANDERS[fault](tensors) or None)
+    listed = list_files(kind, [tmp_path])
+    assert "good.safetensors" in listed and "foreign.safetensors" not in listed
+    for file in tmp_path.iterdir():
+        with suppress(ValueError):  # nothing else
+            inspect_file(file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(folder, tmp_path):
+    write_file(folder / "vae", tmp_path / "good.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    assert list(list_files(COMPONENTS["vae"], [tmp_path])) == ["good.safetensors"]

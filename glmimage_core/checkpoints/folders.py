@@ -1,12 +1,13 @@
 """Folders of models: diffusers' layout, and finding one below some roots."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
+from ..json_text import parse_json
 
 PIPELINE_INDEX = "model_index.json"
 FOLDER_LEVELS = 5  # how deep below a root checkpoints are looked for
@@ -138,7 +139,7 @@ def read_json(file: Path) -> dict:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing")
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = parse_json(file.read_text("utf-8-sig"))  # Windows' editors put a mark in front
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(content, dict):

@@ -1,12 +1,12 @@
 """The headers of safetensors and GGUF files: names, shapes and formats, no weights."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from ..json_text import parse_json
 from ..weights.external import LIBRARY_MODULES, check_library
 from ..weights.formats import FORMAT_KEY, Header, Mark, mark_of, read_mark
 from .folders import read_json
@@ -67,7 +67,7 @@ def read_header(file: Path) -> FileHeader:
 def _marks_in_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Mark]:
     """Of a file whose metadata names the format of each layer."""
     try:
-        said = json.loads(metadata.get(LAYERS_KEY, "{}"))
+        said = parse_json(metadata.get(LAYERS_KEY, "{}"))
         layers = said.pop("layers", {})
         said.pop("format_version", None)
         marks = {layer: mark_of(entries) for layer, entries in layers.items()}

@@ -108,7 +108,10 @@ class ComponentReport:
 
 def check_class(config: dict, class_name: str, source: Path | str) -> None:
     """Raise ValueError where a config, read from `source`, names another class."""
-    for name in [config.get("_class_name"), *(config.get("architectures") or [])]:
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise ValueError(f"{source} names {architectures!r} as architectures, which is no list")
+    for name in [config.get("_class_name"), *architectures]:
         if name not in (None, class_name):
             raise ValueError(f"{source} is of a {name}, not of a {class_name}")
 

@@ -172,7 +172,8 @@ def decode_tokens(
     passes so far.
 
     All seeds share the prompt, so it is run once and its cache repeated. Each sequence goes on at its own pace; one that has
-    ended writes where nobody reads. The last token is drawn but never fed back: nothing follows it.
+    ended writes where nobody reads. The last token is drawn but never fed back: nothing follows it. Raises ValueError for logits
+    that are not finite.
     """
     if lookahead > most_rows:
         log.warning("lookahead %d needs more memory than is free; %d tokens a pass", lookahead, most_rows)
@@ -184,6 +185,10 @@ def decode_tokens(
     width = ar.model.config.text_config.vision_vocab_size
     noise = Noise(seeds, places=total, width=width, kept=ar.codebook_size)
     first = draw(sampling, logits, noise.windows([0] * len(seeds), 1)[:, 0].to(ar.device))[:, None].cpu()
+    if not torch.isfinite(logits).all():
+        raise ValueError(
+            f"the AR model computes numbers that are not finite in {ar.dtype}: load it in bfloat16 or float32, or it is broken"
+        )
     for writer, tokens in zip(writers, first.tolist(), strict=True):
         writer.accept(tokens)
     done, passes, costs = 1, 0, ar.pass_costs(len(seeds))

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..json_text import parse_json
+
 FORMAT_KEY = "comfy_quant"  # the tensor beside a quantized weight that names its format; the quant_method in a config.json
 STORED_SUFFIXES = ("weight", "weight_scale", FORMAT_KEY)
 """A file holds a quantized weight as three tensors, LAYER.SUFFIX: the codes, their scales, and the format as JSON."""
@@ -178,8 +180,8 @@ class Mark(NamedTuple):
 def read_mark(format_tensor: torch.Tensor) -> Mark:
     """What a stored FORMAT_KEY tensor says, a JSON object. Raises ValueError as `mark_of` does."""
     try:
-        said = json.loads(bytes(format_tensor.tolist()))
-    except ValueError as error:
+        said = parse_json(bytes(format_tensor.tolist()))
+    except (TypeError, ValueError) as error:  # numbers that are no bytes, bytes that are no JSON
         raise ValueError(f"a quantized weight's format cannot be read ({error})") from error
     return mark_of(said)
 

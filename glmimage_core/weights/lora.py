@@ -6,7 +6,6 @@ applied_loras        W + strength * alpha / rank * up @ down, for as long as a w
 applied_loras_bytes  the memory that this takes
 """
 
-import json
 import math
 import re
 import time
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..json_text import parse_json
 from .formats import dequantized, inner_tensors, is_pinned, map_inner_tensors
 from .linear import QuantizedLinear
 
@@ -98,11 +98,11 @@ def _has_lora_shape(key: str, tensor: torch.Tensor) -> bool:
 def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict:
     """PEFT's settings (r, lora_alpha and so on): diffusers' metadata, or the adapter_config.json beside PEFT's own file."""
     if "lora_adapter_metadata" in metadata:
-        config = json.loads(metadata["lora_adapter_metadata"])
+        config = parse_json(metadata["lora_adapter_metadata"])
         return {key.removeprefix("transformer."): value for key, value in config.items()}
     config_file = file.parent / "adapter_config.json"
     if file.stem == "adapter_model" and config_file.is_file():
-        return dict(json.loads(config_file.read_text("utf-8")).items())
+        return dict(parse_json(config_file.read_text("utf-8-sig")).items())
     return {}
 
 

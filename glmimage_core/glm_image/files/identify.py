@@ -3,13 +3,13 @@
 Tensors go by the names that transformers and diffusers give them, under whatever prefix they are stored.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...checkpoints.header import FileHeader
 from ...checkpoints.report import check_class
+from ...json_text import parse_json
 from ...weights.formats import FORMATS, Header
 from .components import AR, COMPONENTS, DIT, VAE, ComponentKind
 from .inspect import space_in
@@ -46,7 +46,8 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     kind, prefix = _kind_and_prefix(file, list(header.tensors))
     keys = {_name_in_model(kind, key.removeprefix(prefix)): key for key in header.tensors if key.startswith(prefix)}
     headers = {name: header.tensors[key] for name, key in keys.items()}
-    layers = {name.removesuffix(".weight"): key.removesuffix(".weight") for name, key in keys.items()}
+    weights = {name: key for name, key in keys.items() if name.endswith(".weight")}
+    layers = {name.removesuffix(".weight"): key.removesuffix(".weight") for name, key in weights.items()}
     formats = {name: header.formats[layer] for name, layer in layers.items() if layer in header.marks}
     shapes = {name: tensor.shape for name, tensor in headers.items()}
     for layer, quantization in formats.items():
@@ -77,7 +78,7 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
 
 def _config_from_metadata(file: Path, metadata: dict[str, str]) -> dict:
     try:
-        config = json.loads(metadata.get("config", "{}"))
+        config = parse_json(metadata.get("config", "{}"))
     except ValueError as error:
         raise ValueError(f"config in the metadata of {file} is damaged: {error}") from error
     if not isinstance(config, dict):

@@ -126,6 +126,8 @@ def latent_space(folder: Path) -> LatentSpace:
 def space_in(config: dict) -> LatentSpace | None:
     """The latent space that a VAE's config states."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
+    if not isinstance(mean, list | None) or not isinstance(std, list | None):
+        raise ValueError("latents_mean and latents_std of the VAE must be lists")
     return LatentSpace(tuple(mean), tuple(std)) if mean and std else None
 
 

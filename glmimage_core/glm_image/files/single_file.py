@@ -53,7 +53,7 @@ def find_file(name: str, kind: ComponentKind, roots: Iterable[Path]) -> Path:
 
 def _kind_of(file: Path) -> ComponentKind | None:
     try:
-        return _identified_kind(file, *_stamp(file))
+        return _identified_kind(file, *_stamp(file)) if file.is_file() else None  # a pipe would be waited for
     except OSError:
         return None  # a link that leads nowhere, or a file that may not be read
 
