@@ -37,7 +37,7 @@ ROOMS = {
     "plumbing": ["checkpoints", "weights", "placement"],
 }
 LAYERS = {room: layer for layer, rooms in ROOMS.items() for room in rooms}
-# What plumbing may import of the shared modules: a type and a number's spelling, neither of which knows a model.
+# What plumbing may import of the shared modules: a type, a number's spelling and a parser, none of which knows a model.
 LEAVES = {"progress", "units", "json_text"}
 MOST_LEVELS_OF_MODULES = 12
 MOST_LEVELS_OF_ROOMS = 8

@@ -6,7 +6,7 @@ import pytest
 from glm_image_pack.cli.graph.errors import WorkflowError
 from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
-from glm_image_pack.cli.graph.workflow import parse_workflow, read_workflow
+from glm_image_pack.cli.graph.workflow import parse_workflow, read_file, read_workflow
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -113,3 +113,16 @@ def test_a_picture_without_a_workflow_says_so(tmp_path):
     pattern(64, 64, 3).save(tmp_path / "plain.png")
     with pytest.raises(WorkflowError, match="carries no workflow"):
         read_workflow(tmp_path / "plain.png", ALL_NODES)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-8"])
+def test_a_file_is_read_in_the_encodings_that_windows_writes(tmp_path, encoding):
+    file = tmp_path / "graph.json"
+    file.write_text('{"1": {"class_type": "PrimitiveString", "inputs": {"value": "\u68ee"}}}', encoding)
+    assert read_file(file).data["1"]["inputs"]["value"] == "\u68ee"
+
+
+def test_a_file_that_is_nested_too_deep_is_told(tmp_path):
+    (tmp_path / "graph.json").write_text("[" * 100_000)
+    with pytest.raises(WorkflowError, match="is not JSON: it is nested too deep"):
+        read_file(tmp_path / "graph.json")

@@ -4,7 +4,6 @@ Everything is brought to API format: node id -> {"class_type", "inputs", "_meta"
 a link [node id, output].
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from ...glmimage_core.json_text import parse_json
 from .errors import WorkflowError
 
 MUTED, BYPASSED = 2, 4  # litegraph's node modes
@@ -87,10 +87,10 @@ def read_file(path: Path) -> WorkflowFile:
     """Read a .json or a .png. Raises WorkflowError for a file that is missing or neither of them."""
     try:
         if path.suffix.lower() != ".png":
-            return WorkflowFile(path, json.loads(path.read_text("utf-8")))
+            return WorkflowFile(path, parse_json(path.read_bytes()))
         with Image.open(path) as picture:
             texts = getattr(picture, "text", {})
-        data, prompt = (json.loads(texts[name]) if name in texts else None for name in ("workflow", "prompt"))
+        data, prompt = (parse_json(texts[name]) if name in texts else None for name in ("workflow", "prompt"))
         return WorkflowFile(path, data, prompt)
     except UnidentifiedImageError as error:
         raise WorkflowError(f"{path} is not a picture") from error
@@ -98,7 +98,7 @@ def read_file(path: Path) -> WorkflowFile:
         raise WorkflowError(f"{path}: {error.strerror or 'not a picture'}") from error
     except UnicodeDecodeError as error:
         raise WorkflowError(f"{path} is neither a workflow in JSON nor a PNG") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise WorkflowError(f"{path} is not JSON: {error}") from error
 
 

@@ -139,7 +139,7 @@ def read_json(file: Path) -> dict:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing")
     try:
-        content = parse_json(file.read_text("utf-8-sig"))  # Windows' editors put a mark in front
+        content = parse_json(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(content, dict):

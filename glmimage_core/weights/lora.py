@@ -102,7 +102,7 @@ def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict:
         return {key.removeprefix("transformer."): value for key, value in config.items()}
     config_file = file.parent / "adapter_config.json"
     if file.stem == "adapter_model" and config_file.is_file():
-        return dict(parse_json(config_file.read_text("utf-8-sig")).items())
+        return dict(parse_json(config_file.read_bytes()).items())
     return {}
 
 
