@@ -254,10 +254,63 @@ def test_other_kinds_of_change_are_for_comfyui(dit):
         WeightedLora(matched.tensors, 1.0)
 
 
-def test_an_adapters_own_name_is_left_out(dit, tmp_path):
+SPELLED = [
+    *(f"{prefix}{LAYER}.lora_{{AB}}.weight" for prefix in ("", "transformer.", "diffusion_model.", "base_model.model.")),
+    *(f"{prefix}{LAYER}.lora_{{AB}}.weight" for prefix in ("transformer.base_model.model.", "base_model.model.transformer.")),
+    *(f"{prefix}{LAYER}.lora_{{AB}}.weight" for prefix in ("diffusion_model.base_model.model.", "model.diffusion_model.")),
+    *(f"{prefix}{LAYER}.lora_{{AB}}.weight" for prefix in ("unet.", "dit.", "pipe.dit.", "module.", "_orig_mod.")),
+    f"_fsdp_wrapped_module.{LAYER.replace('.attn1', '._fsdp_wrapped_module.attn1')}.lora_{{AB}}.weight",
+    *(f"{LAYER}.lora_{{AB}}.{adapter}.weight" for adapter in ("default", "default_0", "style")),
+    f"{LAYER}.lora_{{AB}}",
+    *(f"{LAYER}.{suffix}" for suffix in ("lora_{updown}.weight", "lora.{updown}.weight", "lora_linear_layer.{updown}.weight")),
+    f"{LAYER.removesuffix('.to_q')}.processor.to_q_lora.{{updown}}.weight",
+    *(f"{prefix}{LAYER.replace('.', '_')}.lora_{{updown}}.weight" for prefix in ("lora_unet_", "lora_transformer_", "lycoris_")),
+]
+
+
+def spelled(name, half):
+    return name.format(AB={"up": "B", "down": "A"}[half], updown=half)
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_a_layer_is_found_whatever_a_tool_puts_around_its_name(dit, tmp_path, name):
     up, down = pair(dit.model)
-    tensors = {f"{LAYER}.lora_B.default.weight": up, f"{LAYER}.lora_A.default.weight": down}
-    assert match(read_lora(written(tmp_path / "x", tensors)), dit.model).weights == 1
+    file = written(tmp_path / "x", {spelled(name, "up"): up, spelled(name, "down"): down})
+    tensors, weights, unmatched = match(read_lora(file), dit.model)
+    assert weights == 1 and not unmatched
+    assert torch.equal(WeightedLora(tensors, 1.0).delta(LAYER), up @ down)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "text_encoder.model.", "language_model.model.", "vision_language_encoder.model."]
+)
+def test_a_layer_of_the_ar_model_is_found_by_its_shorter_names(ar, tmp_path, prefix):
+    up, down = pair(ar.model, "model.language_model.layers.0.self_attn.q_proj")
+    name = f"{prefix}layers.0.self_attn.q_proj"
+    matched = match(read_lora(written(tmp_path / "x", {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down})), ar.model)
+    assert matched.weights == 1 and not matched.unmatched
+
+
+def test_another_models_layer_is_not_taken_for_one(dit, tmp_path):
+    up, down = pair(dit.model)
+    for name in (f"controlnet.{LAYER}", LAYER.replace("transformer_blocks", "single_transformer_blocks"), f"{LAYER}.to_q"):
+        file = written(tmp_path / "x", {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down})
+        assert match(read_lora(file), dit.model).weights == 0
+
+
+def test_convolutions_of_one_pixel_are_matrices(dit, tmp_path):
+    up, down = pair(dit.model)
+    tensors = {f"{LAYER}.lora_up.weight": up[..., None, None], f"{LAYER}.lora_down.weight": down[..., None, None]}
+    matched = match(read_lora(written(tmp_path / "x", tensors)), dit.model)
+    assert torch.equal(WeightedLora(matched.tensors, 1.0).delta(LAYER), up @ down)
+
+
+def test_several_adapters_in_a_file_are_refused(dit, tmp_path):
+    up, down = pair(dit.model)
+    halves = (("B", up), ("A", down))
+    tensors = {f"{LAYER}.lora_{half}.{name}.weight": value.clone() for name in "xy" for half, value in halves}
+    with pytest.raises(ValueError, match="holds several adapters"):
+        read_lora(written(tmp_path / "x", tensors))
 
 
 @pytest.mark.parametrize(("metadata", "beside"), [("{", None), ("null", None), ("{}", "{"), ("{}", "[1]")])

@@ -35,7 +35,18 @@ OTHER_SUFFIXES = (
 )
 SUFFIXES = (*(suffix for pair in PAIRS for suffix in pair), ALPHA, *OTHER_SUFFIXES)
 PEFT_PREFIXES = ("base_model.model.", "transformer.")  # PEFT's own, and diffusers' for files that PEFT's config goes into
-DOTTED_PREFIXES = ("", *PEFT_PREFIXES, "diffusion_model.", "vision_language_encoder.")
+WRAPPERS = {
+    *("base_model", "model", "module", "_orig_mod", "_fsdp_wrapped_module"),  # PEFT, DDP, torch.compile, FSDP
+    *("pipe", "transformer", "dit", "unet", "diffusion_model", "vision_language_encoder", "text_encoder"),
+}
+"""What tools put in front of a layer's name, in any order, or between its parts."""
+SPELLINGS = (
+    (re.compile(r"\.lora_([AB])\.[^.]+\.weight$"), r".lora_\1.weight"),  # with the adapter's name
+    (re.compile(r"\.lora_(A|B|up|down)$"), r".lora_\1.weight"),
+    (re.compile(r"\.lora_linear_layer\.(up|down)\.weight$"), r".lora.\1.weight"),
+    (re.compile(r"\.processor\.to_out_lora\.(up|down)\.weight$"), r".to_out.0.lora.\1.weight"),
+    (re.compile(r"\.processor\.(to_\w+)_lora\.(up|down)\.weight$"), r".\1.lora.\2.weight"),
+)
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lora_te_", "lora_te1_", "lycoris_")
 
 PATTERN_SECONDS = 0.5  # of processor time for the patterns of one file; those of a real file take a few milliseconds
@@ -72,7 +83,10 @@ def read_lora(file: Path) -> dict[str, torch.Tensor]:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
         raise ValueError(f"{file.name} is no safetensors file, or it is damaged ({error}); download it again") from error
-    tensors = {key.replace(".default.weight", ".weight"): tensor for key, tensor in tensors.items()}  # an adapter's own name
+    spelled = {_spelled(key): key for key in tensors}
+    if len(spelled) < len(tensors):
+        raise ValueError(f"{file.name} holds several adapters under other names; save each in a file of its own")
+    tensors = {name: tensors[key] for name, key in spelled.items()}
     if dora := [key for key in tensors if ".lora_magnitude_vector" in key]:
         # PEFT divides by the norm of the changed weight, ComfyUI's formula for DoRA by that of the original one.
         raise ValueError(f"{file.name} is a DoRA of PEFT's kind ({dora[0]}), which cannot be applied; use a plain LoRA")
@@ -177,19 +191,20 @@ def match(lora: Mapping[str, torch.Tensor], model: torch.nn.Module) -> Match:
     """
     parameters = model.named_parameters(remove_duplicate=False)
     weights = {key.removesuffix(".weight"): value for key, value in parameters if key.endswith(".weight")}
-    layers = {}  # by each name that a tool may give them
+    layers, flat = {}, {}  # by each name that a tool may give them, without what it puts in front
     for layer in weights:
         # The language model inside a vision-language model is also trained on its own, where its names are shorter.
         for name in {layer, layer.replace("model.language_model.", "model."), layer.removeprefix("model.")}:
-            layers |= {prefix + name: layer for prefix in DOTTED_PREFIXES}
-            layers |= {prefix + name.replace(".", "_"): layer for prefix in FLAT_PREFIXES}
+            layers[_without_wrappers(name)] = layer
+            flat |= {prefix + name.replace(".", "_"): layer for prefix in FLAT_PREFIXES}
     tensors, unmatched = {}, []
     for key, tensor in lora.items():
         name = layer_of(key)
-        if name in layers:
-            tensors[layers[name] + key.removeprefix(name)] = tensor
-        else:
+        layer = flat.get(name) or layers.get(_without_wrappers(name))
+        if layer is None:
             unmatched.append(key)
+        else:
+            tensors[layer + key.removeprefix(name)] = _as_matrix(tensor, weights[layer])
     for key in tensors:
         layer = layer_of(key)
         partner = PARTNERS.get(key.removeprefix(layer))
@@ -203,6 +218,23 @@ def match(lora: Mapping[str, torch.Tensor], model: torch.nn.Module) -> Match:
             raise LoraError(f"the LoRA is for another model: it changes {layer} as {lora_shape}, which is {layer_shape} here")
     changed = {layer_of(key) for key in tensors if not key.endswith(ALPHA)}
     return Match(tensors, len(changed), unmatched)
+
+
+def _spelled(key: str) -> str:
+    """A key with its ending as PAIRS has it."""
+    for spelling, own in SPELLINGS:
+        key = spelling.sub(own, key)
+    return key
+
+
+def _without_wrappers(name: str) -> str:
+    """A layer's name without the parts that tools add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _as_matrix(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A convolution of 1 x 1, as some write what changes a linear layer, as the matrix that it is."""
+    return tensor.flatten(1) if weight.ndim == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
 
 
 def _pairs(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
