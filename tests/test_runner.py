@@ -188,6 +188,13 @@ BAD = {
         lambda p, i: p[i["SaveImage"]]["inputs"].update(filename_prefix="../../x"),
         "leaves the folder",
     ),
+    **{
+        f"a file name that is the folder, {prefix}": (
+            lambda p, i, prefix=prefix: p[i["SaveImage"]]["inputs"].update(filename_prefix=prefix),
+            "names no picture in it",
+        )
+        for prefix in (".", "./", "a/..", "x/../")
+    },
     "no output": (lambda p, i: p.pop(i["SaveImage"]), "no output"),
 }
 

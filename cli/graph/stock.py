@@ -100,7 +100,7 @@ class SaveImage(StockNode):
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix, folders):
         try:
-            inside(folders.output, f"{filename_prefix or 'ComfyUI'}_00001_.png")
+            _stem(folders.output, filename_prefix or "ComfyUI")
         except ValueError as error:
             return str(error)
         return True
@@ -111,7 +111,7 @@ class SaveImage(StockNode):
         if workflow is not None:
             info.add_text("workflow", json.dumps(workflow))
         height, width = images.shape[1:3]
-        stem = inside(folders.output / self.SUBFOLDER, _expand(filename_prefix or "ComfyUI", width, height))
+        stem = _stem(folders.output / self.SUBFOLDER, _expand(filename_prefix or "ComfyUI", width, height))
         for image in images:
             folders.written.append(_write_whole(stem, _truncated(image), info))
         return ()
@@ -132,6 +132,14 @@ class PreviewImage(SaveImage):
 def _truncated(image: torch.Tensor) -> Image.Image:
     """[H, W, 3] in 0..1 to a picture; truncated, not rounded, as ComfyUI does: the same graph writes the same bytes in both."""
     return Image.fromarray(np.clip(image.cpu().numpy() * 255, 0, 255).astype(np.uint8))
+
+
+def _stem(folder: Path, prefix: str) -> Path:
+    """What the names of a prefix's pictures begin with. Raises ValueError for a prefix that leaves the folder or is all of it."""
+    stem = inside(folder, prefix)
+    if stem == folder.resolve():
+        raise ValueError(f"{prefix!r} is the folder {folder} itself, and names no picture in it")
+    return stem
 
 
 def _expand(prefix: str, width: int, height: int) -> str:
