@@ -113,7 +113,7 @@ def test_comfy_kitchens_rotation_is_the_formula(monkeypatch, rotated, places):
 
 
 def test_without_comfy_kitchen_the_rotation_is_plain(monkeypatch):
-    monkeypatch.setattr(rope, "_comfy_kitchen", lambda: None)
+    monkeypatch.setattr(rope, "comfy_kitchen_with", lambda operation: None)
     assert Rotation.of(*torch.ones(2, 3, 8, device="meta")).matrices is None
 
 

@@ -5,13 +5,13 @@ queries and keys. Text and picture go through the feed-forward together.
 """
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_glm_image import GlmImageAttnProcessor, GlmImageTransformerBlock
 from torch.nn import LayerNorm
 
+from ..placement.compute import comfy_kitchen_with
 from .kv_cache import LayerKVCache, LayerKVWriter
 from .rope import Rotation
 
@@ -98,17 +98,7 @@ def modulated(x: torch.Tensor, norm: LayerNorm, scale: torch.Tensor, shift: torc
 
     comfy-kitchen's operation knows no gradients.
     """
-    fused = x.device.type != "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _fuses()
-    if fused and x.numel() and x.dtype == scale.dtype:
+    fused = x.device.type != "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if fused and x.numel() and x.dtype == scale.dtype and comfy_kitchen_with("adaln"):
         return torch.ops.comfy_kitchen.adaln(x, scale, shift, norm.eps)
     return torch.addcmul(shift, norm(x), 1 + scale)
-
-
-@cache
-def _fuses() -> bool:
-    """Whether comfy-kitchen has the operation."""
-    try:
-        import comfy_kitchen
-    except ImportError:
-        return False
-    return hasattr(comfy_kitchen, "adaln")

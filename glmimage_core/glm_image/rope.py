@@ -4,12 +4,14 @@ Numbers of a head are rotated in pairs that stand half of the rotated part apart
 """
 
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from typing_extensions import Self
+
+from ..placement.compute import comfy_kitchen_with
+
+IN_PLACE = "apply_rope_split_half_"  # comes with the one for a single tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Rotation:
     def of(cls, cosine: torch.Tensor, sine: torch.Tensor) -> Self:
         """cosine, sine: [T, R]. On the CPU one operation is not faster, and comfy-kitchen's knows no gradients."""
         cosine, sine = (table[None, :, None] for table in (cosine, sine))
-        if cosine.device.type == "cpu" or torch.is_grad_enabled() or _comfy_kitchen() is None:
+        if cosine.device.type == "cpu" or torch.is_grad_enabled() or comfy_kitchen_with(IN_PLACE) is None:
             return cls(cosine, sine, None)
         (first, second), (down, up) = (table.float().chunk(2, dim=-1) for table in (cosine, sine))
         return cls(cosine, sine, torch.stack((first, -down, up, second), dim=-1).unflatten(-1, (2, 2)))
@@ -70,16 +72,6 @@ class FusedRotation(NamedTuple):
     def rotate_(self, *tensors: torch.Tensor) -> None:
         parts = [x[..., : 2 * self.matrices.shape[-3]] for x in tensors]
         if len(parts) == 2:
-            _comfy_kitchen().apply_rope_split_half_(*parts, self.matrices)
+            comfy_kitchen_with(IN_PLACE).apply_rope_split_half_(*parts, self.matrices)
         else:
-            _comfy_kitchen().apply_rope_split_half1_(*parts, self.matrices)
-
-
-@cache
-def _comfy_kitchen() -> ModuleType | None:
-    """comfy-kitchen where it can rotate in place."""
-    try:
-        import comfy_kitchen
-    except ImportError:
-        return None
-    return comfy_kitchen if hasattr(comfy_kitchen, "apply_rope_split_half_") else None
+            comfy_kitchen_with(IN_PLACE).apply_rope_split_half1_(*parts, self.matrices)

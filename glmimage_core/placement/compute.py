@@ -1,8 +1,9 @@
-"""How a model computes on its device: the attention backend, torch.compile."""
+"""How a model computes on its device: the attention backend, torch.compile, comfy-kitchen's operations."""
 
 import shutil
+from functools import cache
 from importlib.util import find_spec
-from types import MethodType
+from types import MethodType, ModuleType
 
 import torch
 
@@ -44,6 +45,16 @@ def use_attention_backend(model: torch.nn.Module, attention: str, device: torch.
         backend = ATTENTION_BACKENDS[attention]
         with attention_backend(backend):  # diffusers changes the backend of other models too; the with block restores it
             model.set_attention_backend(backend)
+
+
+@cache
+def comfy_kitchen_with(operation: str) -> ModuleType | None:
+    """comfy-kitchen where it is installed and has an operation. Older releases lack some."""
+    try:
+        import comfy_kitchen
+    except ImportError:
+        return None
+    return comfy_kitchen if hasattr(comfy_kitchen, operation) else None
 
 
 def check_compiler() -> None:
