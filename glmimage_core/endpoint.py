@@ -7,7 +7,6 @@ asked for, must not be compressed, must not redirect, and may be of a limited si
 
 import io
 import itertools
-import json
 import queue
 import socket
 import threading
@@ -21,6 +20,8 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
+
+from . import json_text
 
 Item = TypeVar("Item")
 POLL = 0.1  # seconds between two calls of `waiting`: an interrupt is felt as immediate
@@ -300,8 +301,8 @@ class _InterruptibleAdapter(HTTPAdapter):
 def parse_json(text: bytes | bytearray) -> Any:
     """The value of JSON text. Raises Refused for other text."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json_text.parse_json(text)
+    except ValueError as error:
         raise Refused(f"sent what is not JSON ({error})") from error
 
 
