@@ -33,6 +33,7 @@ def fill(
     expected = set(model.state_dict())
     for file in files:
         header = read_header(file)
+        quantized = {form: quantizable(model, form) for form in set(header.formats.values())}
         file_keys = {key: key for key in header.tensors} if names is None else names
         for key in sorted(file_keys.keys() & expected):
             layer_name, _, kind = key.rpartition(".")
@@ -42,7 +43,7 @@ def fill(
             if mark is not None:
                 scale = read_tensor(file, header.stored_as[f"{file_key}_scale"])
                 weight = assemble_weight(layer, tensor, scale, mark=mark, dtype=dtype)
-                if layer_name in quantizable(model, mark.quantization):
+                if layer_name in quantized[mark.quantization]:
                     set_quantized_weight(layer, weight)
                 else:  # a layer that is computed at full width
                     layer.weight = torch.nn.Parameter(weight.dequantize(), requires_grad=False)

@@ -79,18 +79,18 @@ def assemble_weight(
 
     Raises ImportError where comfy-kitchen is too old for what the mark says, ValueError where that does not fit the layer.
     """
-    layout, kitchen = FORMATS[mark.quantization].layout, comfy_kitchen_tensor()
-    parameters = kitchen.get_layout_class(layout).Params
+    form, kitchen = FORMATS[mark.quantization], comfy_kitchen_tensor()
+    parameters = kitchen.get_layout_class(form.layout).Params
     if missing := mark.options.keys() - {field.name for field in fields(parameters)}:
         raise ImportError(f"weights with {', '.join(sorted(missing))} need a newer comfy-kitchen: pip install -U comfy-kitchen")
     group = mark.options.get("convrot_groupsize", 1)
     if layer.in_features % group:
         raise ValueError(f"a weight of {layer.in_features} columns cannot have been rotated in groups of {group}")
     shape = (layer.out_features, layer.in_features)
-    scale = scale.reshape(FORMATS[mark.quantization].scale(*shape) if scale.numel() > 1 else ())
-    scale = scale.expand(FORMATS[mark.quantization].scale(*shape)).contiguous()  # one for all rows may stand for each of them
+    scale = scale.reshape(form.scale(*shape) if scale.numel() > 1 else ())
+    scale = scale.expand(form.scale(*shape)).contiguous()  # one for all rows may stand for each of them
     params = parameters(scale=scale, orig_dtype=dtype, orig_shape=shape, **mark.options)
-    return kitchen.QuantizedTensor(codes, layout, params)
+    return kitchen.QuantizedTensor(codes, form.layout, params)
 
 
 def set_quantized_weight(layer: torch.nn.Linear, weight: torch.Tensor) -> None:
