@@ -14,7 +14,7 @@ import torch
 
 from ..units import human_bytes
 from ..weights.formats import inner_tensors
-from .streaming import least_bytes, resident_blocks, streamed
+from .streaming import least_bytes, resident_blocks, streamed, tensor_slots
 
 # Bytes for what no formula counts: workspaces of libraries, fragmentation, other programs. ComfyUI reserves 400 MiB for the same
 # (600 on Windows; EXTRA_RESERVED_VRAM in its model_management).
@@ -137,11 +137,8 @@ class _Tensors:
 
     def __init__(self, model: torch.nn.Module):
         self.places = [
-            (tensors, name, tensor, tensor.data if _is_plain(tensor) else tensor)
-            for module in model.modules()
-            for tensors in (module._parameters, module._buffers)
-            for name, tensor in tensors.items()
-            if tensor is not None
+            (tensors, name, tensor := tensors[name], tensor.data if _is_plain(tensor) else tensor)
+            for tensors, name in tensor_slots(model.modules())
         ]
 
     def put_back(self) -> None:

@@ -4,7 +4,7 @@ The weights stay where they are. The device holds copies, so nothing has to be m
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -16,6 +16,17 @@ from .streams import side_stream
 log = logging.getLogger(__name__)
 
 
+def tensor_slots(modules: Iterable[Module]) -> list[tuple[dict[str, torch.Tensor | None], str]]:
+    """Where modules hold their own parameters and buffers: (those of a module, the name of one)."""
+    return [
+        (tensors, name)
+        for module in modules
+        for tensors in (module._parameters, module._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]
+
+
 class _StreamedModules:
     """Modules that compute with copies of their weights on a device for a while.
 
@@ -24,13 +35,7 @@ class _StreamedModules:
     """
 
     def __init__(self, modules: Sequence[Module], device: torch.device, stream: "torch.cuda.Stream | None"):
-        self.slots = [  # (a module's parameters or buffers, the name of one)
-            (tensors, name)
-            for module in modules
-            for tensors in (module._parameters, module._buffers)
-            for name, tensor in tensors.items()
-            if tensor is not None
-        ]
+        self.slots = tensor_slots(modules)
         self.device, self.stream = device, stream
         self._copies: list[torch.Tensor] | None = None
         self._originals: list[torch.Tensor] | None = None
