@@ -118,7 +118,7 @@ def measure(options: Namespace, glm: MetaGlmImage) -> Iterator[Table]:
 def _runs(options: Namespace, glm: MetaGlmImage) -> Iterator[Run]:
     for quantization in options.quantization:
         held = replace(glm, quantization=quantization)
-        weights = {"weights": {"none": glm.dtype, "nf4": "nf4, no bitsandbytes"}.get(quantization, quantization)}
+        weights = {"weights": glm.dtype if quantization == "none" else quantization}
         for case in options.cases:
             picture = {"picture": case.columns["picture"]}
             passes = [(rows, batch) for rows in options.lookahead for batch in options.sequences if 1 in (rows, batch)]

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..glmimage_core.weights.compiled import FEW_ROWS_OPERATION
 from .counter import META, Counting
 
 ALIGNED = 16  # to a multiple of which the memory-efficient attention pads the rows of a mask
@@ -128,6 +129,23 @@ def _int8_linear(counter: Counting, x: torch.Tensor, codes: torch.Tensor, scale:
     return out
 
 
+def _few_rows(
+    counter: Counting, x: torch.Tensor, parts: Sequence[torch.Tensor], bias: torch.Tensor | None, *_layout
+) -> torch.Tensor:
+    """A compiled product, with sums in float32. A second kernel puts the sums of several rows together."""
+    codes, *scales = parts
+    out, biases, flops = x.new_empty(len(x), len(codes)), [] if bias is None else [bias], 2 * x.numel() * len(codes)
+    counter.made(out)
+    if len(x) == 1:
+        counter.kernel("few rows", [*biases, x, codes, *scales], [out], flops=flops)
+        return out
+    sums = torch.empty(out.shape, device=META)
+    counter.made(sums)
+    counter.kernel("few rows", [x, codes, *scales], [sums], flops=flops)
+    counter.kernel("few rows: result", [*biases, sums], [out])
+    return out
+
+
 AS_ON_CUDA: dict[str, Callable] = {
     "_local_scalar_dense": _item,
     "nonzero": _nonzero,
@@ -140,4 +158,5 @@ AS_ON_CUDA: dict[str, Callable] = {
     "masked_fill": _masked_fill,
     "constant_pad_nd": _pad,
     "comfy_kitchen::int8_linear": _int8_linear,
+    FEW_ROWS_OPERATION: _few_rows,
 }

@@ -22,7 +22,8 @@ QUANTIZATION = (
         "default": "none",
         "tooltip": "Store the attention and feed-forward weights in fewer bits, converted while loading. int8 and fp8 take 60 % "
         "of the memory of bfloat16, nf4 takes 40 %. int8 is the most exact, nf4 the least. none keeps the weights as they are "
-        "stored. For an AR or language model, fp8 is slower than none. nf4 on CUDA wants bitsandbytes too. Needs comfy-kitchen.",
+        "stored. On CUDA fp8 and nf4 want Triton, which PyTorch brings along on Linux; nf4 can use bitsandbytes instead. Needs "
+        "comfy-kitchen.",
     },
 )
 DEVICE = (

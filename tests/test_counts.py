@@ -16,7 +16,7 @@ from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
 from glm_image_pack.glmimage_core.glm_image.memory import vision_bytes
 from glm_image_pack.glmimage_core.tiny import spec
-from glm_image_pack.glmimage_core.weights.linear import parameter_bytes
+from glm_image_pack.glmimage_core.weights.linear import parameter_bytes, product_bytes
 from PIL import Image
 from torch import nn
 from torch.nn.functional import layer_norm, pad, scaled_dot_product_attention, silu
@@ -266,7 +266,9 @@ def test_quantized_weights_are_read_as_they_are_stored(shallow, quantization):
     read = sum(size for name, size in stored.items() if "language_model.layers" in name or name == "lm_head.weight")
     assert found.weights == pytest.approx(read, rel=0.01)  # the joined scales of nf4 are no parameters of the model
     assert read < 0.8 * sum(parameter.numel() * 2 for parameter in dense.parameters())
-    plain = ar_pass(shallow.ar, case, 1)[0].by_name()
+    whole = ar_pass(shallow.ar, case, 1)[0]
+    plain = whole.by_name()
+    assert found.moved < whole.moved - 0.97 * (whole.weights - found.weights)  # nothing is widened
     if quantization == "int8":
         names, products = found.by_name(), plain["mm"] + plain["addmm"] - 1  # but for the head
         assert names["int8: product"] == names["int8: round rows"] == products
@@ -291,12 +293,15 @@ def test_predictions_for_a_card_are_within_10_percent_of_the_counts(shallow, sid
     assert all(0.9 < ratio < 1.1 for ratio in ratios.values()), ratios
 
 
-@pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.1), ("fp8", 0.25), ("nf4", 0.25)])
-def test_predictions_for_quantized_weights_on_a_card(shallow, quantization, tolerance):
+@pytest.mark.parametrize("quantization", ["int8", "fp8", "nf4"])
+def test_predictions_for_quantized_weights_on_a_card(shallow, quantization):
+    """What widens a weight is predicted on top of a stage's widest moment, which it need not meet."""
     pytest.importorskip("comfy_kitchen")
     quantized, case = replace(shallow, quantization=quantization), Case(1024, 1024, 1)
-    for found, predicted in (ar_pass(quantized.ar, case, 1), guided_step(quantized.dit, case)):
-        assert predicted == pytest.approx(found.peak, rel=tolerance)
+    models = ((quantized.ar.model, ar_pass(quantized.ar, case, 1)), (quantized.dit.model, guided_step(quantized.dit, case)))
+    for model, (found, predicted) in models:
+        spare = product_bytes(model, quantization)
+        assert found.peak - 0.1 * found.peak < predicted < 1.1 * found.peak + spare
 
 
 def vision(glm: MetaGlmImage, side: int) -> tuple[Counts, int]:

@@ -45,6 +45,7 @@ MOST_LEVELS_OF_ROOMS = 8
 LATE_IMPORTS = {
     LIBRARY: "whoever wants one module does not load the others",
     f"{LIBRARY}.glm_image.files.components": "the DiT's class is a subclass of diffusers', which takes seconds to import",
+    f"{LIBRARY}.weights.compiled": "nf4 is written in comfy-kitchen, which need not be installed",
     f"{LIBRARY}.weights.formats": "nf4 is written in comfy-kitchen, which need not be installed",
     "nodes.host": "only one of the two hosts can be imported",
     "cli.*": "a command imports torch when it runs, so that --help and a mistyped file name answer at once",

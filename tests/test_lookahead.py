@@ -27,6 +27,7 @@ from glm_image_pack.glmimage_core.glm_image.memory import most_rows, prior_bytes
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.references import encode_reference
 from glm_image_pack.glmimage_core.placement.prediction import Job
+from glm_image_pack.glmimage_core.weights.formats import FORMATS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -274,7 +275,7 @@ def test_where_rounding_depends_on_the_rows_a_seed_gives_the_same_passes_whateve
     """As on an accelerator, where the size of a pass goes by assumed costs."""
     if quantization != "none":
         pytest.importorskip("comfy_kitchen")
-    monkeypatch.setattr(AssumedCosts, "__init__", lambda self, device, **_: setattr(self, "row", 1 / 64))
+    monkeypatch.setattr(AssumedCosts, "estimates", lambda self: {rows: 1 + (rows - 1) / 64 for rows in SIZES})
     sizes = []
     best = prior.best_size
     monkeypatch.setattr(prior, "best_size", lambda *args, **options: sizes.append(best(*args, **options)) or sizes[-1])
@@ -308,6 +309,15 @@ def test_assumed_costs_are_one_token_a_pass_on_a_cpu_and_more_where_weights_are_
     )
     assert best_size(chances, cpu) == 1 and least_chance(cpu) > 1
     assert 1 < best_size(chances, batch) < best_size(chances, card) < best_size(chances, streamed)
+
+
+@pytest.mark.parametrize(("quantization", "batch", "rows"), [("int8", 1, 64), ("fp8", 1, 8), ("nf4", 1, 8), ("nf4", 2, 4)])
+def test_a_pass_has_no_more_rows_than_read_quantized_weights_as_they_are(quantization, batch, rows):
+    widening = FORMATS[quantization].widening
+    costs = AssumedCosts(torch.device("cuda"), streamed=False, batch=batch, widening=widening).estimates()
+    assert best_size([[0.99**count for count in range(1, 64)]], costs) == rows
+    streamed = AssumedCosts(torch.device("cuda"), streamed=True, batch=batch, widening=widening).estimates()
+    assert best_size([[0.99**count for count in range(1, 64)]], streamed) == 64
 
 
 def test_what_was_always_right_is_never_certain():

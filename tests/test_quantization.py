@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.language import vlm as vlms
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.tiny.weights import randomize
+from glm_image_pack.glmimage_core.weights import compiled
 from glm_image_pack.glmimage_core.weights import formats as weights_formats
 from glm_image_pack.glmimage_core.weights.formats import check_format, dequantized, inner_tensors
 from glm_image_pack.glmimage_core.weights.linear import (
@@ -85,6 +87,65 @@ def test_nf4_has_the_codes_and_scales_of_bitsandbytes_and_can_compute_by_it(kitc
         expected = torch.nn.functional.linear(x, ours.dequantize(), bias)
         product = nf4.by_bitsandbytes(x, ours, bias)
         assert product.shape == expected.shape and (product - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.fixture
+def compiles_here(kitchen, monkeypatch):
+    """Kernels are compiled for the CPU, as on CUDA."""
+    monkeypatch.setattr(compiled, "COMPILED_ON", ("cpu",))
+    monkeypatch.setattr(compiled, "_cannot_compile", set())
+
+
+needs_compiler = pytest.mark.skipif(which("g++") is None, reason="needs a C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("quantization", ["fp8", "nf4"])
+def test_compiled_kernels_compute_what_widened_weights_do(compiles_here, monkeypatch, quantization):
+    asked, compile_ = [], compiled.compiled
+    monkeypatch.setattr(compiled, "compiled", lambda function: asked.append(function) or compile_(function))
+    bias = torch.randn(256, generator=torch.Generator().manual_seed(2)).bfloat16()
+    for rows, columns in ((256, 128), (256, 256), (192, 320)):
+        weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).bfloat16()
+        quantized = quantize_weight(weight, quantization)
+        for count, added in ((1, bias[:rows]), (1, None), (3, bias[:rows]), (compiled.FEW_ROWS, None), (9, bias[:rows])):
+            x = torch.randn(count, 1, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
+            expected = torch.nn.functional.linear(x, quantized.dequantize(), added)
+            asked.clear()
+            product = compiled.product(x, quantized, added)
+            assert len(asked) == 1 and not compiled._cannot_compile
+            assert product.dtype == torch.bfloat16 and product.shape == expected.shape
+            assert (product - expected).norm() < 0.005 * expected.norm()
+
+
+@needs_compiler
+def test_a_compiled_product_reads_its_weight_once_for_all_rows(compiles_here):
+    from torch._inductor.utils import run_and_get_code
+
+    quantized = quantize_weight(torch.randn(256, 128), "nf4")
+    _, (code,) = run_and_get_code(compiled.product, torch.randn(5, 128), quantized, None)
+    (kernel,) = (kernel for kernel in code.split('extern "C"')[1:] if "uint8_t" in kernel.split("{")[0])
+    assert all(f"tmp_acc{row}" in kernel for row in range(5)) and kernel.count("for(") <= 3
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "nf4"])
+def test_where_no_kernel_can_be_compiled_weights_are_widened_and_that_is_said_once(
+    compiles_here, monkeypatch, caplog, quantization
+):
+    asked = []
+
+    def has_no_compiler(function):
+        asked.append(function)
+        raise RuntimeError("Cannot find a working triton installation.\nand more")
+
+    monkeypatch.setattr(compiled, "compiled", has_no_compiler)
+    quantized, x = quantize_weight(torch.randn(64, 128), quantization), torch.randn(2, 128)
+    products = [compiled.product(x, quantized, None) for _ in range(2)]
+    expected = torch.nn.functional.linear(x, quantized.dequantize())
+    assert all(torch.allclose(product, expected, atol=1e-5) for product in products) and len(asked) == 1
+    assert caplog.messages == [
+        "fp8 and nf4 are slow here, since no kernel can be compiled: Cannot find a working triton installation."
+    ]
 
 
 def test_nf4_needs_no_check_before_it_quantizes(kitchen):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..component import Component
 from ..diffusion import Grid
+from ..weights.formats import FORMATS
 from ..weights.linear import quantization_of
 from .drafts import Experience
 from .geometry import PRIOR_PX, reference_grid
@@ -91,7 +92,8 @@ class ArModel(Component):
     def pass_costs(self, batch: int) -> PassCosts | AssumedCosts:
         """What passes for so many sequences cost where the model is now."""
         if not self.is_exact:
-            return AssumedCosts(self.device, streamed=self.streamed, batch=batch)
+            form = FORMATS.get(quantization_of(self.model))
+            return AssumedCosts(self.device, streamed=self.streamed, batch=batch, widening=1.0 if form is None else form.widening)
         return self.measured.setdefault((str(self.device), self.weights_are_static, batch), PassCosts())
 
     @property

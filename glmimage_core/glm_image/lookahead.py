@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..weights.compiled import FEW_ROWS
+
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """How many tokens a pass may have. Few sizes, since a GPU records each of them."""
 
@@ -80,18 +82,21 @@ class AssumedCosts:
     A row of the released model is 16.3 GFLOP, and a pass reads 16.3 GB: by their data sheets a row adds 0.3 % of a pass on an
     H100 (989 TFLOP/s, 3.35 TB/s) and 0.7 % on a 3060 (51 TFLOP/s, 360 GB/s). 1.6 % is
     assumed, since attention and draw take time too.
-    Weights that come over PCIe take ten times as long or more.
+    Weights that come over PCIe take ten times as long or more. widening: how many times as long a pass takes whose rows are too
+    many for a product that reads quantized weights as they are.
     """
 
-    def __init__(self, device: torch.device, *, streamed: bool, batch: int):
+    def __init__(self, device: torch.device, *, streamed: bool, batch: int, widening: float = 1.0):
         self.row = math.inf if device.type == "cpu" else batch * (ROW_STREAMED if streamed else ROW)
+        self.batch, self.widening = batch, 1.0 if streamed else widening
 
     def note(self, rows: int, seconds: float) -> None:
         """Nothing that is measured counts."""
 
     def estimates(self) -> dict[int, float]:
         """The cost of a pass of each of SIZES."""
-        return {rows: 1 + self.row * (rows - 1) if rows > 1 else 1.0 for rows in SIZES}
+        costs = {rows: 1 + self.row * (rows - 1) if rows > 1 else 1.0 for rows in SIZES}
+        return {rows: cost * (self.widening if self.batch * rows > FEW_ROWS else 1) for rows, cost in costs.items()}
 
 
 def least_chance(costs: dict[int, float]) -> float:

@@ -49,6 +49,13 @@ class Format(NamedTuple):
     working: int
     working_on_cpu: int
 
+    @property
+    def widening(self) -> float:
+        """Bytes that a product of many rows moves for a weight, over those of a product of a few rows (`compiled.FEW_ROWS`): what
+        it widens is written and read once more."""
+        stored = self.codes.itemsize / self.packed
+        return (stored + 2 * self.working) / stored
+
 
 FORMATS = {
     "int8": Format(
@@ -81,7 +88,7 @@ FORMATS = {
         packed=2,
         scale=lambda rows, columns: (rows, columns // NF4_BLOCK),
         column_multiple=NF4_BLOCK,
-        working=3,
+        working=2,
         working_on_cpu=3,
     ),
 }

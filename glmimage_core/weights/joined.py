@@ -7,6 +7,7 @@ import torch
 from torch.nn import Linear, Module, Parameter
 from torch.nn.functional import linear
 
+from .compiled import product
 from .formats import inner_tensors
 from .linear import QuantizedLinear
 
@@ -24,7 +25,7 @@ def side_by_side(layers: Sequence[Module], *, join: bool) -> Callable[[torch.Ten
         weight = _join_weights(layers)
         bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     if isinstance(layers[0], QuantizedLinear):
-        return lambda x: linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return lambda x: product(x, weight, None if bias is None else bias.to(x.dtype))
     return lambda x: linear(x, weight, bias)
 
 

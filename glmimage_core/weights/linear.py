@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import torch
 
+from .compiled import product
 from .formats import FORMAT_KEY, FORMATS, Mark, comfy_kitchen_tensor, stored_headers
 
 # Attention and feed-forward of every layer, by transformers' names in a language model and diffusers' names in a transformer.
@@ -19,7 +20,7 @@ class QuantizedLinear(torch.nn.Linear):
         if not x.numel():  # a reference's empty text: comfy-kitchen's int8 refuses an input without rows
             return x.new_empty(*x.shape[:-1], self.out_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return torch.nn.functional.linear(x, self.weight.to(x.dtype), bias)
+        return product(x, self.weight, bias)
 
     def requantized(self, weight: torch.Tensor, rounding_seed: int = 0) -> torch.Tensor:
         """Another weight in this layer's format. A seed above 0 rounds at random in formats that can."""

@@ -2,7 +2,7 @@
 
 Sixteen levels at the quantiles of a normal distribution (QLoRA, arXiv:2305.14314). Importing this module needs comfy-kitchen
 and registers the layout there; `formats.comfy_kitchen_tensor` imports it. On CUDA products use bitsandbytes' kernels where it is
-installed; elsewhere they dequantize the weight first.
+installed, else those of `compiled`; elsewhere they dequantize the weight first.
 """
 
 from dataclasses import dataclass
@@ -31,16 +31,9 @@ LEVELS = (
 
 
 @cache
-def _levels(device: torch.device) -> torch.Tensor:
+def levels_on(device: torch.device) -> torch.Tensor:
     """[16] float32. Cached, since a CUDA graph cannot record a copy from Python."""
     return torch.tensor(LEVELS, device=device)
-
-
-@cache
-def _pairs(device: torch.device) -> torch.Tensor:
-    """The two levels of each byte of codes, [256, 2] float32."""
-    levels = _levels(device)
-    return torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=-1)
 
 
 class NF4Layout(QuantizedLayout):
@@ -59,7 +52,7 @@ class NF4Layout(QuantizedLayout):
         rows, columns = tensor.shape
         packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device=tensor.device)
         scale = torch.empty(rows, columns // BLOCK, device=tensor.device)
-        levels = _levels(tensor.device)
+        levels = levels_on(tensor.device)
         midpoints = (levels[1:] + levels[:-1]) / 2  # a weight takes the level on its side of the next midpoint
         for first in range(0, rows, QUANTIZED_ROWS):
             chunk = slice(first, first + QUANTIZED_ROWS)
@@ -73,11 +66,13 @@ class NF4Layout(QuantizedLayout):
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        levels = levels_on(qdata.device)
+        pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=-1)  # of each byte of codes, [256, 2]
         weight = torch.empty(params.orig_shape, dtype=params.orig_dtype, device=qdata.device)
         for first in range(0, len(qdata), DEQUANTIZED_ROWS):
             chunk = slice(first, first + DEQUANTIZED_ROWS)
-            levels = _pairs(qdata.device)[qdata[chunk].int()].view(-1, params.scale.shape[1], BLOCK)
-            weight[chunk] = (levels * params.scale[chunk, :, None]).flatten(1)
+            blocks = pairs[qdata[chunk].int()].view(-1, params.scale.shape[1], BLOCK)
+            weight[chunk] = (blocks * params.scale[chunk, :, None]).flatten(1)
         return weight
 
     @classmethod
@@ -95,7 +90,7 @@ register_layout_class(NAME, NF4Layout)
 @register_layout_op(torch.ops.aten.linear.default, NF4Layout)
 def _linear(_tensor, arguments: tuple, _options: dict) -> torch.Tensor:
     x, weight, bias = (*arguments, None)[:3]
-    if x.device.type == "cuda" and _has_bitsandbytes():
+    if x.device.type == "cuda" and has_bitsandbytes():
         return by_bitsandbytes(x, weight, bias)
     return torch.nn.functional.linear(x, weight.dequantize(), bias)
 
@@ -109,7 +104,7 @@ def by_bitsandbytes(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     packed, scale = NF4Layout.get_plain_tensors(weight)
-    levels = _levels(packed.device)
+    levels = levels_on(packed.device)
     state = QuantState(scale.view(-1), weight.shape, levels, blocksize=BLOCK, quant_type="nf4", dtype=weight.dtype)
     rows = x.reshape(-1, 1, x.shape[-1])
     if len(rows) > SINGLE_ROWS:
@@ -120,7 +115,7 @@ def by_bitsandbytes(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor
     return torch.cat(products).view(*x.shape[:-1], -1)
 
 
-def _has_bitsandbytes() -> bool:
+def has_bitsandbytes() -> bool:
     try:
         import bitsandbytes  # noqa: F401, after the first time only a look into sys.modules
     except ImportError:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration
 
 log = logging.getLogger(__name__)
+
+NF4_KERNELS = ("bitsandbytes", "triton")  # either has kernels that read 4-bit codes, on CUDA
 CPU = torch.device("cpu")
 
 
@@ -154,8 +156,8 @@ def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device:
             fill_from_gguf(model, file, precision)
             return model.eval()
         return stored.load(precision)
-    if device.type == "cuda" and "nf4" in (quantization, *stored.report.quantized) and find_spec("bitsandbytes") is None:
-        log.warning("nf4 without bitsandbytes is slow: pip install bitsandbytes")
+    if device.type == "cuda" and "nf4" in (quantization, *stored.report.quantized) and not any(map(find_spec, NF4_KERNELS)):
+        log.warning("nf4 is slow without bitsandbytes or Triton: pip install bitsandbytes")
     model = stored.build()
     fill(model, stored.files, dtype=precision, quantization=quantization, device=device, names=stored.names)
     return model.eval()
