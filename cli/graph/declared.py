@@ -41,4 +41,4 @@ def is_widget(kind: Any, options: dict) -> bool:
 
 def is_link(value: Any) -> bool:
     """Whether an input of API format is a link [node id, output] and not a value."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and type(value[1]) is int
+    return isinstance(value, list) and len(value) == 2 and type(value[0]) in (str, int) and type(value[1]) is int

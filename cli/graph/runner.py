@@ -256,7 +256,7 @@ def _checked(place: str, value: Any, declared: tuple[Any, dict], *, validates_it
     if isinstance(kind, list):
         if value not in kind and isinstance(value, str) and value.replace("\\", "/") in kind:
             return value.replace("\\", "/")  # of a file in a folder, from Windows
-        if value not in kind and not validates_itself:
+        if value not in kind and not (validates_itself and isinstance(value, str)):
             shown = str if isinstance(value, str) else repr  # the number 1 is not the choice '1'
             raise WorkflowError(f"{place} is {value!r}; it must be one of {', '.join(map(shown, kind))}")
         return value
