@@ -17,9 +17,9 @@ PACKAGE = __package__.rpartition(".")[0]
 def main(arguments: list[str]) -> int:
     """Run one command. Returns the exit status: 0, 1 when it failed, 2 when what it was given is wrong, 130 when interrupted."""
     options = _parser().parse_args(bench.with_default_bench(arguments))
-    logging.basicConfig(level=logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(MessageFormatter())
+    handler = logging.StreamHandler()
+    handler.setFormatter(MessageFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(PACKAGE).setLevel(logging.INFO if options.verbose else logging.NOTSET)
     try:
         with logging_beside_bars():
