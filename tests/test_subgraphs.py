@@ -93,6 +93,11 @@ WRONG = {
     "by pair": (subgraph(("A",), properties={"proxyWidgets": [["-1", "seed"]]}), "node 50 .*seed is 'A'"),
     "in a nested one": (subgraph(("A", "B", 6), nested=1), "node 50 .*seed is 'B'"),
     "a pair that names nothing": (subgraph((5,), properties={"proxyWidgets": [["99", "seed"]]}), "seed of node 99 inside"),
+    "a pair that names no widget": (subgraph((5,), properties={"proxyWidgets": [["10", "model"]]}), "model of node 10 inside"),
+    "a number for a text inside": (
+        subgraph((5,), properties={"proxyWidgets": [["7", "glyph_text"]]}),
+        "node 50:7 .*glyph_text is 5",
+    ),
     "a pair that is none": (subgraph((5,), properties={"proxyWidgets": ["seed"]}), "proxyWidgets has the entry 'seed'"),
 }
 

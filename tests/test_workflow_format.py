@@ -277,6 +277,16 @@ def test_a_value_that_does_not_fit_its_widget_is_refused(values, message):
         parse_workflow(graph(node(3, "GLMImageGeneratePrior", values=values)), ALL_NODES)
 
 
+def test_a_primitive_that_holds_no_text_is_refused_for_a_prompt():
+    ui = graph(
+        node(4, "PrimitiveNode", values=[5], outputs=["STRING"]),
+        node(3, "GLMImageGeneratePrior", inputs=[("prompt", "STRING", 1)]),
+        links=[[1, 4, 0, 3, 0, "STRING"]],
+    )
+    with pytest.raises(WorkflowError, match="node 3 .*prompt is 5, which is no STRING"):
+        parse_workflow(ui, ALL_NODES)
+
+
 def prior_prompt(text: str, seed: int = 0) -> str:
     ui = graph(node(3, "GLMImageGeneratePrior", values=[text, 512, 640, 1, seed]))
     return parse_workflow(ui, ALL_NODES).prompt["3"]["inputs"]["prompt"]

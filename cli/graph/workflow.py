@@ -13,10 +13,11 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ...glmimage_core.json_text import parse_json
+from .classes import title_of
 from .declared import Nodes, input_types
 from .errors import WorkflowError
 from .ui_format import BYPASSED, MUTED, read_graph
-from .unfold import title_of, unfold
+from .unfold import unfold
 
 PICTURES = (b"\x89PNG", b"\xff\xd8", b"RIFF")  # how PNG, JPEG and WebP begin
 PICTURE_NAMES = (".png", ".jpg", ".jpeg", ".webp")
