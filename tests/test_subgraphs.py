@@ -117,13 +117,19 @@ def test_a_choice_that_is_none_is_refused_with_the_subgraph():
         parse_workflow(ui, ALL_NODES)
 
 
-def test_subgraphs_that_hold_each_other_twice_are_refused_at_once():
-    levels = [
-        {"id": f"s{level}", "nodes": [{"id": place, "type": f"s{level + 1}"} for place in (1, 2)], "links": []}
-        for level in range(40)
+def doubled(levels: int) -> dict:
+    """Subgraphs that each hold the next one twice: about 2 ** (levels + 1) nodes."""
+    graphs = [
+        {"id": f"s{level}", "nodes": [{"id": place, "type": f"s{level + 1}"} for place in (1, 2)]} for level in range(levels)
     ]
-    with pytest.raises(WorkflowError, match="more than 10000 nodes"):
-        parse_workflow({"nodes": [{"id": 1, "type": "s0"}], "definitions": {"subgraphs": levels}}, ALL_NODES)
+    return {"nodes": [{"id": 1, "type": "s0"}], "definitions": {"subgraphs": graphs}}
+
+
+def test_subgraphs_that_hold_each_other_twice_are_refused_at_once():
+    assert len(parse_workflow(doubled(8), ALL_NODES).prompt) == 2**8
+    for levels in (13, 40):
+        with pytest.raises(WorkflowError, match="more than 10000 nodes"):
+            parse_workflow(doubled(levels), ALL_NODES)
 
 
 @pytest.mark.parametrize("levels", [1, 3, 500])

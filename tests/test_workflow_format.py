@@ -191,14 +191,15 @@ def test_a_chain_of_3000_reroutes_is_followed():
 def test_a_bypassed_node_hands_on_as_the_front_end_does():
     """The same place where types join, else the first input of the type that is wanted, else nothing."""
 
-    def bypassed(*inputs, output="IMAGE"):
-        middle = node(5, "Foreign", inputs=inputs, mode=4, outputs=[output])
-        links = [[1, 1, 0, 5, len(inputs) - 1, "IMAGE"], [2, 5, 0, 9, 0, "IMAGE"]]
+    def bypassed(*inputs, output=0):
+        middle = node(5, "Foreign", inputs=inputs, mode=4, outputs=["IMAGE", "IMAGE"])
+        links = [[1, 1, 0, 5, len(inputs) - 1, "IMAGE"], [2, 5, output, 9, 0, "IMAGE"]]
         return parse_workflow(graph(LOAD, middle, SAVE, links=links), ALL_NODES).prompt["9"]["inputs"].get("images")
 
     assert bypassed(("a", "IMAGE", 1)) == ["1", 0]
     assert bypassed(("a", "VAE", None), ("b", "IMAGE", 1)) == ["1", 0]
     assert bypassed(("a", "IMAGE", None), ("b", "IMAGE", 1)) is None  # the first of the type counts, linked or not
+    assert bypassed(("a", "IMAGE", None), ("b", "IMAGE", 1), output=1) == ["1", 0]
     assert bypassed(("a", "*", 1)) == ["1", 0]
     assert bypassed(("a", "LATENT,IMAGE", 1)) == ["1", 0]
     assert bypassed(("a", "MASK", 1)) is None
