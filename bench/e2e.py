@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..cli.graph.declared import Nodes
 from ..cli.graph.nodes import ALL_NODES
 from ..cli.graph.runner import Runner
 from ..cli.graph.stock import Folders
-from ..cli.graph.workflow import Nodes, Workflow, read_workflow
+from ..cli.graph.workflow import Workflow, read_workflow
 from ..glmimage_core import GlmImage
 from ..glmimage_core.component import Component
 from ..glmimage_core.glm_image.ar_model import fit, vision_tokens

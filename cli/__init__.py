@@ -14,6 +14,7 @@ info         versions and devices, for a bug report
 predictions  predicted memory, and settings for cards: the second half of inspect
 device       the option --device
 choices      the values that options take, listed without importing torch
+messages     words of others in one line that a terminal does not obey
 progress     progress bars, and lines in a log
 version      the versions of the pack and of its libraries
 graph/       workflow files: read, check, run

@@ -6,6 +6,7 @@ import sys
 
 from . import bench, convert, info, inspect, quantize, render, score, tiny, train
 from .graph.errors import NodeError
+from .messages import MessageFormatter, one_line
 from .progress import logging_beside_bars
 from .version import NAME, pack_version
 
@@ -16,7 +17,9 @@ PACKAGE = __package__.rpartition(".")[0]
 def main(arguments: list[str]) -> int:
     """Run one command. Returns the exit status: 0, 1 when it failed, 2 when what it was given is wrong, 130 when interrupted."""
     options = _parser().parse_args(bench.with_default_bench(arguments))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(MessageFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(PACKAGE).setLevel(logging.INFO if options.verbose else logging.NOTSET)
     try:
         with logging_beside_bars():
@@ -26,7 +29,8 @@ def main(arguments: list[str]) -> int:
         return 130
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         cause = error.error if isinstance(error, NodeError) else error
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(one_line(str(error)), file=sys.stderr)
+        logging.getLogger(PACKAGE).info("where it was raised", exc_info=error)
         return 2 if isinstance(cause, ValueError | FileNotFoundError | ImportError) else 1
 
 

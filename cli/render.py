@@ -9,6 +9,7 @@ from pathlib import Path
 from ..bench.table import Table
 from .choices import DEVICE_HELP
 from .graph.workflow import read_file
+from .messages import one_line
 from .progress import StageProgress, quiet_libraries
 
 
@@ -19,7 +20,9 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         help="run a workflow file",
         description="Runs a workflow without ComfyUI and prints the path of each picture.",
     )
-    parser.add_argument("workflow", type=Path, metavar="WORKFLOW", help="API or UI format (.json), or a .png that carries one")
+    parser.add_argument(
+        "workflow", type=Path, metavar="WORKFLOW", help="API or UI format (.json), or a PNG, WebP or JPEG that carries one"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -75,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
     def finished(title: str, seconds: float) -> None:
         progress.close()  # a stage may stop before its last step, as a language model does at the end of its answer
-        timings.append((title, seconds))
+        timings.append((one_line(title), seconds))
 
     began = time.perf_counter()
     try:

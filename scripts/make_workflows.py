@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from _pack import ROOT
-from glm_image_pack.cli.graph import workflow as workflow_format
+from glm_image_pack.cli.graph.declared import input_types, is_widget
 from glm_image_pack.cli.graph.nodes import ALL_NODES as OWN_NODES
+from glm_image_pack.cli.graph.unfold import unfold
 from glm_image_pack.glmimage_core.glm_image.files.components import NANO
 
 
@@ -134,8 +135,8 @@ class Graph:
         return node
 
     def _connect(self, node: dict, node_class: type, inputs: dict) -> None:
-        for name, (kind, options) in workflow_format.input_types(node_class).items():
-            widget = workflow_format.is_widget(kind, options)
+        for name, (kind, options) in input_types(node_class).items():
+            widget = is_widget(kind, options)
             slot_type = "COMBO" if isinstance(kind, list) else kind
             slot = {"name": name, "type": slot_type, **({"widget": {"name": name}} if widget else {}), "link": None}
             if isinstance(inputs.get(name), tuple):
@@ -538,7 +539,7 @@ def write(folder: Path) -> None:
     """Write every workflow in both formats below a folder."""
     (folder / "api").mkdir(parents=True, exist_ok=True)
     for name, ui in all_workflows().items():
-        prompt = workflow_format.to_api_format(ui, ALL_NODES)
+        prompt = unfold(ui, ALL_NODES)
         (folder / f"{name}.json").write_text(json.dumps(ui, indent=1) + "\n", "utf-8")
         (folder / "api" / f"{name}.json").write_text(json.dumps(prompt, indent=1) + "\n", "utf-8")
 

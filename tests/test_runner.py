@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 from glm_image_pack.cli.graph.errors import NodeError, WorkflowError
 from glm_image_pack.cli.graph.nodes import ALL_NODES
-from glm_image_pack.cli.graph.runner import Runner
+from glm_image_pack.cli.graph.runner import Run, Runner
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.cli.graph.workflow import Workflow
 
 from pictures import pattern
-from shipped import executed, set_input, shipped
+from shipped import ROOT, executed, set_input, shipped
 
 # Running again
 
@@ -238,3 +238,113 @@ def test_an_undeclared_input_is_ignored_as_in_comfyui(runner, folders):
     set_input(workflow, "LoadImage", upload="image")  # as older frontends export it
     runner.run(workflow)
     assert len(folders.written) == 1
+
+
+# Nodes that fail
+
+
+def failing(where: str, error: BaseException) -> dict:
+    """The nodes, with Upscale Image raising an error in one of its methods."""
+    stock = ALL_NODES["ImageScale"]
+
+    def fail(*arguments, **values):
+        raise error
+
+    methods = {"VALIDATE_INPUTS": staticmethod(lambda width, folders: fail())} if where == "VALIDATE_INPUTS" else {where: fail}
+    if where in ("INPUT_TYPES", "IS_CHANGED"):
+        methods = {where: classmethod(fail)}
+    return ALL_NODES | {"ImageScale": type("Failing", (stock,), methods)}
+
+
+def scaled(**values) -> Workflow:
+    inputs = {"image": ["1", 0], "upscale_method": "bilinear", "width": 8, "height": 8, "crop": "disabled"} | values
+    return Workflow(
+        {
+            "1": {"class_type": "LoadImage", "inputs": {"image": "glm-image-shapes.png"}},
+            "2": {"class_type": "ImageScale", "inputs": inputs},
+            "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}},
+        }
+    )
+
+
+class Unforeseen(Exception):
+    """Of a class that nothing here knows."""
+
+
+@pytest.mark.parametrize("where", ["scale", "VALIDATE_INPUTS", "INPUT_TYPES"])
+@pytest.mark.parametrize("error", [Unforeseen("words"), KeyError("words"), MemoryError("words"), RecursionError("words")])
+def test_any_exception_of_a_node_or_of_its_check_names_the_node(where, error, folders):
+    pictures = Folders(ROOT / "workflows" / "input", folders.output, [])
+    with pytest.raises(NodeError, match=rf"node 2 \(ImageScale\).*{type(error).__name__}: '?words") as raised:
+        Runner(failing(where, error), pictures).run(scaled())
+    assert raised.value.__cause__ is error
+    assert where != "VALIDATE_INPUTS" or "width" in str(raised.value)
+
+
+def test_an_interruption_is_no_exception_of_a_node(folders):
+    pictures = Folders(ROOT / "workflows" / "input", folders.output, [])
+    with pytest.raises(KeyboardInterrupt):
+        Runner(failing("scale", KeyboardInterrupt()), pictures).run(scaled())
+
+
+def test_a_library_that_cannot_be_imported_is_told_with_the_first_cause(folders):
+    first = RuntimeError("operator torchvision::nms does not exist")
+    second = ModuleNotFoundError("Could not import module 'PreTrainedModel'")
+    second.__cause__, last = first, RuntimeError("Failed to import diffusers")
+    last.__cause__ = second
+    pictures = Folders(ROOT / "workflows" / "input", folders.output, [])
+    with pytest.raises(NodeError, match="operator torchvision::nms does not exist; reinstall torchvision for this torch"):
+        Runner(failing("scale", last), pictures).run(scaled())
+
+
+def test_a_chain_of_3000_nodes_is_checked_and_ordered(folders):
+    prompt = {"0": {"class_type": "PrimitiveInt", "inputs": {"value": 5}}}
+    prompt |= {str(i): {"class_type": "PrimitiveInt", "inputs": {"value": [str(i - 1), 0]}} for i in range(1, 3000)}
+    prompt["3000"] = {"class_type": "PreviewAny", "inputs": {"source": ["2999", 0]}}
+    assert Run(Workflow(prompt), ALL_NODES, folders).check() == [str(i) for i in range(3001)]
+
+
+def test_the_longest_chain_runs_first_so_that_loaders_run_late(folders):
+    order = Run(shipped("text_to_image"), ALL_NODES, folders)
+    ids = order.check()
+    classes = [order.prompt[node_id]["class_type"] for node_id in ids]
+    assert classes.index("GLMImageGeneratePrior") < classes.index("GLMImageLoadDiT") < classes.index("GLMImageLoadVAE")
+    assert all(ids.index(source) < ids.index(node_id) for node_id in ids for source in order.sources(node_id))
+
+
+# Values
+
+
+def test_a_name_in_a_folder_is_found_however_windows_spells_it(folders):
+    class Choice:
+        RETURN_TYPES, FUNCTION, OUTPUT_NODE = (), "run", True
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"name": (["sub/my lora.safetensors", "back\\slash"],)}}
+
+    def checked(name):
+        workflow = Workflow({"1": {"class_type": "Choice", "inputs": {"name": name}}})
+        Run(workflow, {"Choice": Choice}, folders).check()
+        return workflow.prompt["1"]["inputs"]["name"]
+
+    assert checked("sub\\my lora.safetensors") == "sub/my lora.safetensors"
+    assert checked("back\\slash") == "back\\slash"  # known as it is
+    with pytest.raises(WorkflowError, match="must be one of"):
+        checked("sub\\other")
+
+
+@pytest.mark.parametrize("value", [None, [], ["a"], {}, {"a": 1}])
+def test_what_is_no_text_is_no_prompt(value, runner):
+    workflow = shipped("text_to_image")
+    set_input(workflow, "PrimitiveStringMultiline", value=value)
+    with pytest.raises(WorkflowError, match="value is .*, which is no STRING"):
+        runner.run(workflow)
+
+
+@pytest.mark.parametrize("value", [5, True, None, {}])
+def test_a_choice_that_is_no_text_is_refused_also_where_the_class_checks_its_choices(value, runner):
+    workflow = shipped("text_to_image")
+    set_input(workflow, "GLMImageLoadVAE", checkpoint=value)
+    with pytest.raises(WorkflowError, match="Load GLM-Image VAE.: checkpoint is"):
+        runner.run(workflow)

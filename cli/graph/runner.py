@@ -8,13 +8,17 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from .errors import NodeError, WorkflowError
+from .declared import Declared, Nodes, declared, is_link, is_widget, validated_by_class
+from .errors import WorkflowError, node_boundary
 from .stock import Folders
-from .workflow import Declared, Nodes, Workflow, declared, is_link
+from .workflow import Workflow
 
 log = logging.getLogger(__name__)
+GROUP_NODES = ("workflow>", "workflow/")  # how the class types of ComfyUI's older group nodes begin
+BROADCAST = "Everywhere"  # in the class types of the nodes that connect inputs by type or name, without links
 
 
 class Runner:
@@ -85,17 +89,12 @@ class Run:
         if not outputs:
             here = f"; no such node here: {', '.join(unknown)}" if unknown else ""
             raise WorkflowError(f"the workflow has no output, such as a Save Image node{here}")
-        depths: dict[str, int] = {}
-        for node_id in outputs:
-            self._check_links(node_id, depths, path=())
+        depths = self._depths(outputs)
         for node_id in depths:
             self._check_values(node_id)
         for title in unknown:
             log.warning("%s is left out: no such node here, and no output needs it", title)
-        order: dict[str, None] = {}
-        for node_id in outputs:
-            self._visit(node_id, depths, order)
-        return list(order)
+        return self._order(outputs, depths)
 
     def keys(self, order: list[str]) -> dict[str, str]:
         """A key for each node, given in running order. Nodes with equal keys give equal results."""
@@ -116,19 +115,21 @@ class Run:
         hidden = {"FOLDERS": self.folders, "PROMPT": self.prompt, "WORKFLOW": self.workflow.ui}
         arguments |= {name: hidden[kind] for name, kind in self._declares(node_id).hidden.items()}
         log.info("%s runs", self.workflow.title(node_id))
-        try:
+        with node_boundary(self.workflow.title(node_id)):
             outputs = getattr(node_class(), node_class.FUNCTION)(**arguments)
             return asyncio.run(outputs) if inspect.iscoroutine(outputs) else outputs
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            raise NodeError(self.workflow.title(node_id), error) from error
 
-    def _visit(self, node_id: str, depths: dict[str, int], order: dict[str, None]) -> None:
+    def _order(self, outputs: list[str], depths: dict[str, int]) -> list[str]:
         """Depth first, the longest chain first, so that loaders run as late as they can."""
-        if node_id in order:
-            return
-        for source in sorted(set(self.sources(node_id)), key=lambda source: (-depths[source], source)):
-            self._visit(source, depths, order)
-        order[node_id] = None
+        order: dict[str, None] = {}
+        waiting = list(reversed(outputs))
+        while waiting:
+            sources = [source for source in set(self.sources(waiting[-1])) if source not in order]
+            if sources and waiting[-1] not in order:
+                waiting += sorted(sources, key=lambda source: (-depths[source], source), reverse=True)  # the last is the next
+            else:
+                order[waiting.pop()] = None
+        return list(order)
 
     def _class(self, node_id: str) -> type:
         return self.nodes[self.prompt[node_id]["class_type"]]
@@ -136,7 +137,8 @@ class Run:
     def _declares(self, node_id: str) -> Declared:
         node_class = self._class(node_id)
         if node_class not in self._declared:
-            self._declared[node_class] = declared(node_class)
+            with node_boundary(self.workflow.title(node_id)):
+                self._declared[node_class] = declared(node_class)
         return self._declared[node_class]
 
     def _inputs(self, node_id: str) -> dict[str, tuple[Any, dict]]:
@@ -158,28 +160,44 @@ class Run:
                 values[name] = value
         return values
 
-    def _check_links(self, node_id: str, depths: dict[str, int], path: tuple[str, ...]) -> int:
-        """Check the links above a node; fills depths, the length of the longest chain above each."""
+    def _depths(self, outputs: list[str]) -> dict[str, int]:
+        """Check the links above the outputs. Returns the length of the longest chain above each node that they need."""
+        sources: dict[str, list[str]] = {}
+        waiting = list(reversed(outputs))
+        while waiting:
+            node_id = waiting.pop()
+            if node_id not in sources:
+                sources[node_id] = self._checked_sources(node_id)
+                waiting += reversed(sources[node_id])
+        depths: dict[str, int] = {}
+        try:
+            for node_id in TopologicalSorter(sources).static_order():
+                depths[node_id] = max((1 + depths[source] for source in sources[node_id]), default=0)
+        except CycleError as error:
+            raise WorkflowError(f"{self.workflow.title(error.args[1][0])}: its inputs lead back to itself") from None
+        return depths
+
+    def _checked_sources(self, node_id: str) -> list[str]:
+        """The ids of the nodes that a node's inputs are linked to. Raises WorkflowError for a node or a link that cannot be."""
         title = self.workflow.title(node_id)
-        if node_id in path:
-            raise WorkflowError(f"{title}: its inputs lead back to itself")
-        if node_id in depths:
-            return depths[node_id]
-        if self.prompt[node_id]["class_type"] not in self.nodes:
-            foreign = {node["class_type"] for node in self.prompt.values()} - set(self.nodes)
-            raise WorkflowError(
-                f"{title}: no such node here: {', '.join(sorted(foreign))}; run the workflow in ComfyUI, "
-                "or use this pack's own sampler and VAE nodes"
-            )
-        depth = 0
+        if (class_type := self.prompt[node_id]["class_type"]) not in self.nodes:
+            raise WorkflowError(f"{title}: {self._advice(class_type)}")
         for name, (source, output) in self._links(node_id).items():
             if source not in self.prompt:
                 raise WorkflowError(f"{title}: {name} is linked to node {source}, which is missing")
-            source_depth = self._check_links(source, depths, (*path, node_id))
-            self._check_link(f"{title}: {name}", self._inputs(node_id)[name][0], source, output)
-            depth = max(depth, 1 + source_depth)
-        depths[node_id] = depth
-        return depth
+            if self.prompt[source]["class_type"] in self.nodes:
+                self._check_link(f"{title}: {name}", self._inputs(node_id)[name][0], source, output)
+        return self.sources(node_id)
+
+    def _advice(self, class_type: str) -> str:
+        """What to do about a node that is not known here."""
+        if class_type.startswith(GROUP_NODES):
+            return "it is a group node; in ComfyUI, convert it to nodes or to a subgraph, and save the workflow again"
+        foreign = {node["class_type"] for node in self.prompt.values()} - set(self.nodes)
+        return (
+            f"no such node here: {', '.join(sorted(foreign))}; run the workflow in ComfyUI, "
+            "or use this pack's own sampler and VAE nodes"
+        )
 
     def _check_link(self, place: str, kind: Any, source: str, output: int) -> None:
         """Check that a link comes from an output there is, and of the type that its input takes."""
@@ -193,18 +211,27 @@ class Run:
     def _check_values(self, node_id: str) -> None:
         """Convert and check the values of one node in place, as ComfyUI does before it queues a graph."""
         node_class, inputs, title = self._class(node_id), self.prompt[node_id]["inputs"], self.workflow.title(node_id)
-        validate = getattr(node_class, "VALIDATE_INPUTS", None)
-        own = list(inspect.signature(validate).parameters) if validate else []
+        own = validated_by_class(node_class)
         for name, (kind, options) in self._inputs(node_id).items():
             if name not in inputs:
                 if name in self._declares(node_id).required:
-                    raise WorkflowError(f"{title}: {name} is missing")
+                    how = "is missing" if is_widget(kind, options) else f"is not connected{self._connected_elsewhere()}"
+                    raise WorkflowError(f"{title}: {name} {how}")
             elif not is_link(inputs[name]):
-                inputs[name] = _checked(f"{title}: {name}", inputs[name], kind, options, validates_itself=name in own)
+                inputs[name] = _checked(f"{title}: {name}", inputs[name], (kind, options), validates_itself=name in own)
+        if not own:
+            return
         values = self._known_values(node_id) | {"folders": self.folders}
-        if validate and (answer := validate(**{name: values.get(name) for name in own})) is not True:
-            names = ", ".join(name for name in own if name != "folders")
+        names = ", ".join(name for name in own if name != "folders")
+        with node_boundary(f"{title}: {names}"):
+            answer = node_class.VALIDATE_INPUTS(**{name: values.get(name) for name in own})
+        if answer is not True:
             raise WorkflowError(f"{title}: {names}: {answer}")
+
+    def _connected_elsewhere(self) -> str:
+        """Which node of the workflow may have connected an input in the browser, which does so without a link."""
+        broadcasts = [self.workflow.title(node_id) for node_id, node in self.prompt.items() if BROADCAST in node["class_type"]]
+        return f"; {broadcasts[0]} connects inputs in the browser only, so draw the links there" if broadcasts else ""
 
     def _key(self, node_id: str, keys: Mapping[str, str]) -> str:
         """Made of the class, the values, the keys of the sources and the files that are read."""
@@ -216,16 +243,20 @@ class Run:
             parts.append(f"{name}={inputs[name]!r}" if source is None else f"{name}<-{keys[source]}.{output}")
         known = self._known_values(node_id)
         if hasattr(node_class, "IS_CHANGED") and len(known) == len(self._inputs(node_id)):
-            parts.append(node_class.IS_CHANGED(**known, folders=self.folders))
+            with node_boundary(self.workflow.title(node_id)):
+                parts.append(node_class.IS_CHANGED(**known, folders=self.folders))
         if getattr(node_class, "OUTPUT_NODE", False):
             parts.append(node_id)  # what an output node leaves is a file, so two of them never stand for each other
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _checked(place: str, value: Any, kind: Any, options: dict, *, validates_itself: bool) -> Any:
+def _checked(place: str, value: Any, declared: tuple[Any, dict], *, validates_itself: bool) -> Any:
     """A value converted to its declared type and within its declared range. Raises WorkflowError."""
+    kind, options = declared
     if isinstance(kind, list):
-        if value not in kind and not validates_itself:
+        if value not in kind and isinstance(value, str) and value.replace("\\", "/") in kind:
+            return value.replace("\\", "/")  # of a file in a folder, from Windows
+        if value not in kind and not (validates_itself and isinstance(value, str)):
             shown = str if isinstance(value, str) else repr  # the number 1 is not the choice '1'
             raise WorkflowError(f"{place} is {value!r}; it must be one of {', '.join(map(shown, kind))}")
         return value
@@ -256,4 +287,10 @@ def _boolean(value: Any) -> bool:
     return words[value.lower()] if isinstance(value, str) and value.lower() in words else bool(int(value))
 
 
-_CONVERT = {"INT": int, "FLOAT": _finite, "BOOLEAN": _boolean, "STRING": str}
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int | float):  # null, a list and an object are no prompt, though each can be written as text
+        raise TypeError(value)
+    return str(value)
+
+
+_CONVERT = {"INT": int, "FLOAT": _finite, "BOOLEAN": _boolean, "STRING": _text}
