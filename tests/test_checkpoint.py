@@ -166,7 +166,7 @@ def test_settings_that_no_loader_could_use_are_problems_too(broken):
     for _ in range(2):  # reports are kept; problems do not add up
         problems = {report.name: list(map(str, report.problems)) for report in description.inspect_checkpoint(broken)}
         (vae,), (dit,) = problems.pop("vae"), problems.pop("transformer")
-        assert "no latents_mean and latents_std" in vae and "scheduler_config.json is damaged" in dit
+        assert "no latents_mean and latents_std" in vae and "scheduler_config.json is not JSON" in dit
         assert not any(problems.values())
 
 
@@ -232,7 +232,7 @@ def test_a_missing_tokenizer_is_named(broken, loader, side):
     ("file", "content", "message"),
     [
         ("tokenizer.json", None, "tokenizer.json is missing"),
-        ("preprocessor_config.json", "{", "preprocessor_config.json is damaged"),
+        ("preprocessor_config.json", "{", "preprocessor_config.json is not JSON"),
         ("chat_template.jinja", None, "has no chat template"),
     ],
 )

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...checkpoints.build import check_libraries
-from ...checkpoints.folders import read_json, walk
+from ...checkpoints.folders import read_json, stamp, walk
 from ...checkpoints.header import read_header
 from ...checkpoints.report import ComponentReport, compare_with_config, unquantized_shapes
 from ...vae import LatentSpace
@@ -53,7 +53,7 @@ def find_file(name: str, kind: ComponentKind, roots: Iterable[Path]) -> Path:
 
 def _kind_of(file: Path) -> ComponentKind | None:
     try:
-        return _identified_kind(file, *_stamp(file)) if file.is_file() else None  # a pipe would be waited for
+        return _identified_kind(file, *stamp(file)) if file.is_file() else None  # a pipe would be waited for
     except OSError:
         return None  # a link that leads nowhere, or a file that may not be read
 
@@ -66,14 +66,9 @@ def _identified_kind(file: Path, *stamp: int) -> ComponentKind | None:
         return None
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
-
-
 def inspect_file(file: Path) -> tuple[IdentifiedFile, ComponentReport]:
     """Identify a single file and report on it. Raises ValueError for one that is broken or no part of GLM-Image."""
-    return _inspect_file(file, *_stamp(file))
+    return _inspect_file(file, *stamp(file))
 
 
 @lru_cache(maxsize=64)
@@ -169,4 +164,4 @@ def _agree(ours: dict, theirs: dict, from_shapes: dict) -> bool:
 
 def _is_processor(folder: Path) -> bool:
     """Whether a folder holds GLM-Image's processor rather than another model's."""
-    return any("GlmImage" in file.read_text("utf-8", errors="replace") for file in folder.glob("*config.json"))
+    return any("GlmImage" in file.read_text("utf-8", errors="replace") for file in folder.glob("*config.json") if file.is_file())
