@@ -11,8 +11,7 @@ from ...checkpoints.header import FileHeader
 from ...checkpoints.report import check_class
 from ...json_text import parse_json
 from ...weights.formats import FORMATS, Header
-from .components import AR, COMPONENTS, DIT, VAE, ComponentKind
-from .inspect import space_in
+from .components import AR, COMPONENTS, DIT, VAE, ComponentKind, space_in
 
 # Of the released models, which the shapes of tensors do not reveal
 HEAD_WIDTH = 128  # of AR model and DiT
@@ -59,7 +58,7 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
         raise ValueError(f"{file} does not hold all weights of the {kind.title}: {error}; download it again") from error
     config_from_metadata = _config_from_metadata(file, header.metadata)
     check_class(config_from_metadata, kind.class_name, file)
-    if kind is VAE and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(config_from_metadata) is None:
+    if kind is VAE and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(config_from_metadata, file) is None:
         widths, released = ("/".join(map(str, blocks)) for blocks in (config_from_shapes["block_out_channels"], VAE_BLOCKS))
         raise ValueError(
             f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "

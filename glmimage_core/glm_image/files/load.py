@@ -29,6 +29,7 @@ from ..token_preview import codebook_palette
 from .components import AR, DIT, GLYPH_ENCODER, VAE, ComponentKind, list_checkpoints
 from .identify import IdentifiedFile
 from .inspect import check_checkpoint, inspect_component, latent_space, scheduler_shift
+from .processor import load_glyph_tokenizer, load_processor
 from .single_file import check_file, file_shift, file_space, inspect_file, list_files, processor_folder
 
 if TYPE_CHECKING:
@@ -177,37 +178,16 @@ def load_ar(
 
 def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_by: str = "") -> ArModel:
     """The AR model with the tokenizer and the image processor in a folder's `processor`."""
-    from transformers import AutoTokenizer
-
-    image_processor = load_image_processor(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True)
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{folder / 'processor'} has no chat template (chat_template.jinja), which puts references into a prompt"
-        )
-    shortest_edge, longest_edge = reference_limits(image_processor)
+    processor = load_processor(folder)
     codebook = model.model.vqmodel.quantize.embedding.weight.detach().cpu()
     return ArModel(
         model=model,
         halves=halves_of(model),
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        shortest_edge=shortest_edge,
-        longest_edge=longest_edge,
+        **processor._asdict(),
         codebook=_codebook_id(codebook),
         palette=codebook_palette(codebook),
         quantized_by=quantized_by,
     )
-
-
-def load_image_processor(folder: Path):
-    """The image processor in a folder's `processor`, always the one over PIL."""
-    return _pil_image_processor_class().from_pretrained(folder / "processor", local_files_only=True)
-
-
-def reference_limits(image_processor) -> tuple[int, int]:
-    """The shortest and the longest side in pixels that the processor gives a reference, from the areas it is configured by."""
-    return round(image_processor.size["shortest_edge"] ** 0.5), round(image_processor.size["longest_edge"] ** 0.5)
 
 
 def load_glyph_encoder(source: Path, dtype: str = "auto") -> GlyphEncoder:
@@ -218,9 +198,7 @@ def load_glyph_encoder(source: Path, dtype: str = "auto") -> GlyphEncoder:
 
 def glyph_encoder(model: torch.nn.Module, folder: Path) -> GlyphEncoder:
     """ByT5 with the tokenizer of a checkpoint."""
-    from transformers import ByT5Tokenizer
-
-    return GlyphEncoder(model, ByT5Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+    return GlyphEncoder(model, load_glyph_tokenizer(folder))
 
 
 def load_dit(
@@ -275,21 +253,6 @@ def _space_at(source: Path, roots: list[Path]) -> LatentSpace | None:
         return None if inspect_component(source, VAE).problems else latent_space(source)
     except (ValueError, FileNotFoundError):
         return None  # a VAE without statistics, or of another number of channels
-
-
-def _pil_image_processor_class():
-    """transformers' image processor over PIL, named so since 5.2; before, the plain name meant it.
-
-    The other one works on torchvision and rounds its resizes otherwise, so vision tokens would depend on whether
-    torchvision is installed.
-    """
-    try:
-        from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
-    except ModuleNotFoundError:
-        from transformers.models.glm_image.image_processing_glm_image import GlmImageImageProcessor
-
-        return GlmImageImageProcessor
-    return GlmImageImageProcessorPil
 
 
 def _codebook_id(codebook: torch.Tensor) -> str:

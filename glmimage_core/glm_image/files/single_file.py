@@ -14,9 +14,10 @@ from ...checkpoints.header import read_header
 from ...checkpoints.report import ComponentReport, compare_with_config, unquantized_shapes
 from ...vae import LatentSpace
 from ..schedule import Shift
-from .components import AR, RELEASED_SPACE, VAE, ComponentKind, is_checkpoint
+from .components import AR, RELEASED_SPACE, VAE, ComponentKind, is_checkpoint, space_in
 from .identify import IdentifiedFile, identify
-from .inspect import latent_space, scheduler_shift, side_problems, space_in
+from .inspect import latent_space, scheduler_shift
+from .processor import side_problems
 
 SUFFIX = ".safetensors"
 PROCESSOR = "processor"
@@ -78,7 +79,7 @@ def _inspect_file(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentRep
     report = ComponentReport(kind.folder, kind.class_name, kind.library, disk_bytes=file.stat().st_size)
     report.add_tensors(identified.headers, identified.formats)
     try:
-        model = kind.build(identified.config, file)
+        model = kind.build(identified.config, file, tensors=len(identified.headers))
         shapes = unquantized_shapes(model, identified.headers, identified.formats, file)
         compare_with_config(model, shapes, file)
         if unknown := sorted(shapes.keys() - model.state_dict().keys()):
@@ -124,7 +125,7 @@ def processor_folder(identified: IdentifiedFile, roots: Iterable[Path]) -> Path:
 def file_space(identified: IdentifiedFile, roots: Iterable[Path]) -> LatentSpace:
     """The latent space of a DiT or VAE: its own, a checkpoint's, or the released one. Raises ValueError where none fits."""
     beside = next(_companions(identified, f"{VAE.folder}/config.json", roots), None)
-    space = space_in(identified.config) or (latent_space(beside) if beside else RELEASED_SPACE)
+    space = space_in(identified.config, identified.file) or (latent_space(beside) if beside else RELEASED_SPACE)
     channels = identified.config["latent_channels" if identified.kind is VAE else "in_channels"]
     if len(space.mean) != channels:
         raise ValueError(
