@@ -5,10 +5,13 @@ import shutil
 import time
 
 import pytest
+import torch
 from glm_image_pack.cli.main import main
+from glm_image_pack.glmimage_core.checkpoints.header import read_header
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import AR, COMPONENTS, DIT, GLYPH_ENCODER, VAE
 from glm_image_pack.glmimage_core.glm_image.files.load import stored_component
+from glm_image_pack.glmimage_core.glm_image.files.single_file import list_files
 from safetensors.torch import load_file, save_file
 
 LOADERS = {
@@ -120,3 +123,56 @@ def test_a_million_layers_in_the_metadata_of_a_file_are_refused_by_its_header(fo
     with pytest.raises(ValueError, match="many more tensors than the"):
         stored_component(tmp_path / "many.safetensors", COMPONENTS[component], [folder.parent])
     assert time.process_time() - began < 1
+
+
+def header(content: bytes | dict, data: bytes = b"") -> bytes:
+    """A safetensors file by hand."""
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is truncated or corrupt"),
+        (header({"a": F32})[:20], "is truncated or corrupt"),
+        (header({"a": F32}, bytes(7)), "is truncated or corrupt"),
+        (header({"a": F32, "b": F32 | {"data_offsets": [16, 24]}}, bytes(24)), "is truncated or corrupt"),
+        (header(b"\xff" * 128), "is truncated or corrupt"),
+        (header({"a": F32 | {"dtype": "F3"}}, bytes(8)), "not understood: .*F3"),
+        (header({"a": {"dtype": "F4", "shape": [16], "data_offsets": [0, 8]}}, bytes(8)), "has a as F4, which is not understood"),
+        (header([1]), "not understood"),
+        (header({"a": {"dtype": "F32"}}), "not understood"),
+        (b"GGUF\x03" + bytes(60), "but a GGUF file"),
+        (b"PK\x03\x04" + b"\x08" * 60, "but a pickle of PyTorch"),
+        (b"\x80\x02}q" + b"\x08" * 60, "but a pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "but a pointer of Git LFS"),
+        (b"<!DOCTYPE html>" + b" " * 60, "but a web page"),
+    ],
+    ids=range(14),
+)
+def test_a_file_is_damaged_only_where_its_bytes_say_so(tmp_path, content, message):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_header(file)
+    assert ("download it again" in str(raised.value)) == ("truncated or corrupt" in message)
+
+
+def test_a_workflow_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "workflow.json").write_text("{}")
+    assert main(["inspect", str(tmp_path / "workflow.json")]) == 2
+    assert "a workflow is run by `render`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mark", [b'{"format": "float4_unknown"}', b"not JSON"])
+def test_a_file_that_is_quantized_in_an_unknown_way_is_listed_and_refused_by_name(folder, tmp_path, mark):
+    tensors = load_file(next((folder / "transformer").glob("*.safetensors")))
+    tensors["transformer_blocks.0.ff.net.2.comfy_quant"] = torch.tensor(list(mark)).byte()
+    save_file(tensors, tmp_path / "new.safetensors")
+    assert list(list_files(DIT, [tmp_path])) == ["new.safetensors"]
+    with pytest.raises(ValueError, match=r"transformer_blocks.0.ff.net.2 in .*new.safetensors: a "):
+        checkpoints.load_dit(tmp_path / "new.safetensors")

@@ -18,6 +18,9 @@ from .header import gguf_file, gguf_headers, read_header
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The precisions that models compute in, by name."""
 
+STORED_ONLY = {torch.float8_e4m3fn: torch.bfloat16, torch.float8_e5m2: torch.bfloat16, torch.float64: torch.float32}
+"""Precisions that weights are stored in and no model computes in, and what each becomes."""
+
 
 class Stored(NamedTuple):
     """A tensor in a file: its dtype or its quantization, how many parameters it holds, its bytes.
@@ -131,7 +134,7 @@ def read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Heade
     formats: dict[str, str] = {}
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, which its index names; download it again")
+            raise FileNotFoundError(f"{file} is missing, which its index names; download it too")
         report.disk_bytes += file.stat().st_size
         file_header = read_header(file)
         headers |= file_header.tensors
@@ -170,6 +173,11 @@ def unquantized_shapes(
     Raises ValueError for a layer that is no linear one, and for codes or scales of a wrong shape or dtype.
     """
     model_shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    numbers = {*DTYPES.values(), *STORED_ONLY}
+    for key, header in headers.items():
+        layer, _, suffix = key.rpartition(".")
+        if key in model_shapes and header.dtype not in numbers and not (layer in formats and suffix in STORED_SUFFIXES):
+            raise ValueError(f"{source} has {key} as {header}, which no weight can be; it is quantized in a way unknown here")
     shapes = {key: header.shape for key, header in headers.items()}
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     for layer, quantization in formats.items():
@@ -227,12 +235,14 @@ def _take(counter: Counter, key) -> bool:
 
 
 def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
-    """The dtype of a choice; auto is the precision that the weights are stored in.
+    """The dtype of a choice; auto is the precision that the weights are stored in, or the one in STORED_ONLY.
 
     Raises ValueError where the models cannot run in that precision.
     """
     if choice != "auto":
         return DTYPES[choice]
+    if report.stored_dtype in STORED_ONLY:
+        return STORED_ONLY[report.stored_dtype]
     if report.stored_dtype not in DTYPES.values():
         raise ValueError(f"{report.name} is stored as {report.stored_dtype}, in which it cannot run; choose {', '.join(DTYPES)}")
     return report.stored_dtype

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from ...checkpoints.build import check_libraries
 from ...checkpoints.folders import read_json, stamp, walk
-from ...checkpoints.header import read_header
+from ...checkpoints.header import read_header, tensor_names
 from ...checkpoints.report import ComponentReport, compare_with_config, unquantized_shapes
 from ...vae import LatentSpace
+from ...weights.formats import NotUnderstood
 from ..schedule import Shift
 from .components import AR, RELEASED_SPACE, VAE, ComponentKind, is_checkpoint, space_in
-from .identify import IdentifiedFile, identify
+from .identify import IdentifiedFile, identify, kind_and_prefix
 from .inspect import latent_space, scheduler_shift
 from .processor import side_problems
 
@@ -63,6 +64,15 @@ def _kind_of(file: Path) -> ComponentKind | None:
 def _identified_kind(file: Path, *stamp: int) -> ComponentKind | None:
     try:
         return identify(file, read_header(file)).kind
+    except NotUnderstood:  # listed all the same: the loader says what it is
+        return _kind_by_names(file)
+    except ValueError:
+        return None
+
+
+def _kind_by_names(file: Path) -> ComponentKind | None:
+    try:
+        return kind_and_prefix(file, tensor_names(file))[0]
     except ValueError:
         return None
 
@@ -89,8 +99,8 @@ def _inspect_file(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentRep
             )
     except ValueError as error:
         assumed = (
-            "; its metadata has no config, so settings that shapes do not reveal were taken from the released model: a model "
-            "of other sizes needs its config.json there, as config"
+            "; its metadata has no config (as JSON), so settings that shapes do not reveal were taken from the released model: a "
+            "model of other sizes needs its config.json there, as config"
         )
         report.problems.append(error if identified.config_from_metadata else ValueError(f"{error}{assumed}"))
     return identified, report
