@@ -28,6 +28,7 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+GGUF_MAGIC, CONFIG_KEY = b"GGUF", "config"
 GGUF_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # GGUF's types that are not quantized
 
 
@@ -129,22 +130,32 @@ def gguf_file(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.gguf"))), None)
 
 
-def gguf_headers(file: Path) -> dict[str, Header]:
-    """The headers of a GGUF file by name. Quantized tensors are bytes. Raises ValueError for a broken file."""
+def read_gguf_header(file: Path) -> FileHeader:
+    """The header of a GGUF file, by the names in it. A quantized tensor has its shape, and bytes as its dtype.
+
+    Raises ImportError where gguf is missing, ValueError for a file that is truncated, none, or not understood.
+    """
     check_library("gguf")
     import gguf
 
+    with file.open("rb") as opened:
+        if opened.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
+            raise ValueError(f"{file} is no GGUF file")
     try:
-        tensors = gguf.GGUFReader(file).tensors
+        reader = gguf.GGUFReader(file)
+        config = reader.get_field(CONFIG_KEY)
+        metadata = {} if config is None else {CONFIG_KEY: str(config.contents())}
     except (ValueError, IndexError, KeyError) as error:
+        if "is not a valid" in str(error):  # an enumeration's word for a type that this gguf does not have
+            raise NotUnderstood(f"{file} is not understood: {error}") from error
         raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
     dtypes = {gguf.GGMLQuantizationType[name]: dtype for name, dtype in GGUF_DTYPES.items()}
-    return {
-        tensor.name: Header(dtypes[tensor.tensor_type], tuple(int(side) for side in reversed(tensor.shape)))
-        if tensor.tensor_type in dtypes
-        else Header(torch.uint8, (int(tensor.n_bytes),))
-        for tensor in tensors
-    }
+    headers = {}
+    for tensor in reader.tensors:
+        shape = tuple(int(side) for side in reversed(tensor.shape))
+        dtype = dtypes.get(tensor.tensor_type)
+        headers[tensor.name] = Header(torch.uint8, shape, int(tensor.n_bytes)) if dtype is None else Header(dtype, shape)
+    return FileHeader(headers, {name: name for name in headers}, {}, metadata)
 
 
 def quant_method(folder: Path) -> str | None:

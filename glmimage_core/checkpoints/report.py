@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..weights.external import LIBRARY_MODULES, check_library_device
+from ..weights.external import LIBRARY_MODULES, check_library_device, without_prefix
 from ..weights.formats import FORMAT_KEY, FORMATS, STORED_SUFFIXES, Header, check_format, stored_headers
 from .build import check_libraries
 from .folders import read_json, weight_files
-from .header import gguf_file, gguf_headers, read_header
+from .header import gguf_file, read_gguf_header, read_header
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The precisions that models compute in, by name."""
@@ -126,7 +126,7 @@ def read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Heade
     """
     if file := gguf_file(folder):
         report.disk_bytes = file.stat().st_size
-        return gguf_headers(file), {}
+        return read_gguf_header(file).tensors, {}
     files = weight_files(folder)
     if not files:
         raise FileNotFoundError(f"{folder} is missing its weights (*.safetensors)")
@@ -151,11 +151,15 @@ def add_external_tensors(
     device. Raises ValueError where a GGUF file in the folder lacks tensors.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    if method == "gguf":
+        headers = without_prefix(headers, shapes)
     full_width = {key for key, header in headers.items() if header.shape == shapes.get(key) and header.dtype in DTYPES.values()}
     if method == "gguf" and (missing := sorted(set(shapes) - set(headers))):
         raise ValueError(
             f"{folder} does not hold a whole {report.class_name}: {len(missing)} tensors not found, such as {missing[0]}"
         )
+    if method == "gguf":
+        compare_with_config(model, {key: header.shape for key, header in headers.items()}, folder)
     for key in shapes | headers:
         kind = method
         if key in full_width:

@@ -16,17 +16,18 @@ NF4_BLOCK = 64  # weights of a row that share a scale, as in bitsandbytes
 
 
 class Header(NamedTuple):
-    """A stored tensor without its content."""
+    """A stored tensor without its content. packed_bytes: of one that another library packed, else 0."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+    packed_bytes: int = 0
 
     def __str__(self) -> str:
         return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def bytes(self) -> int:
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+        return self.packed_bytes or self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
 class Format(NamedTuple):

@@ -21,6 +21,7 @@ from ...checkpoints.header import gguf_file
 from ...checkpoints.report import ComponentReport, check_quantization, resolve_dtype
 from ...vae import LatentSpace, Vae
 from ...weights.external import fill_from_gguf, import_library
+from ...weights.linear import quantize
 from ..ar_model import ArModel, halves_of
 from ..dit import Dit
 from ..glyphs import GlyphEncoder
@@ -30,7 +31,7 @@ from .components import AR, DIT, GLYPH_ENCODER, VAE, ComponentKind, list_checkpo
 from .identify import IdentifiedFile
 from .inspect import check_checkpoint, inspect_component, latent_space, scheduler_shift
 from .processor import load_glyph_tokenizer, load_processor
-from .single_file import check_file, file_shift, file_space, inspect_file, list_files, processor_folder
+from .single_file import GGUF_SUFFIX, check_file, file_shift, file_space, inspect_file, list_files, processor_folder
 
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration
@@ -55,6 +56,10 @@ class InFolder:
     @property
     def files(self) -> list[Path]:
         return weight_files(self.folder)
+
+    @property
+    def gguf(self) -> Path | None:
+        return gguf_file(self.folder)
 
     def build(self) -> torch.nn.Module:
         return self.kind.build_from(self.source, buffers=True)
@@ -92,6 +97,10 @@ class InFile:
     @property
     def files(self) -> list[Path]:
         return [self.source]
+
+    @property
+    def gguf(self) -> Path | None:
+        return self.source if self.source.suffix == GGUF_SUFFIX else None
 
     def build(self) -> torch.nn.Module:
         return self.kind.build(self.identified.config, self.source, buffers=True)
@@ -145,15 +154,15 @@ def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device:
     dtype: auto, or one of DTYPES. device: the one that the weights will compute on. Raises as `check_quantization` does.
     """
     precision = resolve_dtype(dtype, stored.report)
-    if quantization == "none" and not stored.report.quantized:
+    if quantization == "none" and not stored.report.quantized and not stored.gguf:
         return stored.load(precision)
     check_quantization(stored.report, quantization, device)
+    if stored.gguf:
+        model = stored.build()
+        fill_from_gguf(model, stored.gguf, precision)
+        return quantize(model, quantization).eval()
     if library := stored.report.quantized_by:
         import_library(library)
-        if file := gguf_file(stored.folder):
-            model = stored.build()
-            fill_from_gguf(model, file, precision)
-            return model.eval()
         return stored.load(precision)
     if device.type == "cuda" and "nf4" in (quantization, *stored.report.quantized) and find_spec("bitsandbytes") is None:
         log.warning("nf4 without bitsandbytes is slow: pip install bitsandbytes")

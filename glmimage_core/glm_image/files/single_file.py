@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ...checkpoints.build import check_libraries
 from ...checkpoints.folders import read_json, stamp, walk
-from ...checkpoints.header import read_header, tensor_names
-from ...checkpoints.report import ComponentReport, compare_with_config, unquantized_shapes
+from ...checkpoints.header import FileHeader, read_gguf_header, read_header, tensor_names
+from ...checkpoints.report import ComponentReport, add_external_tensors, compare_with_config, unquantized_shapes
 from ...vae import LatentSpace
 from ...weights.formats import NotUnderstood
 from ..schedule import Shift
@@ -20,7 +20,7 @@ from .identify import IdentifiedFile, identify, kind_and_prefix
 from .inspect import latent_space, scheduler_shift
 from .processor import side_problems
 
-SUFFIX = ".safetensors"
+SUFFIX, GGUF_SUFFIX = SUFFIXES = (".safetensors", ".gguf")
 PROCESSOR = "processor"
 
 
@@ -33,7 +33,7 @@ def list_files(kind: ComponentKind, roots: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in roots:
         for folder, _, names in walk(root):
-            for file in (folder / name for name in names if name.endswith(SUFFIX)):
+            for file in (folder / name for name in names if name.endswith(SUFFIXES)):
                 if _kind_of(file) is kind:
                     found.setdefault(file.relative_to(root).as_posix(), file)
     return dict(sorted(found.items()))
@@ -63,11 +63,16 @@ def _kind_of(file: Path) -> ComponentKind | None:
 @lru_cache(maxsize=4096)
 def _identified_kind(file: Path, *stamp: int) -> ComponentKind | None:
     try:
-        return identify(file, read_header(file)).kind
+        return identify(file, file_header(file)).kind
     except NotUnderstood:  # listed all the same: the loader says what it is
         return _kind_by_names(file)
-    except ValueError:
+    except (ValueError, ImportError):  # gguf need not be installed
         return None
+
+
+def file_header(file: Path) -> FileHeader:
+    """The header of a safetensors or GGUF file. Raises as `read_header` and `read_gguf_header`."""
+    return read_gguf_header(file) if file.suffix == GGUF_SUFFIX else read_header(file)
 
 
 def _kind_by_names(file: Path) -> ComponentKind | None:
@@ -84,12 +89,16 @@ def inspect_file(file: Path) -> tuple[IdentifiedFile, ComponentReport]:
 
 @lru_cache(maxsize=64)
 def _inspect_file(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentReport]:
-    identified = identify(file, read_header(file))
+    identified = identify(file, file_header(file))
     kind = identified.kind
     report = ComponentReport(kind.folder, kind.class_name, kind.library, disk_bytes=file.stat().st_size)
-    report.add_tensors(identified.headers, identified.formats)
+    if file.suffix != GGUF_SUFFIX:
+        report.add_tensors(identified.headers, identified.formats)
     try:
         model = kind.build(identified.config, file, tensors=len(identified.headers))
+        if file.suffix == GGUF_SUFFIX:
+            add_external_tensors(report, identified.headers, method="gguf", model=model, folder=file)
+            return identified, report
         shapes = unquantized_shapes(model, identified.headers, identified.formats, file)
         compare_with_config(model, shapes, file)
         if unknown := sorted(shapes.keys() - model.state_dict().keys()):
