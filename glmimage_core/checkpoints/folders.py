@@ -135,8 +135,8 @@ def _scan(folder: Path) -> Entries:
 
 
 def check_empty(folder: Path) -> None:
-    """Raise ValueError for a folder that holds anything."""
-    if folder.exists() and any(folder.iterdir()):
+    """Raise ValueError for a folder that holds anything, and for a file in its place."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty")
 
 
