@@ -86,6 +86,7 @@ FAULTS = [
     (AR, "vision_language_encoder/config.json", below("text_config", num_hidden_layers=MANY), "many more tensors than the"),
     (AR, "vision_language_encoder/config.json", below("vision_config", depth=MANY), "many more tensors than the"),
     (AR, "vision_language_encoder/config.json", setting(num_labels=10**9), "num_labels"),
+    (AR, "vision_language_encoder/config.json", setting(model_type={"a": 1}), "model_type in .* is no name"),
     (DIT, INDEX, instead('{"weight_map": {"a": "../../x"}}'), "has a in '../../x', which is no file of its folder"),
     (DIT, INDEX, instead('{"weight_map": {"a": "/x"}}'), "has a in '/x', which is no file of its folder"),
     (DIT, INDEX, instead('{"weight_map": {"a": 5}}'), "has a in 5, which is no file"),

@@ -32,13 +32,18 @@ def check_libraries() -> None:
             raise ImportError(f"{needs}, not {installed}: pip install -U {library}")
 
 
-def check_labels(config: dict, source: Path | str) -> None:
-    """Raise ValueError for a config, or one inside it, of more labels than any: transformers makes a name for each of them."""
+def _check_entries(config: dict, source: Path | str) -> None:
+    """Raise ValueError for what transformers does not check in a config or one inside it.
+
+    It makes a name for each of num_labels, and looks a model_type up in tables while it loads.
+    """
     for key, value in config.items():
+        if key == "model_type" and not isinstance(value, str):
+            raise ValueError(f"model_type in {source} is {str(value)[:40]}, which is no name")
         if key == "num_labels":
             count(value, f"num_labels in {source}", MOST_LABELS)
         elif isinstance(value, dict):
-            check_labels(value, source)
+            _check_entries(value, source)
 
 
 class _AtMost(TorchFunctionMode):
@@ -87,7 +92,7 @@ def build_model(
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
 
-    check_labels(config, source)
+    _check_entries(config, source)
     default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
