@@ -144,10 +144,10 @@ def test_a_changed_config_in_the_metadata_of_a_file_loads_or_is_refused(folder, 
     from safetensors.torch import load_file, save_file
 
     chance = random.Random("metadata")
+    roots = [folder.parent]
     file = write_file(folder / "transformer", tmp_path / "one.safetensors")
     tensors, config = load_file(file), json.loads((folder / "transformer" / "config.json").read_text())
     for case in range(CASES // 8):
         save_file(tensors, file, metadata={"config": json.dumps(changed(config, chance))})
         os.utime(file, ns=(case, case))
-        roots = [folder.parent]
         loads_or_is_refused(lambda: stored_component(file, DIT, roots), lambda: checkpoints.load_dit(file, roots=roots))
