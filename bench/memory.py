@@ -17,7 +17,7 @@ import torch
 
 from ..glmimage_core.component import Component
 from ..glmimage_core.glm_image.files.components import COMPONENTS
-from ..glmimage_core.glm_image.files.load import load_image_processor, reference_limits
+from ..glmimage_core.glm_image.files.processor import load_image_processor, reference_limits
 from ..glmimage_core.glm_image.geometry import PRIOR_PX, reference_grid
 from ..glmimage_core.glm_image.settings import settings_for
 from ..glmimage_core.placement.prediction import Job

@@ -15,6 +15,7 @@ from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files import load as checkpoints
 from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import latent_space, scheduler_shift
+from ..glmimage_core.glm_image.files.processor import load_image_processor, reference_limits
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder
 from ..glmimage_core.tiny.glm_image import write_layout
 from ..glmimage_core.tiny.spec import RELEASED, SPECS
@@ -101,8 +102,8 @@ class MetaGlmImage(RandomGlmImage):
 
     @cached_property
     def ar(self) -> ArModel:
-        model, processor = self._random_model("vision_language_encoder"), checkpoints.load_image_processor(self.checkpoint)
-        shortest_edge, longest_edge = checkpoints.reference_limits(processor)
+        model, processor = self._random_model("vision_language_encoder"), load_image_processor(self.checkpoint)
+        shortest_edge, longest_edge = reference_limits(processor)
         ar = ArModel(
             model=model,
             halves=halves_of(model),

@@ -50,10 +50,13 @@ def run(options: argparse.Namespace) -> int:
 
 def check_file(file: Path) -> None:
     """Raise ValueError for another kind of file, FileNotFoundError where its folder is missing."""
+    from ..glmimage_core.checkpoints.outputs import check_writable
+
     if file.suffix not in FORMATS:
         raise ValueError(f"--save {file} must end in one of these: {' or '.join(FORMATS)}")
     if not file.absolute().parent.is_dir():
         raise FileNotFoundError(f"--save {file}: there is no folder {file.absolute().parent}")
+    check_writable(file)
 
 
 def _begin(step: Step, seconds: float) -> None:

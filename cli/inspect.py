@@ -7,6 +7,8 @@ from pathlib import Path
 from ..bench.table import Table
 from .progress import quiet_libraries
 
+SUFFIXES = (".safetensors", ".gguf")
+
 
 def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
@@ -16,7 +18,7 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         description="Prints the sizes of a checkpoint's components, what is missing or broken, and the memory they need.",
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with model_index.json, or one safetensors file"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with model_index.json, or one safetensors or GGUF file"
     )
     parser.add_argument(
         "--width", type=int, default=1024, help="picture width in pixels, for the predicted memory; default: %(default)s"
@@ -33,6 +35,12 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--references is {options.references}; it must be 0 or above")
     if not options.checkpoint.exists():
         raise FileNotFoundError(f"{options.checkpoint} is neither a folder nor a file")
+
+    if options.checkpoint.is_file() and options.checkpoint.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{options.checkpoint} is no checkpoint: give a folder with model_index.json or a file that ends in "
+            f"{' or '.join(SUFFIXES)}; a workflow is run by `render`"
+        )
 
     from ..glmimage_core.glm_image.files.components import is_checkpoint
     from ..glmimage_core.glm_image.files.inspect import inspect_checkpoint

@@ -7,7 +7,7 @@ import torch
 from ..bench.table import Table
 from ..glmimage_core.checkpoints.report import ComponentReport
 from ..glmimage_core.glm_image.files.components import COMPONENTS
-from ..glmimage_core.glm_image.files.load import load_image_processor, reference_limits
+from ..glmimage_core.glm_image.files.processor import load_image_processor, reference_limits
 from ..glmimage_core.glm_image.geometry import PRIOR_PX, reference_grid
 from ..glmimage_core.glm_image.memory import predict
 from ..glmimage_core.glm_image.settings import settings_for

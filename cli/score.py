@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if options.steps < 1:
         raise ValueError(f"--steps is {options.steps}; at least one is needed")
 
+    from ..glmimage_core.checkpoints.outputs import check_writable
     from ..glmimage_core.glm_image.denoise import Approximations
     from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
     from ..glmimage_core.glm_image.lookahead import check_lookahead
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if not is_checkpoint(checkpoint):
         raise FileNotFoundError(f"{checkpoint / 'model_index.json'} does not name a GlmImagePipeline")
     if options.save:
+        check_writable(options.save / "picture.png")
         options.save.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
     paint = Painter.of(

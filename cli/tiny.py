@@ -36,16 +36,18 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..glmimage_core.checkpoints.outputs import whole_folder
     from ..glmimage_core.tiny.cogview3_base import write_cogview3_base
     from ..glmimage_core.tiny.cogview3_plus import write_cogview3
     from ..glmimage_core.tiny.glm_image import write_checkpoint
     from ..glmimage_core.tiny.vlm import write_vlm
 
     quiet_libraries()
-    if options.family == "glm-image":
-        write_checkpoint(options.folder, options.size, options.seed)
-    else:
-        write = {"glmga": write_vlm, "cogview3-plus": write_cogview3, "cogview3-base": write_cogview3_base}[options.family]
-        write(options.folder, options.seed)
+    with whole_folder(options.folder) as folder:  # after a kill there is none that counts as a checkpoint
+        if options.family == "glm-image":
+            write_checkpoint(folder, options.size, options.seed)
+        else:
+            write = {"glmga": write_vlm, "cogview3-plus": write_cogview3, "cogview3-base": write_cogview3_base}[options.family]
+            write(folder, options.seed)
     print(options.folder)
     return 0

@@ -37,10 +37,12 @@ def run(options: argparse.Namespace) -> int:
 
     import torch
 
+    from ..glmimage_core.checkpoints.outputs import check_writable
     from ..glmimage_core.placement.compute import check_compiler
     from ..training.make import train_phase
     from .device import device_option
 
+    check_writable(options.folder / "nano")
     if options.compile:
         check_compiler()
     quiet_libraries()

@@ -6,7 +6,7 @@ from ..glmimage_core.glm_image.dit import configure_compute
 from ..glmimage_core.glm_image.files import components
 from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, find_checkpoint, list_checkpoints
 from ..glmimage_core.glm_image.files.load import load_ar, load_dit, load_glyph_encoder, load_vae, stored_component
-from ..glmimage_core.glm_image.files.single_file import SUFFIX, find_file, list_files
+from ..glmimage_core.glm_image.files.single_file import SUFFIXES, find_file, list_files
 from ..glmimage_core.language import vlm
 from ..glmimage_core.placement.compute import check_attention_backend, check_compiler
 from .checkpoint_loader import CheckpointLoader, QuantizingLoader
@@ -34,12 +34,12 @@ class _GlmImageLoader(CheckpointLoader):
     @classmethod
     def where(cls):
         folder = cls.COMPONENT.comfy_folder
-        file = f", or one safetensors file of this model below models/{folder}" if folder else ""
+        file = f", or one safetensors or GGUF file of this model below models/{folder}" if folder else ""
         return f"{FOLDER}{file}. {NANO} is a very small model that draws coloured shapes and words, to try a graph with."
 
     @classmethod
     def find(cls, checkpoint):
-        if checkpoint.endswith(SUFFIX) and (folder := cls.COMPONENT.comfy_folder):
+        if checkpoint.endswith(SUFFIXES) and (folder := cls.COMPONENT.comfy_folder):
             return find_file(checkpoint, cls.COMPONENT, host.model_roots(folder))
         return find_checkpoint(checkpoint, host.checkpoint_roots())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from _pack import ROOT
+from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import inspect as description
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
@@ -166,7 +167,7 @@ def test_settings_that_no_loader_could_use_are_problems_too(broken):
     for _ in range(2):  # reports are kept; problems do not add up
         problems = {report.name: list(map(str, report.problems)) for report in description.inspect_checkpoint(broken)}
         (vae,), (dit,) = problems.pop("vae"), problems.pop("transformer")
-        assert "no latents_mean and latents_std" in vae and "scheduler_config.json is damaged" in dit
+        assert "no latents_mean and latents_std" in vae and "scheduler_config.json is not JSON" in dit
         assert not any(problems.values())
 
 
@@ -186,12 +187,29 @@ def test_a_config_that_is_another_models_or_nonsense_is_named(broken, component,
         LOADERS[component](broken)
 
 
-def test_a_stored_precision_that_cannot_run_asks_for_a_choice(broken):
+@pytest.mark.parametrize(
+    ("stored", "auto"),
+    [(torch.float8_e4m3fn, torch.bfloat16), (torch.float8_e5m2, torch.bfloat16), (torch.float64, torch.float32)],
+)
+def test_a_precision_that_no_model_computes_in_is_widened_by_auto(broken, capsys, stored, auto):
     file = weights_of(broken / "transformer")
-    save_file({key: t.to(torch.float8_e4m3fn) for key, t in load_file(file).items()}, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="stored as torch.float8_e4m3fn.*choose bfloat16"):
+    save_file({key: t.to(stored) for key, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert main(["inspect", str(broken)]) == 0
+    assert str(stored).removeprefix("torch.") in capsys.readouterr().out
+    model = checkpoints.load_dit(broken).model
+    assert model.dtype == auto
+    expected = load_file(file)["proj_out.weight"].to(auto)
+    assert torch.equal(model.proj_out.weight, expected)
+
+
+@pytest.mark.parametrize("stored", [torch.int16, torch.bool, torch.uint8])
+def test_a_weight_that_is_stored_as_no_weight_can_be_is_named(broken, capsys, stored):
+    file = weights_of(broken / "transformer")
+    save_file(load_file(file) | {"proj_out.weight": load_file(file)["proj_out.weight"].to(stored)}, file)
+    name = str(stored).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"has proj_out.weight as \[.*\] {name}, which no weight can be"):
         checkpoints.load_dit(broken)
-    assert checkpoints.load_dit(broken, "bfloat16").model.dtype == torch.bfloat16
+    assert main(["inspect", str(broken)]) == 1 and "which no weight can be" in capsys.readouterr().out
 
 
 def test_the_shift_is_the_checkpoints_own(broken):
@@ -232,7 +250,7 @@ def test_a_missing_tokenizer_is_named(broken, loader, side):
     ("file", "content", "message"),
     [
         ("tokenizer.json", None, "tokenizer.json is missing"),
-        ("preprocessor_config.json", "{", "preprocessor_config.json is damaged"),
+        ("preprocessor_config.json", "{", "preprocessor_config.json is not JSON"),
         ("chat_template.jinja", None, "has no chat template"),
     ],
 )

@@ -13,6 +13,7 @@ from glm_image_pack.glmimage_core.glm_image.files.components import DIT
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.placement.residency import model_bytes
 from glm_image_pack.glmimage_core.weights import external
+from glm_image_pack.glmimage_core.weights.linear import quantization_of
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file
 
@@ -89,20 +90,76 @@ def paints_nearly_the_same(quantized, dit) -> None:
     assert 0 < (near - exact).norm() < 0.1 * exact.norm()
 
 
-def write_gguf(file, tensors: dict[str, torch.Tensor]) -> None:
-    """Write tensors as GGUF, feed-forward weights with 8 bits, in place of the safetensors in the folder."""
+def write_gguf(file, tensors: dict[str, torch.Tensor], kind: str = "Q8_0", prefix: str = "", config: str = "") -> None:
+    """Write tensors as GGUF, in place of the safetensors in the folder: all in one kind, or the largest in 8 bits."""
     gguf = pytest.importorskip("gguf", reason="gguf is not installed")
     for weights in file.parent.glob("*.safetensors"):
         weights.unlink()
+    file.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(file, "glm_image")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    if config:
+        writer.add_string("config", config)
     for key, tensor in tensors.items():
-        kind = gguf.GGMLQuantizationType.Q8_0 if tensor.ndim == 2 and ".ff." in key else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(key, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+        in_kind = kind != "Q8_0" or (tensor.ndim == 2 and (".ff." in key or "embedding.weight" in key))
+        stored = gguf.GGMLQuantizationType[kind if in_kind else "F32"]
+        writer.add_tensor(prefix + key, gguf.quants.quantize(tensor.float().numpy(), stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+WIDE = [("F16", ""), ("BF16", ""), ("F32", "model.diffusion_model."), ("Q8_0", "model.diffusion_model."), ("BF16", "x.")]
+
+
+@pytest.mark.parametrize(("kind", "prefix"), WIDE)
+def test_a_gguf_in_a_folder_loads_in_any_precision_and_under_any_prefix(root, dit, capsys, kind, prefix):
+    write_gguf(root / "transformer" / "dit.gguf", dit.model.state_dict(), kind, prefix)
+    assert main(["inspect", str(root)]) == 0
+    same_as(checkpoints.load_dit(root, "float32"), dit, kind)
+
+
+@pytest.mark.parametrize("models_folder", ["diffusion_models", "unet"])
+@pytest.mark.parametrize(("kind", "prefix"), WIDE)
+def test_a_lone_gguf_is_listed_and_loads(quiet_host, root, dit, capsys, models_folder, kind, prefix):
+    quiet_host.models = root.parents[1]
+    file = quiet_host.models / models_folder / "sub" / "dit.gguf"
+    config = (root / "transformer" / "config.json").read_text()
+    write_gguf(file, dit.model.state_dict(), kind, prefix, config)
+    loader = NODES["GLMImageLoadDiT"]
+    assert "sub/dit.gguf" in loader.names() and loader.VALIDATE_INPUTS("sub/dit.gguf") is True
+    same_as(checkpoints.load_dit(loader.find("sub/dit.gguf"), "float32", roots=quiet_host.checkpoint_roots()), dit, kind)
+    assert main(["inspect", str(file)]) == 0
+
+
+def test_a_wide_gguf_is_quantized_and_takes_loras(root, dit):
+    pytest.importorskip("comfy_kitchen")
+    write_gguf(root / "transformer" / "dit.gguf", dit.model.state_dict(), "F32")
+    assert quantization_of(checkpoints.load_dit(root, quantization="int8").model) == "int8"
+    assert checkpoints.load_dit(root).quantized_by == ""
+
+
+def test_a_gguf_of_other_sizes_is_refused_by_its_header(root, dit):
+    wrong = dit.model.state_dict() | {"proj_out.weight": torch.zeros(32, 64)}
+    write_gguf(root / "transformer" / "dit.gguf", wrong, "F16")
+    with pytest.raises(ValueError, match=r"proj_out.weight is \[32, 64\] in the file"):
+        description.check_checkpoint(root, DIT)
+
+
+def same_as(loaded, dit, kind: str) -> None:
+    """Weights and pictures of another precision."""
+    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor  # needs gguf
+
+    tolerance = {"F32": 0, "F16": 1e-3, "BF16": 1e-2, "Q8_0": 2e-2}[kind]
+    ours, theirs = loaded.model, dit.model
+    for name, weight in theirs.named_parameters():
+        stored = ours.get_parameter(name)
+        plain = dequantize_gguf_tensor(stored) if hasattr(stored, "quant_type") else stored
+        assert plain.shape == weight.shape and (plain.float() - weight).abs().max() <= tolerance * weight.abs().max(), name
+    glyphs = torch.randn(1, 5, dit.model.config.text_embed_dim, generator=torch.Generator().manual_seed(0))
+    exact, near = (sample(one, plan(), glyphs, glyphs, seeds=[3], steps=2) for one in (dit, loaded))
+    assert (near - exact).norm() < 0.1 * exact.norm()
 
 
 @pytest.fixture
@@ -118,7 +175,7 @@ def test_a_gguf_of_the_dit_paints_nearly_the_same(gguf_dit, dit, capsys):
     paints_nearly_the_same(loaded, dit)
     assert checkpoints.load_dit(gguf_dit).dtype == torch.bfloat16
     assert main(["inspect", str(gguf_dit)]) == 0
-    assert "gguf (65,536 in" in capsys.readouterr().out
+    assert "gguf (81,920 in" in capsys.readouterr().out
 
 
 def test_a_damaged_gguf_is_told(gguf_dit):

@@ -2,8 +2,10 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
+import safetensors
 from glm_image_pack.glmimage_core.checkpoints import folders
 from glm_image_pack.glmimage_core.checkpoints.folders import COARSEST_MTIME_NS, FOLDER_LEVELS, find_below, walk
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
@@ -41,7 +43,7 @@ def scans(monkeypatch):
 
 
 def found(root) -> list[str]:
-    return [folder.relative_to(root).as_posix() for folder, _, files in walk(root) if "config.json" in files]
+    return sorted(folder.relative_to(root).as_posix() for folder, _, files in walk(root) if "config.json" in files)
 
 
 def test_a_second_walk_reads_no_folder(root, scans):
@@ -129,3 +131,37 @@ def test_names_taken_out_are_skipped_only_in_that_walk(root):
         if folder == root:
             subfolders.remove("a")
     assert found(root) == ["a", "b", "c/d"]
+
+
+def test_links_in_circles_end_and_each_name_is_still_found(tmp_path):
+    """Seven folders that link to each other are 7^6 names."""
+    siblings = [f"s{number}" for number in range(7)]
+    for name in siblings:
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "config.json").write_text("{}")
+        for other in siblings:
+            if other != name:
+                (tmp_path / name / other).symlink_to(tmp_path / other)
+    assert len(list(walk(tmp_path))) < 100
+    assert {f"{name}/model" for name in siblings} <= set(found(tmp_path))
+
+
+def test_a_folder_is_found_by_its_own_name_and_by_that_of_a_link_to_it(root):
+    (root / "aa").symlink_to(root / "c")
+    (root / "zz").symlink_to(root / "c" / "d")
+    assert found(root) == ["a", "aa/d", "b", "c/d", "zz"]
+
+
+def test_a_second_listing_opens_no_file(models, monkeypatch, quiet_host):
+    """All loaders, over checkpoints, single files and vision-language models: what a slow network share would be asked for."""
+    opened = []
+    nodes = [node for name, node in NODES.items() if name.startswith("GLMImageLoad") and hasattr(node, "names")]
+    first = [node.names() for node in nodes]
+    for owner, name in ((Path, "read_bytes"), (Path, "read_text"), (safetensors, "safe_open")):
+        kept = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, kept=kept, **more: opened.append(args[0]) or kept(*args, **more))
+    assert [node.names() for node in nodes] == first and any(len(names) > 2 for names in first)
+    assert opened == []
+    index = models / "diffusers" / "GLM-Image" / "model_index.json"
+    os.utime(index, ns=(LONG_AGO_NS, index.stat().st_mtime_ns + 1))
+    assert [node.names() for node in nodes] == first and opened == [index]

@@ -372,13 +372,13 @@ def test_an_alpha_that_is_no_number_is_refused(tmp_path):
 def test_a_tensor_of_a_wrong_shape_is_refused(dit, tmp_path, key, tensor):
     up, down = pair(dit.model)
     tensors = {f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down, f"{LAYER}.{key}": tensor}
-    with pytest.raises(ValueError, match=rf"a.safetensors is damaged: {LAYER}.{key} has the shape"):
+    with pytest.raises(ValueError, match=rf"a.safetensors is not understood: {LAYER}.{key} has the shape"):
         read_lora(written(tmp_path / "x", tensors))
 
 
 def test_halves_of_different_ranks_are_refused(dit):
     up, down = pair(dit.model)
-    with pytest.raises(ValueError, match=f"damaged: of {LAYER}, one half has rank 4 and the other 3"):
+    with pytest.raises(ValueError, match=f"does not fit together: of {LAYER}, one half has rank 4 and the other 3"):
         match({f"{LAYER}.lora_B.weight": up, f"{LAYER}.lora_A.weight": down[:3]}, dit.model)
 
 

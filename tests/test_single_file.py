@@ -218,8 +218,8 @@ def test_heads_of_another_width_than_released_need_a_config(folder, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "is damaged"),
-        ("[1]", "is no object"),
+        ("{", "has no config .as JSON."),
+        ("[1]", "has no config .as JSON."),
         ('{"_class_name": "FluxTransformer2DModel"}', "is of a FluxTransformer2DModel"),
     ],
 )

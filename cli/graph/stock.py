@@ -2,18 +2,21 @@
 
 import hashlib
 import json
+import os
 import re
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from uuid import uuid4
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from ...glmimage_core.checkpoints.outputs import check_writable
 from ...glmimage_core.images import from_picture
 
 
@@ -100,8 +103,9 @@ class SaveImage(StockNode):
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix, folders):
         try:
-            _stem(folders.output, filename_prefix or "ComfyUI")
-        except ValueError as error:
+            stem = _stem(folders.output / cls.SUBFOLDER, filename_prefix or "ComfyUI")
+            check_writable(stem.with_name(f"{stem.name}.{uuid4().hex}.part"))
+        except (ValueError, OSError) as error:
             return str(error)
         return True
 
@@ -125,8 +129,8 @@ class PreviewImage(SaveImage):
     SUBFOLDER = "preview"
 
     @classmethod
-    def VALIDATE_INPUTS(cls):
-        return True
+    def VALIDATE_INPUTS(cls, folders):
+        return super().VALIDATE_INPUTS("", folders)
 
 
 def _truncated(image: torch.Tensor) -> Image.Image:
@@ -152,34 +156,39 @@ def _expand(prefix: str, width: int, height: int) -> str:
     return prefix
 
 
-def _claim(stem: Path) -> Path:
-    """Make an empty stem_00001_.png with the first number above all that are there, and safe from another process."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+def _write_whole(stem: Path, picture: Image.Image, info: PngInfo) -> Path:
+    """Write stem_00001_.png, with the first number above all that are there, whole or not at all: a kill leaves a .part.
+
+    Raises OSError that names the file.
+    """
+    part = stem.with_name(f"{stem.name}.{uuid4().hex}.part")
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(part, format="PNG", pnginfo=info, compress_level=4)
+        return _named(part, stem)
+    except OSError as error:
+        raise OSError(f"could not write {stem}_00001_.png: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _named(part: Path, stem: Path) -> Path:
+    """Give a finished file the next free name, which another process cannot take at the same time."""
     pattern = re.compile(rf"{re.escape(stem.name)}_(\d+)_.*")
     while True:
         taken = [int(match[1]) for file in stem.parent.iterdir() if (match := pattern.fullmatch(file.name))]
         path = stem.with_name(f"{stem.name}_{max(taken, default=0) + 1:05}_.png")
         try:
-            path.touch(exist_ok=False)
+            os.link(part, path)  # a second name, unless there is such a file
         except FileExistsError:
             continue
+        except OSError:  # a file system without links
+            try:
+                path.touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            part.replace(path)
         return path
-
-
-def _write_whole(stem: Path, picture: Image.Image, info: PngInfo) -> Path:
-    """Write the next numbered PNG so that either the whole file is there or none. Raises OSError that names the file."""
-    path = _claim(stem)
-    part = path.with_name(path.name + ".part")
-    try:
-        picture.save(part, format="PNG", pnginfo=info, compress_level=4)
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(f"could not write {path}: {error}") from error
-        raise
-    return path
 
 
 class SetLatentNoiseMask(StockNode):

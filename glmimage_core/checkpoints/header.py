@@ -8,20 +8,27 @@ import torch
 
 from ..json_text import parse_json
 from ..weights.external import LIBRARY_MODULES, check_library
-from ..weights.formats import FORMAT_KEY, Header, Mark, mark_of, read_mark
+from ..weights.formats import FORMAT_KEY, Header, Mark, NotUnderstood, mark_of, read_mark
+from ..weights.unreadable import unreadable
 from .folders import read_json
 
 LAYERS_KEY = "_quantization_metadata"  # in a file's metadata: the format of each layer, as ComfyUI documents it
-# A dtype that is not here is read as bytes.
+# Others, of which torch has no numbers or a weight has no use, are refused by name.
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+GGUF_MAGIC, CONFIG_KEY = b"GGUF", "config"
 GGUF_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # GGUF's types that are not quantized
 
 
@@ -44,24 +51,46 @@ class FileHeader(NamedTuple):
 
 
 def read_header(file: Path) -> FileHeader:
-    """The header of a safetensors file. Raises ValueError for a file that is truncated, no safetensors, or not understood."""
+    """The header of a safetensors file. Raises ValueError for one that is truncated or none, NotUnderstood for another."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118, not a dict
+            if unknown := {
+                key: piece.get_dtype() for key, piece in slices.items() if piece.get_dtype() not in SAFETENSORS_DTYPES
+            }:
+                key = min(unknown)
+                raise NotUnderstood(f"{file} has {key} as {unknown[key]}, which is not understood")
             headers = {
-                key: Header(SAFETENSORS_DTYPES.get(piece.get_dtype(), torch.uint8), tuple(piece.get_shape()))
-                for key, piece in slices.items()
+                key: Header(SAFETENSORS_DTYPES[piece.get_dtype()], tuple(piece.get_shape())) for key, piece in slices.items()
             }
             metadata = opened.metadata() or {}
             layers = [key.removesuffix(f".{FORMAT_KEY}") for key in headers if key.endswith(f".{FORMAT_KEY}")]
-            marks = {layer: read_mark(opened.get_tensor(f"{layer}.{FORMAT_KEY}")) for layer in layers}
+            marks = {layer: _mark_at(file, layer, opened.get_tensor(f"{layer}.{FORMAT_KEY}")) for layer in layers}
     except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
+        raise unreadable(file, error) from error
     marks = _marks_by_name(headers) | _marks_in_metadata(file, metadata) | marks
     stored_as = {name: key for key in headers if (name := _own_name(key, marks))}
     return FileHeader({name: headers[key] for name, key in stored_as.items()}, stored_as, marks, metadata)
+
+
+def tensor_names(file: Path) -> list[str]:
+    """The names of the tensors in a safetensors file, whatever else its header says. Raises ValueError as `read_header`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except SafetensorError as error:
+        raise unreadable(file, error) from error
+
+
+def _mark_at(file: Path, layer: str, format_tensor: torch.Tensor) -> Mark:
+    try:
+        return read_mark(format_tensor)
+    except NotUnderstood as error:
+        raise NotUnderstood(f"{layer} in {file}: {error}") from error
 
 
 def _marks_in_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Mark]:
@@ -72,9 +101,9 @@ def _marks_in_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Mark]:
         said.pop("format_version", None)
         marks = {layer: mark_of(entries) for layer, entries in layers.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{LAYERS_KEY} in the metadata of {file} is not understood: {error}") from error
+        raise NotUnderstood(f"{LAYERS_KEY} in the metadata of {file} is not understood: {error}") from error
     if said:
-        raise ValueError(f"{LAYERS_KEY} in the metadata of {file} says {', '.join(map(repr, said))}, which is not understood")
+        raise NotUnderstood(f"{LAYERS_KEY} in the metadata of {file} says {', '.join(map(repr, said))}, which is not understood")
     return marks
 
 
@@ -101,22 +130,32 @@ def gguf_file(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.gguf"))), None)
 
 
-def gguf_headers(file: Path) -> dict[str, Header]:
-    """The headers of a GGUF file by name. Quantized tensors are bytes. Raises ValueError for a broken file."""
+def read_gguf_header(file: Path) -> FileHeader:
+    """The header of a GGUF file, by the names in it. A quantized tensor has its shape, and bytes as its dtype.
+
+    Raises ImportError where gguf is missing, ValueError for a file that is truncated, none, or not understood.
+    """
     check_library("gguf")
     import gguf
 
+    with file.open("rb") as opened:
+        if opened.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
+            raise ValueError(f"{file} is no GGUF file")
     try:
-        tensors = gguf.GGUFReader(file).tensors
+        reader = gguf.GGUFReader(file)
+        config = reader.get_field(CONFIG_KEY)
+        metadata = {} if config is None else {CONFIG_KEY: str(config.contents())}
     except (ValueError, IndexError, KeyError) as error:
+        if "is not a valid" in str(error):  # an enumeration's word for a type that this gguf does not have
+            raise NotUnderstood(f"{file} is not understood: {error}") from error
         raise ValueError(f"{file} is truncated or corrupt ({error}); download it again") from error
     dtypes = {gguf.GGMLQuantizationType[name]: dtype for name, dtype in GGUF_DTYPES.items()}
-    return {
-        tensor.name: Header(dtypes[tensor.tensor_type], tuple(int(side) for side in reversed(tensor.shape)))
-        if tensor.tensor_type in dtypes
-        else Header(torch.uint8, (int(tensor.n_bytes),))
-        for tensor in tensors
-    }
+    headers = {}
+    for tensor in reader.tensors:
+        shape = tuple(int(side) for side in reversed(tensor.shape))
+        dtype = dtypes.get(tensor.tensor_type)
+        headers[tensor.name] = Header(torch.uint8, shape, int(tensor.n_bytes)) if dtype is None else Header(dtype, shape)
+    return FileHeader(headers, {name: name for name in headers}, {}, metadata)
 
 
 def quant_method(folder: Path) -> str | None:

@@ -9,14 +9,17 @@ from typing import NamedTuple
 
 import torch
 
-from ..weights.external import LIBRARY_MODULES, check_library_device
+from ..weights.external import LIBRARY_MODULES, check_library_device, without_prefix
 from ..weights.formats import FORMAT_KEY, FORMATS, STORED_SUFFIXES, Header, check_format, stored_headers
 from .build import check_libraries
 from .folders import read_json, weight_files
-from .header import gguf_file, gguf_headers, read_header
+from .header import gguf_file, read_gguf_header, read_header
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The precisions that models compute in, by name."""
+
+STORED_ONLY = {torch.float8_e4m3fn: torch.bfloat16, torch.float8_e5m2: torch.bfloat16, torch.float64: torch.float32}
+"""Precisions that weights are stored in and no model computes in, and what each becomes."""
 
 
 class Stored(NamedTuple):
@@ -123,7 +126,7 @@ def read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Heade
     """
     if file := gguf_file(folder):
         report.disk_bytes = file.stat().st_size
-        return gguf_headers(file), {}
+        return read_gguf_header(file).tensors, {}
     files = weight_files(folder)
     if not files:
         raise FileNotFoundError(f"{folder} is missing its weights (*.safetensors)")
@@ -131,7 +134,7 @@ def read_headers(folder: Path, report: ComponentReport) -> tuple[dict[str, Heade
     formats: dict[str, str] = {}
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, which its index names; download it again")
+            raise FileNotFoundError(f"{file} is missing, which its index names; download it too")
         report.disk_bytes += file.stat().st_size
         file_header = read_header(file)
         headers |= file_header.tensors
@@ -148,11 +151,15 @@ def add_external_tensors(
     device. Raises ValueError where a GGUF file in the folder lacks tensors.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    if method == "gguf":
+        headers = without_prefix(headers, shapes)
     full_width = {key for key, header in headers.items() if header.shape == shapes.get(key) and header.dtype in DTYPES.values()}
     if method == "gguf" and (missing := sorted(set(shapes) - set(headers))):
         raise ValueError(
             f"{folder} does not hold a whole {report.class_name}: {len(missing)} tensors not found, such as {missing[0]}"
         )
+    if method == "gguf":
+        compare_with_config(model, {key: header.shape for key, header in headers.items()}, folder)
     for key in shapes | headers:
         kind = method
         if key in full_width:
@@ -170,6 +177,11 @@ def unquantized_shapes(
     Raises ValueError for a layer that is no linear one, and for codes or scales of a wrong shape or dtype.
     """
     model_shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    numbers = {*DTYPES.values(), *STORED_ONLY}
+    for key, header in headers.items():
+        layer, _, suffix = key.rpartition(".")
+        if key in model_shapes and header.dtype not in numbers and not (layer in formats and suffix in STORED_SUFFIXES):
+            raise ValueError(f"{source} has {key} as {header}, which no weight can be; it is quantized in a way unknown here")
     shapes = {key: header.shape for key, header in headers.items()}
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     for layer, quantization in formats.items():
@@ -227,12 +239,14 @@ def _take(counter: Counter, key) -> bool:
 
 
 def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
-    """The dtype of a choice; auto is the precision that the weights are stored in.
+    """The dtype of a choice; auto is the precision that the weights are stored in, or the one in STORED_ONLY.
 
     Raises ValueError where the models cannot run in that precision.
     """
     if choice != "auto":
         return DTYPES[choice]
+    if report.stored_dtype in STORED_ONLY:
+        return STORED_ONLY[report.stored_dtype]
     if report.stored_dtype not in DTYPES.values():
         raise ValueError(f"{report.name} is stored as {report.stored_dtype}, in which it cannot run; choose {', '.join(DTYPES)}")
     return report.stored_dtype

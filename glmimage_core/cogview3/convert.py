@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.folders import PIPELINE_INDEX, check_empty, read_json
+from ..checkpoints.outputs import check_writable, whole_folder
 from ..diffusion import LATENT_PX
 from .base import PIPELINE_CLASS, STAGES
 
@@ -78,19 +79,15 @@ def convert(source: Path, target: Path, stage: str, vae: Path | None = None) -> 
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}; choose from {', '.join(STAGES)}")
     check_empty(target)
+    check_writable(target)
     state = _read(find_weights(source))
     unet = _unet({name.removeprefix(UNET): tensor for name, tensor in state.items() if name.startswith(UNET)}, stage)
     first_stage = {name.removeprefix(FIRST_STAGE): tensor for name, tensor in state.items() if name.startswith(FIRST_STAGE)}
     decoder = _vae(first_stage or vae)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as unfinished:
-        folder = Path(unfinished) / target.name
+    with whole_folder(target) as folder:
         unet.save_pretrained(folder / "unet")
         decoder.save_pretrained(folder / "vae")
         _write_scheduler_and_index(folder, stage)
-        if target.exists():  # empty
-            target.rmdir()
-        folder.rename(target)
     others = Counter(name.split(".")[0] for name in state if not name.startswith((UNET, FIRST_STAGE)))
     left_out = [f"{count} tensors of {module}" for module, count in others.items()]
     return left_out + ([f"{vae}, since the checkpoint holds a VAE"] if first_stage and vae else [])
@@ -140,8 +137,13 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         why = f"it holds {refused[1]}, which no checkpoint needs" if refused else str(error).splitlines()[0]
         raise ValueError(f"{file} cannot be read as a checkpoint of PyTorch: {why}") from error
     module = content.get("module") if isinstance(content, dict) else None
-    if not isinstance(module, dict) or not any(name.startswith(UNET) for name in module):
+    if not isinstance(module, dict) or not any(isinstance(name, str) and name.startswith(UNET) for name in module):
         raise ValueError(f"{file} is no checkpoint of CogView3-Base: no tensor of {UNET} in an entry `module`")
+    for name, tensor in module.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{file} has {name!r} in its entry `module`, which is no tensor by a name")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise ValueError(f"{file} has {name} without numbers or as {tensor.layout}, which no checkpoint of CogView3-Base has")
     return module
 
 

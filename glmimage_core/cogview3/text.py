@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..checkpoints.build import load_pretrained
-from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, read_json
+from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, glance_at, read_json
 from ..checkpoints.report import ComponentReport, inspect_stored, resolve_dtype
 from ..component import Component
 
@@ -69,10 +69,7 @@ def list_text_encoders(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def _holds_t5(folder: Path) -> bool:
-    try:
-        index = read_json(folder / PIPELINE_INDEX)
-    except (OSError, ValueError):
-        return False
+    index = glance_at(folder / PIPELINE_INDEX)
     tokenizers = (["transformers", "T5Tokenizer"], ["transformers", "T5TokenizerFast"])  # and not GLM-Image's ByT5
     return index.get("text_encoder") == ["transformers", "T5EncoderModel"] and index.get("tokenizer") in tokenizers
 

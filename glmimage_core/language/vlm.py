@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..checkpoints.build import check_libraries, load_pretrained
-from ..checkpoints.folders import find_below, find_named, read_json
+from ..checkpoints.folders import find_below, find_named, glance_at, read_json
 from ..checkpoints.report import ComponentReport, check_quantization, read_headers, resolve_dtype
 from ..component import Component
 from ..progress import Progress, no_progress
@@ -82,20 +82,16 @@ class Question(NamedTuple):
 
 def list_vlms(roots: Sequence[Path]) -> dict[str, Path]:
     """Folders below the roots with the config of a vision-language model, by name. Pipelines' own components are left out."""
-    return find_below(roots, lambda folder, files: "config.json" in files and "vision_config" in _config_of(folder))
+
+    def sees(folder: Path, files: list[str]) -> bool:
+        return "config.json" in files and "vision_config" in glance_at(folder / "config.json")
+
+    return find_below(roots, sees)
 
 
 def find_vlm(name: str, roots: Sequence[Path]) -> Path:
     """The folder of that name. Raises FileNotFoundError that says where it looked."""
     return find_named(name, list_vlms(roots), roots, what="vision-language model", layout=LAYOUT)
-
-
-def _config_of(folder: Path) -> dict:
-    """The config in a folder; an empty one where none can be read."""
-    try:
-        return read_json(folder / "config.json")
-    except (OSError, ValueError):
-        return {}
 
 
 def check_vlm(folder: Path) -> ComponentReport:
@@ -128,7 +124,7 @@ def load_vlm(folder: Path, dtype: str = "auto", quantization: str = "none", *, d
 
     report = check_vlm(folder)
     check_quantization(report, quantization, device)
-    stored_quantized = "quantization_config" in _config_of(folder)
+    stored_quantized = "quantization_config" in glance_at(folder / "config.json")
     if quantization != "none" and stored_quantized:
         raise ValueError(f"{folder.name} is stored quantized; choose quantization none, which keeps it")
     processor = load_processor(folder)

@@ -1,10 +1,13 @@
 """Weights that another library quantized: whether the library is installed, whether it runs on a device, and loading them."""
 
 import importlib.util
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+Named = TypeVar("Named")
 LIBRARY_MODULES = {  # quant_method in a config.json, which is also the name to install -> the module to import
     "bitsandbytes": "bitsandbytes",
     "torchao": "torchao",
@@ -37,6 +40,15 @@ def import_library(method: str) -> None:
     importlib.import_module(LIBRARY_MODULES[method])
 
 
+def without_prefix(named: Mapping[str, Named], names: Collection[str]) -> dict[str, Named]:
+    """What goes by a model's names, under these, where tools put one prefix in front of all of them; else as it is."""
+    first = next(iter(names))
+    for prefix in (key.removesuffix(first) for key in named if key.endswith(first)):
+        if all(prefix + name in named for name in names):
+            return {name: named[prefix + name] for name in names}
+    return dict(named)
+
+
 def fill_from_gguf(model: torch.nn.Module, file: Path, dtype: torch.dtype) -> None:
     """Give a model on the meta device the weights of a GGUF file, in diffusers' layers for them, which compute in a dtype.
 
@@ -44,12 +56,18 @@ def fill_from_gguf(model: torch.nn.Module, file: Path, dtype: torch.dtype) -> No
     GLM-Image's.
     """
     from diffusers.models.model_loading_utils import load_gguf_checkpoint
-    from diffusers.quantizers.gguf.utils import GGUFParameter, _replace_with_gguf_linear
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, _replace_with_gguf_linear, dequantize_gguf_tensor
+    from gguf import GGMLQuantizationType
 
-    tensors = load_gguf_checkpoint(str(file))
+    tensors = without_prefix(load_gguf_checkpoint(str(file)), model.state_dict())
+    for key, tensor in tensors.items():
+        if isinstance(tensor, GGUFParameter) and tensor.quant_type == GGMLQuantizationType.BF16:  # which diffusers keeps as bytes
+            tensors[key] = tensor.as_tensor().view(torch.bfloat16)
     _replace_with_gguf_linear(model, dtype, tensors)
     for key, tensor in tensors.items():
         module, _, name = key.rpartition(".")
+        if isinstance(tensor, GGUFParameter) and not isinstance(model.get_submodule(module), GGUFLinear):
+            tensor = dequantize_gguf_tensor(tensor)  # of an embedding or a norm, whose layers compute with plain weights only
         if not isinstance(tensor, GGUFParameter):
             tensor = torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
         model.get_submodule(module)._parameters[name] = tensor

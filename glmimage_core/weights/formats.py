@@ -16,17 +16,18 @@ NF4_BLOCK = 64  # weights of a row that share a scale, as in bitsandbytes
 
 
 class Header(NamedTuple):
-    """A stored tensor without its content."""
+    """A stored tensor without its content. packed_bytes: of one that another library packed, else 0."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+    packed_bytes: int = 0
 
     def __str__(self) -> str:
         return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def bytes(self) -> int:
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+        return self.packed_bytes or self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
 class Format(NamedTuple):
@@ -177,6 +178,10 @@ def _format_tensor(quantization: str) -> torch.Tensor:
     return torch.tensor(list(json.dumps({"format": FORMATS[quantization].stored}).encode()), dtype=torch.uint8)
 
 
+class NotUnderstood(ValueError):
+    """What a file says of its weights and this pack does not know: nothing is wrong with the file."""
+
+
 class Mark(NamedTuple):
     """What stands beside a stored quantized weight. options: fields of comfy-kitchen's layout parameters, such as a rotation."""
 
@@ -185,37 +190,39 @@ class Mark(NamedTuple):
 
 
 def read_mark(format_tensor: torch.Tensor) -> Mark:
-    """What a stored FORMAT_KEY tensor says, a JSON object. Raises ValueError as `mark_of` does."""
+    """What a stored FORMAT_KEY tensor says, a JSON object. Raises NotUnderstood as `mark_of` does."""
     try:
         said = parse_json(bytes(format_tensor.tolist()))
     except (TypeError, ValueError) as error:  # numbers that are no bytes, bytes that are no JSON
-        raise ValueError(f"a quantized weight's format cannot be read ({error})") from error
+        raise NotUnderstood(f"a quantized weight's format cannot be read ({error})") from error
     return mark_of(said)
 
 
 def mark_of(said: Any) -> Mark:
     """A mark from its entries, of which ComfyUI puts some below `params`.
 
-    Raises ValueError for a format that is not in FORMATS, and for any entry that is not understood: who leaves one out, such as a
-    rotation of the weights, computes something else.
+    Raises NotUnderstood for a format that is not in FORMATS, and for any entry that is not understood: who leaves one out, such
+    as a rotation of the weights, computes something else.
     """
     try:
         entries = {key: value for key, value in said.items() if key != "params"} | said.get("params", {})
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"a quantized weight's format cannot be read ({error})") from error
+        raise NotUnderstood(f"a quantized weight's format cannot be read ({error})") from error
     stored = entries.pop("format", None)
     quantization = next((name for name, known in FORMATS.items() if known.stored == stored), None)
     if quantization is None:
         known = ", ".join(form.stored for form in FORMATS.values())
-        raise ValueError(f"a weight is quantized as {stored!r}, which is not one of {known}")
+        raise NotUnderstood(f"a weight is quantized as {stored!r}, which is not one of {known}")
     in_full = entries.pop("full_precision_matrix_mult", False)
     if in_full and quantization == "int8":
-        raise ValueError("a weight is to be multiplied in full precision, and int8 weights are not; quantize the original again")
+        raise NotUnderstood(
+            "a weight is to be multiplied in full precision, and int8 weights are not; quantize the original again"
+        )
     rotated, group = entries.pop("convrot", False), entries.pop("convrot_groupsize", 256)
     if entries:
-        raise ValueError(f"a weight is quantized with {', '.join(map(repr, entries))}, which this pack does not understand")
+        raise NotUnderstood(f"a weight is quantized with {', '.join(map(repr, entries))}, which this pack does not understand")
     if not rotated:
         return Mark(quantization)
     if quantization != "int8" or type(group) is not int or group < 1:
-        raise ValueError(f"a weight is quantized as {stored!r} and rotated in groups of {group!r}, which is not understood")
+        raise NotUnderstood(f"a weight is quantized as {stored!r} and rotated in groups of {group!r}, which is not understood")
     return Mark(quantization, {"convrot": True, "convrot_groupsize": group})

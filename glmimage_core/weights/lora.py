@@ -21,6 +21,7 @@ import torch
 from ..json_text import parse_json
 from .formats import dequantized, inner_tensors, is_pinned, map_inner_tensors
 from .linear import QuantizedLinear
+from .unreadable import unreadable
 
 # up and down of one layer, by maker: PEFT and diffusers, kohya's scripts, older diffusers
 PAIRS = ((".lora_B.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_down.weight"), (".lora.up.weight", ".lora.down.weight"))
@@ -82,7 +83,7 @@ def read_lora(file: Path) -> dict[str, torch.Tensor]:
             metadata = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is no safetensors file, or it is damaged ({error}); download it again") from error
+        raise unreadable(file, error) from error
     spelled = {_spelled(key): key for key in tensors}
     if len(spelled) < len(tensors):
         raise ValueError(f"{file.name} holds several adapters under other names; save each in a file of its own")
@@ -90,9 +91,9 @@ def read_lora(file: Path) -> dict[str, torch.Tensor]:
     if dora := [key for key in tensors if ".lora_magnitude_vector" in key]:
         # PEFT divides by the norm of the changed weight, ComfyUI's formula for DoRA by that of the original one.
         raise ValueError(f"{file.name} is a DoRA of PEFT's kind ({dora[0]}), which cannot be applied; use a plain LoRA")
-    if damaged := [key for key, tensor in tensors.items() if not _has_lora_shape(key, tensor)]:
-        shape = list(tensors[damaged[0]].shape)
-        raise ValueError(f"{file.name} is damaged: {damaged[0]} has the shape {shape}; download it again")
+    if odd := [key for key, tensor in tensors.items() if not _has_lora_shape(key, tensor)]:
+        shape = list(tensors[odd[0]].shape)
+        raise ValueError(f"{file.name} is not understood: {odd[0]} has the shape {shape}")
     try:
         tensors = _config_alphas(_peft_config(file, metadata), tensors) | tensors
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
@@ -209,10 +210,12 @@ def match(lora: Mapping[str, torch.Tensor], model: torch.nn.Module) -> Match:
         layer = layer_of(key)
         partner = PARTNERS.get(key.removeprefix(layer))
         if partner and layer + partner not in tensors:
-            raise LoraError(f"the LoRA is not whole: it has {key}, but not its {partner.strip('.')}; download it again")
+            raise LoraError(f"the LoRA is not whole: it has {key}, but not its {partner.strip('.')}")
     for layer, (up, down) in _pairs(tensors).items():
         if up.shape[1] != down.shape[0]:
-            raise LoraError(f"the LoRA is damaged: of {layer}, one half has rank {up.shape[1]} and the other {down.shape[0]}")
+            raise LoraError(
+                f"the LoRA does not fit together: of {layer}, one half has rank {up.shape[1]} and the other {down.shape[0]}"
+            )
         layer_shape, lora_shape = list(weights[layer].shape), [up.shape[0], down.shape[1]]
         if up.ndim == 2 and lora_shape != layer_shape:
             raise LoraError(f"the LoRA is for another model: it changes {layer} as {lora_shape}, which is {layer_shape} here")

@@ -15,6 +15,7 @@ import torch
 from ...checkpoints.build import build_model, check_libraries
 from ...checkpoints.folders import PIPELINE_INDEX, find_named, find_pipelines, is_pipeline, read_json
 from ...checkpoints.report import ComponentReport
+from ...checkpoints.settings import finite_list, positive
 from ...vae import LatentSpace
 from ..ar_model import HALVES
 
@@ -35,6 +36,20 @@ RELEASED_SPACE = LatentSpace(
     ),
 )
 """The latent space of the released VAE, for single files that come without a checkpoint."""
+
+
+def space_in(config: dict, source: Path) -> LatentSpace | None:
+    """The latent space that a VAE's config, read from `source`, states. Raises ValueError for one that is not possible."""
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if not mean or not std:
+        return None
+    means = finite_list(mean, f"latents_mean in {source}")
+    deviations = finite_list(std, f"latents_std in {source}")
+    for value in deviations:
+        positive(value, f"latents_std in {source}")
+    if len(means) != len(deviations):
+        raise ValueError(f"{source} has latents_mean of {len(means)} channels and latents_std of {len(deviations)}")
+    return LatentSpace(means, deviations)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,7 @@ from ...checkpoints.header import FileHeader
 from ...checkpoints.report import check_class
 from ...json_text import parse_json
 from ...weights.formats import FORMATS, Header
-from .components import AR, COMPONENTS, DIT, VAE, ComponentKind
-from .inspect import space_in
+from .components import AR, COMPONENTS, DIT, VAE, ComponentKind, space_in
 
 # Of the released models, which the shapes of tensors do not reveal
 HEAD_WIDTH = 128  # of AR model and DiT
@@ -43,7 +42,7 @@ class IdentifiedFile:
 
 def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     """The component that a file's header is of. Raises ValueError for another model and for a config that is not its."""
-    kind, prefix = _kind_and_prefix(file, list(header.tensors))
+    kind, prefix = kind_and_prefix(file, list(header.tensors))
     keys = {_name_in_model(kind, key.removeprefix(prefix)): key for key in header.tensors if key.startswith(prefix)}
     headers = {name: header.tensors[key] for name, key in keys.items()}
     weights = {name: key for name, key in keys.items() if name.endswith(".weight")}
@@ -56,10 +55,13 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     try:
         config_from_shapes = _CONFIG_FROM_SHAPES[kind](shapes)
     except (KeyError, IndexError, ValueError) as error:  # not there, or of fewer dimensions
-        raise ValueError(f"{file} does not hold all weights of the {kind.title}: {error}; download it again") from error
-    config_from_metadata = _config_from_metadata(file, header.metadata)
+        raise ValueError(
+            f"{file} does not hold a whole {kind.title}: there is no {error}. It may be one part of several; those belong into a "
+            "checkpoint folder, with their index"
+        ) from error
+    config_from_metadata = _config_from_metadata(header.metadata)
     check_class(config_from_metadata, kind.class_name, file)
-    if kind is VAE and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(config_from_metadata) is None:
+    if kind is VAE and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(config_from_metadata, file) is None:
         widths, released = ("/".join(map(str, blocks)) for blocks in (config_from_shapes["block_out_channels"], VAE_BLOCKS))
         raise ValueError(
             f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "
@@ -76,18 +78,17 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
     )
 
 
-def _config_from_metadata(file: Path, metadata: dict[str, str]) -> dict:
+def _config_from_metadata(metadata: dict[str, str]) -> dict:
+    """The config in a file's metadata. Some tools keep other things under that name, so what is no object counts as none."""
     try:
         config = parse_json(metadata.get("config", "{}"))
-    except ValueError as error:
-        raise ValueError(f"config in the metadata of {file} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"config in the metadata of {file} is damaged: it is no object")
-    return config
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
-def _kind_and_prefix(file: Path, keys: list[str]) -> tuple[ComponentKind, str]:
-    """Which component the keys belong to, and the prefix of all its tensors' names."""
+def kind_and_prefix(file: Path, keys: list[str]) -> tuple[ComponentKind, str]:
+    """Which component the keys belong to, and the prefix of all its tensors' names. Raises ValueError for another model's."""
     kinds = [kind for kind in COMPONENTS.values() if kind.identifying_tensors]
     for kind in kinds:
         first, *others = kind.identifying_tensors

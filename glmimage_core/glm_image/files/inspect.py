@@ -15,11 +15,13 @@ from ...checkpoints.report import (
     read_headers,
     unquantized_shapes,
 )
+from ...checkpoints.settings import finite, positive
 from ...vae import LatentSpace
 from ...weights.external import check_library
 from ...weights.formats import check_installed
 from ..schedule import Shift
-from .components import COMPONENTS, DIT, LAYOUT, PIPELINE_CLASS, SIDE_FILES, VAE, ComponentKind, is_checkpoint
+from .components import COMPONENTS, DIT, LAYOUT, PIPELINE_CLASS, SIDE_FILES, VAE, ComponentKind, is_checkpoint, space_in
+from .processor import side_problems
 
 Problem = ValueError | FileNotFoundError | ImportError
 
@@ -41,18 +43,6 @@ def _inspect_side(folder: Path, name: str) -> ComponentReport:
         report.disk_bytes = sum(file.stat().st_size for file in (folder / name).iterdir() if file.is_file())
     report.problems += side_problems(folder, name)
     return report
-
-
-def side_problems(folder: Path, name: str) -> list[Problem]:
-    """What is missing or broken in the folder of a tokenizer or processor."""
-    missing = [folder / name / needed for needed in SIDE_FILES[name] if not (folder / name / needed).is_file()]
-    problems: list[Problem] = [FileNotFoundError(f"{file} is missing; {LAYOUT}") for file in missing]
-    for config in sorted((folder / name).glob("*config.json")):
-        try:
-            read_json(config)
-        except ValueError as error:
-            problems.append(error)
-    return problems
 
 
 def _settings_problems(folder: Path, kind: ComponentKind) -> list[Problem]:
@@ -85,7 +75,7 @@ def _inspect_component(folder: Path, kind: ComponentKind, stamp: tuple) -> Compo
         check_class(read_json(config_file), kind.class_name, config_file)
         method = quant_method(own)
         headers, formats = read_headers(own, report)
-        model = kind.build_from(folder)
+        model = kind.build_from(folder, tensors=len(headers))
         if method:
             add_external_tensors(report, headers, method=method, model=model, folder=own)
             check_library(method)
@@ -117,18 +107,15 @@ def check_checkpoint(folder: Path, kind: ComponentKind) -> ComponentReport:
 def latent_space(folder: Path) -> LatentSpace:
     """The mean and standard deviation of each latent channel, from the VAE's config."""
     file = folder / VAE.folder / "config.json"
-    space = space_in(read_json(file))
+    config = read_json(file)
+    space = space_in(config, file)
     if space is None:
         raise ValueError(f"{file} has no latents_mean and latents_std: this is not the VAE of GLM-Image")
+    if len(space.mean) != config.get("latent_channels", len(space.mean)):
+        raise ValueError(
+            f"{file} has latents_mean of {len(space.mean)} channels, and its latents have {config['latent_channels']}"
+        )
     return space
-
-
-def space_in(config: dict) -> LatentSpace | None:
-    """The latent space that a VAE's config states."""
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if not isinstance(mean, list | None) or not isinstance(std, list | None):
-        raise ValueError("latents_mean and latents_std of the VAE must be lists")
-    return LatentSpace(tuple(mean), tuple(std)) if mean and std else None
 
 
 def scheduler_shift(folder: Path) -> Shift:
@@ -139,5 +126,5 @@ def scheduler_shift(folder: Path) -> Shift:
     config = read_json(file)
     if config.get("time_shift_type", "linear") != "linear":
         raise ValueError(f"{file} asks for a time shift that is {config['time_shift_type']}; GLM-Image's is linear")
-    names = {"base": "base_shift", "slope": "max_shift", "base_tokens": "base_image_seq_len"}
-    return Shift(**{field: config[name] for field, name in names.items() if name in config})
+    names = {"base": ("base_shift", finite), "slope": ("max_shift", finite), "base_tokens": ("base_image_seq_len", positive)}
+    return Shift(**{field: check(config[name], f"{name} in {file}") for field, (name, check) in names.items() if name in config})

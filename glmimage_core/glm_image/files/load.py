@@ -21,6 +21,7 @@ from ...checkpoints.header import gguf_file
 from ...checkpoints.report import ComponentReport, check_quantization, resolve_dtype
 from ...vae import LatentSpace, Vae
 from ...weights.external import fill_from_gguf, import_library
+from ...weights.linear import quantize
 from ..ar_model import ArModel, halves_of
 from ..dit import Dit
 from ..glyphs import GlyphEncoder
@@ -29,7 +30,8 @@ from ..token_preview import codebook_palette
 from .components import AR, DIT, GLYPH_ENCODER, VAE, ComponentKind, list_checkpoints
 from .identify import IdentifiedFile
 from .inspect import check_checkpoint, inspect_component, latent_space, scheduler_shift
-from .single_file import check_file, file_shift, file_space, inspect_file, list_files, processor_folder
+from .processor import load_glyph_tokenizer, load_processor
+from .single_file import GGUF_SUFFIX, check_file, file_shift, file_space, inspect_file, list_files, processor_folder
 
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration
@@ -56,6 +58,10 @@ class InFolder:
     @property
     def files(self) -> list[Path]:
         return weight_files(self.folder)
+
+    @property
+    def gguf(self) -> Path | None:
+        return gguf_file(self.folder)
 
     def build(self) -> torch.nn.Module:
         return self.kind.build_from(self.source, buffers=True)
@@ -93,6 +99,10 @@ class InFile:
     @property
     def files(self) -> list[Path]:
         return [self.source]
+
+    @property
+    def gguf(self) -> Path | None:
+        return self.source if self.source.suffix == GGUF_SUFFIX else None
 
     def build(self) -> torch.nn.Module:
         return self.kind.build(self.identified.config, self.source, buffers=True)
@@ -146,15 +156,15 @@ def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device:
     dtype: auto, or one of DTYPES. device: the one that the weights will compute on. Raises as `check_quantization` does.
     """
     precision = resolve_dtype(dtype, stored.report)
-    if quantization == "none" and not stored.report.quantized:
+    if quantization == "none" and not stored.report.quantized and not stored.gguf:
         return stored.load(precision)
     check_quantization(stored.report, quantization, device)
+    if stored.gguf:
+        model = stored.build()
+        fill_from_gguf(model, stored.gguf, precision)
+        return quantize(model, quantization).eval()
     if library := stored.report.quantized_by:
         import_library(library)
-        if file := gguf_file(stored.folder):
-            model = stored.build()
-            fill_from_gguf(model, file, precision)
-            return model.eval()
         return stored.load(precision)
     if device.type == "cuda" and "nf4" in (quantization, *stored.report.quantized) and not any(map(find_spec, NF4_KERNELS)):
         log.warning("nf4 is slow without bitsandbytes or Triton: pip install bitsandbytes")
@@ -179,37 +189,16 @@ def load_ar(
 
 def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_by: str = "") -> ArModel:
     """The AR model with the tokenizer and the image processor in a folder's `processor`."""
-    from transformers import AutoTokenizer
-
-    image_processor = load_image_processor(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "processor", local_files_only=True)
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{folder / 'processor'} has no chat template (chat_template.jinja), which puts references into a prompt"
-        )
-    shortest_edge, longest_edge = reference_limits(image_processor)
+    processor = load_processor(folder)
     codebook = model.model.vqmodel.quantize.embedding.weight.detach().cpu()
     return ArModel(
         model=model,
         halves=halves_of(model),
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        shortest_edge=shortest_edge,
-        longest_edge=longest_edge,
+        **processor._asdict(),
         codebook=_codebook_id(codebook),
         palette=codebook_palette(codebook),
         quantized_by=quantized_by,
     )
-
-
-def load_image_processor(folder: Path):
-    """The image processor in a folder's `processor`, always the one over PIL."""
-    return _pil_image_processor_class().from_pretrained(folder / "processor", local_files_only=True)
-
-
-def reference_limits(image_processor) -> tuple[int, int]:
-    """The shortest and the longest side in pixels that the processor gives a reference, from the areas it is configured by."""
-    return round(image_processor.size["shortest_edge"] ** 0.5), round(image_processor.size["longest_edge"] ** 0.5)
 
 
 def load_glyph_encoder(source: Path, dtype: str = "auto") -> GlyphEncoder:
@@ -220,9 +209,7 @@ def load_glyph_encoder(source: Path, dtype: str = "auto") -> GlyphEncoder:
 
 def glyph_encoder(model: torch.nn.Module, folder: Path) -> GlyphEncoder:
     """ByT5 with the tokenizer of a checkpoint."""
-    from transformers import ByT5Tokenizer
-
-    return GlyphEncoder(model, ByT5Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+    return GlyphEncoder(model, load_glyph_tokenizer(folder))
 
 
 def load_dit(
@@ -277,21 +264,6 @@ def _space_at(source: Path, roots: list[Path]) -> LatentSpace | None:
         return None if inspect_component(source, VAE).problems else latent_space(source)
     except (ValueError, FileNotFoundError):
         return None  # a VAE without statistics, or of another number of channels
-
-
-def _pil_image_processor_class():
-    """transformers' image processor over PIL, named so since 5.2; before, the plain name meant it.
-
-    The other one works on torchvision and rounds its resizes otherwise, so vision tokens would depend on whether
-    torchvision is installed.
-    """
-    try:
-        from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
-    except ModuleNotFoundError:
-        from transformers.models.glm_image.image_processing_glm_image import GlmImageImageProcessor
-
-        return GlmImageImageProcessor
-    return GlmImageImageProcessorPil
 
 
 def _codebook_id(codebook: torch.Tensor) -> str:

@@ -17,6 +17,7 @@ from ...checkpoints.build import check_libraries
 from ...checkpoints.fill import read_tensor
 from ...checkpoints.folders import PIPELINE_INDEX, read_json, weight_files
 from ...checkpoints.header import read_header
+from ...checkpoints.outputs import check_writable, only_one
 from ...progress import Progress, no_progress
 from ...units import human_bytes
 from ...weights.formats import FORMAT_KEY, FORMATS, Header, check_installed, stored_headers, stored_tensors
@@ -26,7 +27,8 @@ from .inspect import check_checkpoint
 
 SHARD_BYTES = 2 * 10**9  # of a shard, all of which is in memory when it is written
 WORK_FILE = "quantize.json"  # in an unfinished folder: what it is made from
-PARTIAL = ".partial"
+PARTIAL, LIBRARY_PARTIAL = ".partial", ".tmp"  # safetensors writes under a name of its own first
+LOCK = ".quantize.lock"
 Shard = dict[str, str]  # tensors of the source by name, and the format each is to have or none
 
 
@@ -44,9 +46,18 @@ def quantize_checkpoint(source: Path, out: Path, formats: Mapping[str, str], pro
     check_installed()
     if out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{out} lies inside the checkpoint {source}; choose a folder elsewhere")
+    check_writable(out)
     shards_of = {name: _shards(source, name, form) for name, form in formats.items()}
-    _claim(source, out, formats)
-    _check_room(source, out, shards_of)
+    _check_free(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out / LOCK):
+        _claim(source, out, formats)
+        _check_room(source, out, shards_of)
+        _write(source, out, formats=formats, shards_of=shards_of, progress=progress)
+
+
+def _write(source: Path, out: Path, *, formats: Mapping[str, str], shards_of: Mapping, progress: Progress) -> None:
+    """What of the work is not there yet."""
     done, total = 0, sum(len(shard) for shards, _ in shards_of.values() for shard in shards)
     for name, (shards, _) in shards_of.items():
         folder = out / name
@@ -59,8 +70,8 @@ def quantize_checkpoint(source: Path, out: Path, formats: Mapping[str, str], pro
         _bring(source / name, folder, without=("config.json", *(file.name for file in weight_files(source / name))))
         _write_json(folder / "config.json", read_json(source / name / "config.json") | _quantization_config(formats[name]))
     _bring(source, out, without=(*formats, PIPELINE_INDEX))
-    (out / WORK_FILE).unlink()
     _write_json(out / PIPELINE_INDEX, read_json(source / PIPELINE_INDEX))
+    (out / WORK_FILE).unlink()
 
 
 def _shards(source: Path, name: str, quantization: str) -> tuple[list[Shard], int]:
@@ -99,11 +110,19 @@ def _claim(source: Path, out: Path, formats: Mapping[str, str]) -> None:
     if (out / WORK_FILE).is_file():
         if read_json(out / WORK_FILE) != work:
             raise ValueError(f"{out} holds the unfinished work of another command or of files that have changed; empty it")
+        for file in [file for file in out.rglob("*") if file.name.endswith(PARTIAL) or file.name.startswith(LIBRARY_PARTIAL)]:
+            file.unlink()  # what a kill left
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and not empty; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    _check_free(out)
     _write_json(out / WORK_FILE, work)
+
+
+def _check_free(out: Path) -> None:
+    """Raise ValueError for a folder that holds anything but an unfinished work."""
+    if not out.exists() or (out / WORK_FILE).is_file():
+        return
+    if not out.is_dir() or {file.name for file in out.iterdir()} - {LOCK, WORK_FILE + PARTIAL}:
+        raise ValueError(f"{out} is there already and not empty; choose another folder")
 
 
 def _check_room(source: Path, out: Path, shards_of: Mapping[str, tuple[list[Shard], int]]) -> None:

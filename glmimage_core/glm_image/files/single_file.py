@@ -9,16 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...checkpoints.build import check_libraries
-from ...checkpoints.folders import read_json, walk
-from ...checkpoints.header import read_header
-from ...checkpoints.report import ComponentReport, compare_with_config, unquantized_shapes
+from ...checkpoints.folders import read_json, stamp, walk
+from ...checkpoints.header import FileHeader, read_gguf_header, read_header, tensor_names
+from ...checkpoints.report import ComponentReport, add_external_tensors, compare_with_config, unquantized_shapes
 from ...vae import LatentSpace
+from ...weights.formats import NotUnderstood
 from ..schedule import Shift
-from .components import AR, RELEASED_SPACE, VAE, ComponentKind, is_checkpoint
-from .identify import IdentifiedFile, identify
-from .inspect import latent_space, scheduler_shift, side_problems, space_in
+from .components import AR, RELEASED_SPACE, VAE, ComponentKind, is_checkpoint, space_in
+from .identify import IdentifiedFile, identify, kind_and_prefix
+from .inspect import latent_space, scheduler_shift
+from .processor import side_problems
 
-SUFFIX = ".safetensors"
+SUFFIX, GGUF_SUFFIX = SUFFIXES = (".safetensors", ".gguf")
 PROCESSOR = "processor"
 
 
@@ -31,7 +33,7 @@ def list_files(kind: ComponentKind, roots: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in roots:
         for folder, _, names in walk(root):
-            for file in (folder / name for name in names if name.endswith(SUFFIX)):
+            for file in (folder / name for name in names if name.endswith(SUFFIXES)):
                 if _kind_of(file) is kind:
                     found.setdefault(file.relative_to(root).as_posix(), file)
     return dict(sorted(found.items()))
@@ -53,7 +55,7 @@ def find_file(name: str, kind: ComponentKind, roots: Iterable[Path]) -> Path:
 
 def _kind_of(file: Path) -> ComponentKind | None:
     try:
-        return _identified_kind(file, *_stamp(file)) if file.is_file() else None  # a pipe would be waited for
+        return _identified_kind(file, *stamp(file)) if file.is_file() else None  # a pipe would be waited for
     except OSError:
         return None  # a link that leads nowhere, or a file that may not be read
 
@@ -61,29 +63,42 @@ def _kind_of(file: Path) -> ComponentKind | None:
 @lru_cache(maxsize=4096)
 def _identified_kind(file: Path, *stamp: int) -> ComponentKind | None:
     try:
-        return identify(file, read_header(file)).kind
+        return identify(file, file_header(file)).kind
+    except NotUnderstood:  # listed all the same: the loader says what it is
+        return _kind_by_names(file)
+    except (ValueError, ImportError):  # gguf need not be installed
+        return None
+
+
+def file_header(file: Path) -> FileHeader:
+    """The header of a safetensors or GGUF file. Raises as `read_header` and `read_gguf_header`."""
+    return read_gguf_header(file) if file.suffix == GGUF_SUFFIX else read_header(file)
+
+
+def _kind_by_names(file: Path) -> ComponentKind | None:
+    try:
+        return kind_and_prefix(file, tensor_names(file))[0]
     except ValueError:
         return None
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
-
-
 def inspect_file(file: Path) -> tuple[IdentifiedFile, ComponentReport]:
     """Identify a single file and report on it. Raises ValueError for one that is broken or no part of GLM-Image."""
-    return _inspect_file(file, *_stamp(file))
+    return _inspect_file(file, *stamp(file))
 
 
 @lru_cache(maxsize=64)
 def _inspect_file(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentReport]:
-    identified = identify(file, read_header(file))
+    identified = identify(file, file_header(file))
     kind = identified.kind
     report = ComponentReport(kind.folder, kind.class_name, kind.library, disk_bytes=file.stat().st_size)
-    report.add_tensors(identified.headers, identified.formats)
+    if file.suffix != GGUF_SUFFIX:
+        report.add_tensors(identified.headers, identified.formats)
     try:
-        model = kind.build(identified.config, file)
+        model = kind.build(identified.config, file, tensors=len(identified.headers))
+        if file.suffix == GGUF_SUFFIX:
+            add_external_tensors(report, identified.headers, method="gguf", model=model, folder=file)
+            return identified, report
         shapes = unquantized_shapes(model, identified.headers, identified.formats, file)
         compare_with_config(model, shapes, file)
         if unknown := sorted(shapes.keys() - model.state_dict().keys()):
@@ -93,8 +108,8 @@ def _inspect_file(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentRep
             )
     except ValueError as error:
         assumed = (
-            "; its metadata has no config, so settings that shapes do not reveal were taken from the released model: a model "
-            "of other sizes needs its config.json there, as config"
+            "; its metadata has no config (as JSON), so settings that shapes do not reveal were taken from the released model: a "
+            "model of other sizes needs its config.json there, as config"
         )
         report.problems.append(error if identified.config_from_metadata else ValueError(f"{error}{assumed}"))
     return identified, report
@@ -129,7 +144,7 @@ def processor_folder(identified: IdentifiedFile, roots: Iterable[Path]) -> Path:
 def file_space(identified: IdentifiedFile, roots: Iterable[Path]) -> LatentSpace:
     """The latent space of a DiT or VAE: its own, a checkpoint's, or the released one. Raises ValueError where none fits."""
     beside = next(_companions(identified, f"{VAE.folder}/config.json", roots), None)
-    space = space_in(identified.config) or (latent_space(beside) if beside else RELEASED_SPACE)
+    space = space_in(identified.config, identified.file) or (latent_space(beside) if beside else RELEASED_SPACE)
     channels = identified.config["latent_channels" if identified.kind is VAE else "in_channels"]
     if len(space.mean) != channels:
         raise ValueError(
@@ -169,4 +184,4 @@ def _agree(ours: dict, theirs: dict, from_shapes: dict) -> bool:
 
 def _is_processor(folder: Path) -> bool:
     """Whether a folder holds GLM-Image's processor rather than another model's."""
-    return any("GlmImage" in file.read_text("utf-8", errors="replace") for file in folder.glob("*config.json"))
+    return any("GlmImage" in file.read_text("utf-8", errors="replace") for file in folder.glob("*config.json") if file.is_file())

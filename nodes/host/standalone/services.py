@@ -19,6 +19,8 @@ from ..protocol import Result
 from ..requests import SampleRequest
 
 log = logging.getLogger(__name__)
+OLDER_FOLDERS = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
+"""The names that ComfyUI gave its folders before; it still looks there."""
 
 
 def best_device() -> torch.device:
@@ -60,7 +62,7 @@ class StandaloneHost:
         return [self.models / "diffusers"]
 
     def model_roots(self, kind: str) -> list[Path]:
-        return [self.models / kind]
+        return [self.models / name for name in (kind, *OLDER_FOLDERS.get(kind, ()))]
 
     def loras(self) -> list[str]:
         folder = self.models / "loras"
