@@ -291,6 +291,24 @@ def test_a_layer_of_the_ar_model_is_found_by_its_shorter_names(ar, tmp_path, pre
     assert matched.weights == 1 and not matched.unmatched
 
 
+@pytest.mark.parametrize(
+    "fused", ["transformer.transformer_blocks.0.attn1.to_qkv", "lora_unet_transformer_blocks_0_attn1_to_qkv"]
+)
+def test_queries_keys_and_values_that_were_trained_as_one_are_taken_apart(dit, tmp_path, fused):
+    layers = [LAYER.replace("to_q", f"to_{kind}") for kind in "qkv"]
+    up, down = pair(dit.model)
+    ups = [up, *(up * factor for factor in (2, 3))]
+    tensors = {f"{fused}.lora_up.weight": torch.cat(ups), f"{fused}.lora_down.weight": down, f"{fused}.alpha": torch.tensor(2.0)}
+    matched = match(read_lora(written(tmp_path / "x", tensors)), dit.model)
+    assert matched.weights == 3 and not matched.unmatched
+    lora = WeightedLora(matched.tensors, 1.0)
+    for layer, its_up in zip(layers, ups, strict=True):
+        assert torch.allclose(lora.delta(layer), 2.0 / down.shape[0] * its_up @ down)
+    tensors[f"{fused}.lora_up.weight"] = torch.cat(ups)[:-1]
+    with pytest.raises(ValueError, match=r"for another model: it changes transformer_blocks.0.attn1.to_v"):
+        match(read_lora(written(tmp_path / "y", tensors)), dit.model)
+
+
 def test_another_models_layer_is_not_taken_for_one(dit, tmp_path):
     up, down = pair(dit.model)
     for name in (f"controlnet.{LAYER}", LAYER.replace("transformer_blocks", "single_transformer_blocks"), f"{LAYER}.to_q"):

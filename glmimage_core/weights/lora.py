@@ -48,6 +48,7 @@ SPELLINGS = (
     (re.compile(r"\.processor\.to_out_lora\.(up|down)\.weight$"), r".to_out.0.lora.\1.weight"),
     (re.compile(r"\.processor\.(to_\w+)_lora\.(up|down)\.weight$"), r".\1.lora.\2.weight"),
 )
+FUSED = "to_qkv"
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lora_te_", "lora_te1_", "lycoris_")
 
 PATTERN_SECONDS = 0.5  # of processor time for the patterns of one file; those of a real file take a few milliseconds
@@ -199,7 +200,7 @@ def match(lora: Mapping[str, torch.Tensor], model: torch.nn.Module) -> Match:
             layers[_without_wrappers(name)] = layer
             flat |= {prefix + name.replace(".", "_"): layer for prefix in FLAT_PREFIXES}
     tensors, unmatched = {}, []
-    for key, tensor in lora.items():
+    for key, tensor in _apart(lora).items():
         name = layer_of(key)
         layer = flat.get(name) or layers.get(_without_wrappers(name))
         if layer is None:
@@ -233,6 +234,21 @@ def _spelled(key: str) -> str:
 def _without_wrappers(name: str) -> str:
     """A layer's name without the parts that tools add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _apart(lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without layers that were fused: queries, keys and values share `down`, and `up` has their rows in this order."""
+    apart = {}
+    for key, tensor in lora.items():
+        layer = layer_of(key)
+        suffix = key.removeprefix(layer)
+        if not layer.endswith(FUSED) or suffix not in (*PARTNERS, ALPHA):
+            apart[key] = tensor
+            continue
+        is_up = any(suffix == up for up, _ in PAIRS)
+        for kind, part in zip("qkv", tensor.chunk(3) if is_up else (tensor,) * 3, strict=False):
+            apart[layer.removesuffix(FUSED) + f"to_{kind}{suffix}"] = part
+    return apart
 
 
 def _as_matrix(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
