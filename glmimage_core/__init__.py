@@ -9,6 +9,7 @@
     units           bytes as people read them
     json_text       JSON that others wrote
     images          picture tensors to and from PIL
+    quotation_marks  which characters are quotation marks, which are apostrophes and inches
     quoted          the texts between quotation marks in a prompt
     component       a model with its device, precision and LoRAs
     diffusion       what all painters share: grids of latents, the first noise, the seeds of a batch

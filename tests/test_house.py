@@ -30,6 +30,7 @@ ROOMS = {
         "vae",
         "latent_preview",
         "endpoint",
+        "quotation_marks",
         "quoted",
         "units",
         "json_text",

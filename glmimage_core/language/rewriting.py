@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..quoted import QUOTED, find_quoted_texts, quoted_text
+from ..quotation_marks import SINGLE, find_marks
+from ..quoted import find_quotations, find_quoted_texts, is_json, without_marks, without_quotations
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,6 @@ _LABEL = re.compile(  # "Here is the prompt:", "Caption:" and their Chinese coun
     re.IGNORECASE,
 )
 
-# All that QUOTED takes for a quotation mark; a single one only at the edge of a word, where it is no apostrophe.
-_MARKS = re.compile("[\"\u201c\u201d\u201e\u300c\u300d\u300e\u300f\u00ab\u00bb\u2018]|(?<!\\w)['\u2019]|['\u2019](?!\\w)")
-_OPENING_MARK = re.compile('["\u201c\u201e\u300c\u300e\u00ab]')
 _SENTENCE_END = re.compile("[.!?](?=\\s|\\Z)|[\u3002\uff01\uff1f]")
 
 
@@ -62,7 +60,7 @@ def _texts() -> dict:
 
 def language_of(prompt: str) -> str:
     """zh if a prompt without its quoted texts has more ideographs than Latin words, else en."""
-    plain = QUOTED.sub(" ", prompt)
+    plain = without_quotations(prompt)
     return "zh" if len(_IDEOGRAPH.findall(plain)) > len(_LATIN_WORD.findall(plain)) else "en"
 
 
@@ -112,19 +110,19 @@ def rewritten_prompt(answer: Answer, prompt: str, style: str = "general") -> str
     with_marks = dict(marked)
     pieces: list[str] = []
     end = 0
-    for match in QUOTED.finditer(plain):
-        text = quoted_text(match)
+    for quotation in find_quotations(plain):
+        text = quotation.text
         original = _original_of(text, list(+missing))
         if original is not None:
             missing[original] -= 1
             piece = with_marks[original]
         else:
-            piece = _MARKS.sub("", text)
+            piece = without_marks(text)
             if text in wanted or (text.strip() and (style == "text-heavy" or text in prompt)):
                 piece = f'"{piece}"'
-        pieces += [_MARKS.sub("", plain[end : match.start()]), piece]
-        end = match.end()
-    pieces.append(_MARKS.sub("", plain[end:]))
+        pieces += [without_marks(plain[end : quotation.start]), piece]
+        end = quotation.end
+    pieces.append(without_marks(plain[end:]))
     written = _shortened("".join(pieces))
     left = wanted - Counter(find_quoted_texts(written))
     written += _sentence_with([with_marks[text] for text in left.elements()], language_of(written))
@@ -147,16 +145,16 @@ def without_markup(answer: str) -> str:
         text = pattern.sub(" ", text)
     text = _LABEL.sub("", _EMPHASIS.sub("", text).strip())
     text = " ".join(text.split())
-    quoted = QUOTED.fullmatch(text)
-    return quoted_text(quoted).strip() if quoted else text
+    whole = [quotation.text.strip() for quotation in find_quotations(text) if quotation[:2] == (0, len(text))]
+    return whole[0] if whole else text
 
 
 def _marked_texts(prompt: str) -> list[tuple[str, str]]:
     """The quoted texts of a prompt in order, each without and with marks: straight ones, unless the text contains one."""
+    if is_json(prompt):
+        return [(text, f'"{text}"') for text in find_quoted_texts(prompt)]
     return [
-        (text, match[0] if '"' in text else f'"{text}"')
-        for match in QUOTED.finditer(prompt)
-        if (text := quoted_text(match)).strip()
+        (text, prompt[start:end] if '"' in text else f'"{text}"') for start, end, text in find_quotations(prompt) if text.strip()
     ]
 
 
@@ -170,8 +168,9 @@ def _original_of(text: str, missing: Sequence[str]) -> str | None:
 
 def _whole_sentences(text: str) -> str:
     """The text up to the end of its last sentence, "" without one. No sentence ends within a quoted text."""
-    plain = QUOTED.sub(lambda match: "_" * len(match[0]), text)
-    plain = _OPENING_MARK.split(plain, maxsplit=1)[0]  # before a quoted text that was cut off
+    plain = without_quotations(text, lambda quotation: "_" * (quotation.end - quotation.start))
+    torn = (mark.start for mark in find_marks(plain) if mark.kind != SINGLE and not mark.measures)
+    plain = plain[: next(torn, None)]  # before a quoted text that was cut off
     ends = [match.end() for match in _SENTENCE_END.finditer(plain)]
     return text[: ends[-1]] if ends else ""
 
@@ -181,9 +180,9 @@ def _shortened(text: str) -> str:
     if len(text) <= MAX_CHARACTERS:
         return text
     cut = text[:MAX_CHARACTERS]
-    for match in QUOTED.finditer(text):
-        if match.start() < MAX_CHARACTERS < match.end():
-            cut = text[: match.start()]
+    for quotation in find_quotations(text):
+        if quotation.start < MAX_CHARACTERS < quotation.end:
+            cut = text[: quotation.start]
     whole = _whole_sentences(cut)
     return (whole if len(whole) > len(cut) // 2 else cut).rstrip()
 
