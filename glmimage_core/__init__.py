@@ -15,6 +15,7 @@
     diffusion       what all painters share: grids of latents, the first noise, the seeds of a batch
     vae             pixels <-> latents, tiling
     latent_preview  latents as colours, without the VAE
+    stated          what others' words become before a user reads them
     endpoint        an HTTP client with limits
 
     checkpoints     files on disk: folders, headers, reports, building a model

@@ -111,4 +111,4 @@ def _judged(text: str, match: re.Match, symbol: str) -> Iterator[Mark]:
     if not before.strip() and not behind.strip():  # 12 " is 12"
         number = bool(re.search(rf"[{_NUMBER}] $", text[max(0, start - 2) : start]))
     measures = kind in (DOUBLE, SINGLE) and number and (shape != "open" or closes)
-    yield Mark(start, end, kind, side, measures, plain=length == 1 and not match["escape"] and not match["entity"])
+    yield Mark(start, end, kind, side, measures=measures, plain=length == 1 and not match["escape"] and not match["entity"])

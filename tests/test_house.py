@@ -29,6 +29,7 @@ ROOMS = {
         "diffusion",
         "vae",
         "latent_preview",
+        "stated",
         "endpoint",
         "quotation_marks",
         "quoted",

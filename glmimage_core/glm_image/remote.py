@@ -96,7 +96,7 @@ def paint(endpoint: Endpoint, order: Order, *, progress: Progress = no_progress)
     Raises EndpointError.
     """
     picture_bytes = int(order.width * order.height * PIXEL_BYTES) + ANSWER_BYTES
-    client = Client(endpoint, accept="application/json", max_bytes=order.count * picture_bytes)
+    client = Client(endpoint, accept=("application/json",), max_bytes=order.count * picture_bytes)
     painted: list[Image.Image] = []
 
     def fetch() -> Iterator[Image.Image]:

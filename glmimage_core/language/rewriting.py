@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
-from ..quotation_marks import SINGLE, find_marks
 from ..quoted import find_quotations, find_quoted_texts, is_json, without_marks, without_quotations
+from .answers import Answer, cleaned, is_refusal, whole_sentences
 
 log = logging.getLogger(__name__)
 
@@ -25,32 +24,8 @@ MAX_CHARACTERS = 4000  # of a rewritten prompt: three times the 200 words of 6 l
 SIMILARITY = 0.6  # from which a text counts as an altered copy of another: the cutoff that difflib itself takes
 
 
-class Answer(NamedTuple):
-    """What a language model wrote. cut_off: it reached max_tokens before it had finished."""
-
-    text: str
-    cut_off: bool = False
-
-
 _IDEOGRAPH = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 _LATIN_WORD = re.compile("[A-Za-z]+")
-
-# Taken out of an answer by `without_markup`. The lengths of a tag (40) and of an introduction (60) keep a "<" or a "sure" of a
-# caption from taking half of it along.
-_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)|\A.*?</think>", re.DOTALL)
-_TAG = re.compile(r"<\|?/?[A-Za-z_][^<>\n]{0,40}>")  # <|begin_of_box|>, </answer>
-_FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-_LINE_MARK = re.compile(  # headings, bullets, numbers of a list and quotes
-    r"^\s*(?:#{1,6}\s+|[-*+\u2022]\s+|\d{1,2}[.)\u3001]\s+|>\s+)", re.MULTILINE
-)
-_EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)|`+")
-_LABEL = re.compile(  # "Here is the prompt:", "Caption:" and their Chinese counterparts
-    r"\A\s*(?:(?:here is|here's|sure)\b[^\n:]{0,60}:|(?:rewritten |final |image )?(?:prompt|caption|description)\s*:|"
-    "(?:\u6539\u5199\u540e\u7684)?(?:\u63d0\u793a\u8bcd|\u63cf\u8ff0|\u753b\u9762\u63cf\u8ff0)\\s*[:\uff1a])\\s*",
-    re.IGNORECASE,
-)
-
-_SENTENCE_END = re.compile("[.!?](?=\\s|\\Z)|[\u3002\uff01\uff1f]")
 
 
 @cache
@@ -102,7 +77,7 @@ def rewritten_prompt(answer: Answer, prompt: str, style: str = "general") -> str
     the style is text-heavy. Without a usable answer the prompt stays as it is.
     """
     plain = cleaned(answer)
-    if not plain:
+    if not plain or is_refusal(plain):
         log.warning("the language model answered nothing; the prompt stays as it is")
         return prompt
     marked = _marked_texts(prompt)
@@ -132,23 +107,6 @@ def rewritten_prompt(answer: Answer, prompt: str, style: str = "general") -> str
     return written
 
 
-def cleaned(answer: Answer) -> str:
-    """A model's answer without markup. An answer that was cut off ends with its last whole sentence, if it has one."""
-    text = without_markup(answer.text)
-    return (_whole_sentences(text) or text) if answer.cut_off else text
-
-
-def without_markup(answer: str) -> str:
-    """A model's answer as one paragraph without thoughts, tags, fences, headings, lists, emphasis and labels."""
-    text = _THOUGHTS.sub(" ", answer)
-    for pattern in (_TAG, _FENCE, _LINE_MARK):
-        text = pattern.sub(" ", text)
-    text = _LABEL.sub("", _EMPHASIS.sub("", text).strip())
-    text = " ".join(text.split())
-    whole = [quotation.text.strip() for quotation in find_quotations(text) if quotation[:2] == (0, len(text))]
-    return whole[0] if whole else text
-
-
 def _marked_texts(prompt: str) -> list[tuple[str, str]]:
     """The quoted texts of a prompt in order, each without and with marks: straight ones, unless the text contains one."""
     if is_json(prompt):
@@ -166,15 +124,6 @@ def _original_of(text: str, missing: Sequence[str]) -> str | None:
     return next((other for other in missing if other.casefold() in similar), None)
 
 
-def _whole_sentences(text: str) -> str:
-    """The text up to the end of its last sentence, "" without one. No sentence ends within a quoted text."""
-    plain = without_quotations(text, lambda quotation: "_" * (quotation.end - quotation.start))
-    torn = (mark.start for mark in find_marks(plain) if mark.kind != SINGLE and not mark.measures)
-    plain = plain[: next(torn, None)]  # before a quoted text that was cut off
-    ends = [match.end() for match in _SENTENCE_END.finditer(plain)]
-    return text[: ends[-1]] if ends else ""
-
-
 def _shortened(text: str) -> str:
     """At most MAX_CHARACTERS of a text, cut at the end of a sentence in its second half or anywhere but in a quoted text."""
     if len(text) <= MAX_CHARACTERS:
@@ -183,7 +132,7 @@ def _shortened(text: str) -> str:
     for quotation in find_quotations(text):
         if quotation.start < MAX_CHARACTERS < quotation.end:
             cut = text[: quotation.start]
-    whole = _whole_sentences(cut)
+    whole = whole_sentences(cut)
     return (whole if len(whole) > len(cut) // 2 else cut).rstrip()
 
 
