@@ -41,7 +41,7 @@ class GLMImageRemote:
                     list(remote.ENGINES),
                     {
                         "default": "sglang",
-                        "tooltip": "The engine that serves the model. Each takes different requests. z.ai is the makers' service: "
+                        "tooltip": "The engine that serves the model. Each takes other requests. z.ai is the makers' service: "
                         "it takes no references, seed, steps and cfg.",
                     },
                 ),
