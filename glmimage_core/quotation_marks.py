@@ -5,6 +5,7 @@ is judged by its place, as a reader does: after a space it opens, before a space
 measures.
 """
 
+import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 # different directions. Each kind: marks that open, marks that close, marks that do either.
 DOUBLE, SINGLE, ANGLE, SINGLE_ANGLE = "double", "single", "angle", "single angle"
 KINDS = {
-    DOUBLE: ("\u201c\u201e\u201f\u301d\u275d", "\u201d\u301e\u301f\u275e", '"\uff02\u2033\u2036\u05f4'),
-    SINGLE: ("\u2018\u201a\u201b\u275b", "\u2019\u275c", "'\uff07\u2032\u2035\u00b4`"),
+    DOUBLE: ("\u201c\u201e\u201f\u301d\u275d", "\u201d\u301e\u301f\u275e", '"\uff02\u2033\u2036\u02ba\u05f4'),
+    SINGLE: ("\u2018\u201a\u201b\u275b", "\u2019\u275c\u02bc", "'\uff07\u2032\u2035\u00b4`"),
     ANGLE: ("\u00ab", "\u00bb", ""),
     SINGLE_ANGLE: ("\u2039", "\u203a", ""),
     "corner": ("\u300c\uff62\ufe41", "\u300d\uff63\ufe42", ""),
@@ -26,10 +27,10 @@ _SIDE_OF = {
     mark: side for sides in KINDS.values() for marks, side in zip(sides, ("open", "close", ""), strict=True) for mark in marks
 }
 
-# Text that was copied out of JSON or a program has a backslash before a mark, out of a web page &quot; as a mark. Two commas are
-# a low mark on a keyboard without one. A mark that is typed several times, as in a CSV file, is one mark.
+# Text that was copied out of JSON or a program has a backslash before a mark, out of a web page a name such as &quot;. Two
+# commas are a low mark on a keyboard without one. A mark that is typed several times, as in a CSV file, is one mark.
 _MARK = re.compile(
-    rf"(?P<escape>(?<!\\)\\*)(?:(?P<entity>&quot;)|(?P<commas>,,(?=\w))|(?P<mark>[{re.escape(ALL_MARKS)}])(?:(?P=escape)(?P=mark))*)"
+    rf"(?P<escape>(?<!\\)\\*)(?:(?P<entity>&(?:quot|apos|[lr][ds]quo|[sb][bd]quo|[lr]s?aquo|#3[49]|#x2[27]);)|(?P<commas>,,(?=\w))|(?P<mark>[{re.escape(ALL_MARKS)}])(?:(?P=escape)(?P=mark))*)"
 )
 _APOSTROPHE = "['\u2018\u2019`\u00b4\uff07]"
 # Words that begin with an apostrophe, and years and decades without their century; not where a mark follows at once.
@@ -37,6 +38,7 @@ _SHORTENED = re.compile(
     rf"{_APOSTROPHE}(?:\d\ds?|n|tis|twas|em|till?|cause|cuz|coz|bout|round|nuff|neath|ere)(?!\w|/\d)(?!{_APOSTROPHE})",
     re.IGNORECASE,
 )
+_CLOSING_APOSTROPHE = re.compile(rf"(?<=\S){_APOSTROPHE}(?!\w)")
 _AND = re.compile(rf"(?<=\w)\s?{_APOSTROPHE}n{_APOSTROPHE}\s?(?=\w)", re.IGNORECASE)  # rock 'n' roll
 
 _NUMBER = "0-9\u00bc-\u00be\u2150-\u215e\uff10-\uff19"
@@ -68,13 +70,17 @@ class Mark:
 
 def find_marks(text: str) -> Iterator[Mark]:
     """The marks of a text in order, without apostrophes."""
-    apostrophes = {match.start() for match in _SHORTENED.finditer(text)}
+    closings = [match.start() for match in _CLOSING_APOSTROPHE.finditer(text)]
+    last = closings[-1] if closings else 0
+    # With a capital letter it may be a title: 'Til Death Do Us Part'.
+    shortened = [match for match in _SHORTENED.finditer(text) if not (match[0][1].isupper() and last > match.end())]
+    apostrophes = {match.start() for match in shortened}
     for match in _AND.finditer(text):
         apostrophes.update(range(match.start(), match.end()))
     for match in _MARK.finditer(text):
         if match.start() in apostrophes:
             continue
-        symbol = match["mark"] or ("\u201e" if match["commas"] else '"')
+        symbol = match["mark"] or ("\u201e" if match["commas"] else html.unescape(match["entity"]))
         yield from _judged(text, match, symbol)
 
 
@@ -95,7 +101,7 @@ def _judged(text: str, match: re.Match, symbol: str) -> Iterator[Mark]:
         closes = bool(before.strip()) and not _IN_WORD.match(behind)
         if opens and closes:  # between two characters of a script without spaces, or beside other marks
             opens = closes = False
-        elif not (opens or closes):
+        elif not (opens or closes) and (before.strip() or behind.strip()):
             return
     if kind == DOUBLE and _HEBREW.match(before) and _HEBREW.match(behind):
         return

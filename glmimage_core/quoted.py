@@ -15,6 +15,7 @@ _JSON = re.compile(r"""\{\s*(["'\u201c\u201d]|\\")[^"'\u201c\u201d]*(["'\u201c\u
 _DRAWN = re.compile(
     r"(?:.*[\W_])?(?:text|texts|lettering|wording|inscription|slogan|headline)|text_to_\w+|text_?content", re.IGNORECASE
 )
+_DRAWN_IN_CAMEL_CASE = re.compile(r"\w*[a-z0-9]Texts?")
 _PARTS_OF_DRAWN = ("content", "value", "string", "text")  # names within such a value that is itself an object
 EXCERPT = 24  # characters of a prompt that show where a mark is
 
@@ -150,7 +151,19 @@ def _outermost(prompt: str, pairs: Sequence[tuple[Mark, Mark]]) -> list[Quotatio
     return found
 
 
+def _is_drawn(name: str) -> bool:
+    return bool(_DRAWN.fullmatch(name) or _DRAWN_IN_CAMEL_CASE.fullmatch(name))
+
+
 def _texts_of_json(prompt: str) -> list[str]:
+    begin, finish = _JSON.search(prompt).start(), prompt.rfind("}") + 1
+    if finish <= begin:  # it was cut off
+        finish = len(prompt)
+    around = [find_quoted_texts(prompt[:begin]), find_quoted_texts(prompt[finish:])]
+    return [*around[0], *_texts_of_object(prompt[begin:finish]), *around[1]]
+
+
+def _texts_of_object(prompt: str) -> list[str]:
     texts: list[str] = []
     name, drawn_depth = "", 0
     depth = end = 0
@@ -162,10 +175,10 @@ def _texts_of_json(prompt: str) -> list[str]:
         end = quotation.end
         if prompt[end : end + 20].lstrip().startswith(":"):
             name = quotation.text
-            if _DRAWN.fullmatch(name):
+            if _is_drawn(name):
                 drawn_depth = depth + 1
             continue
-        wanted = _DRAWN.fullmatch(name) or (drawn_depth and depth >= drawn_depth and name.lower() in _PARTS_OF_DRAWN)
+        wanted = _is_drawn(name) or (drawn_depth and depth >= drawn_depth and name.lower() in _PARTS_OF_DRAWN)
         within = [found.text for found in find_quotations(quotation.text) if found.text.strip()]
         if within or (wanted and quotation.text.strip()):
             texts += within or [quotation.text]

@@ -56,8 +56,9 @@ def images() -> dict:
     return {"created": 1, "data": [{"b64_json": base64.b64encode(picture(SIDE, SIDE, 7)).decode(), "url": None}]}
 
 
-def error() -> dict:
-    return {"error": {"message": "no such model", "code": 7, "param": "seed"}, "detail": [{"loc": ["body", "n"], "msg": "bad"}]}
+def error(chance: random.Random) -> dict:
+    said = chance.choice(["no such model", f"no such key: {KEY}", f"Bearer%20{KEY[:12]}..."])
+    return {"error": {"message": said, "code": 7, "param": "seed"}, "detail": [{"loc": ["body", "n"], "msg": "bad"}]}
 
 
 def places(value) -> list[tuple]:
@@ -109,14 +110,14 @@ BODIES = {
     "stream": (streamed, "text/event-stream"),
     "whole": (lambda chance: json.dumps(changed(chat_event("message"), chance)).encode(), "application/json"),
     "images": (lambda chance: json.dumps(changed(images(), chance)).encode(), "application/json"),
-    "error": (lambda chance: json.dumps(changed(error(), chance)).encode(), "application/json"),
+    "error": (lambda chance: json.dumps(changed(error(chance), chance)).encode(), "application/json"),
 }
 
 
 def answering(kind: str, chance: random.Random):
     make, usual = BODIES[kind]
     body = broken(make(chance), chance)
-    status = chance.choice(STATUSES if kind != "error" else STATUSES[20:])
+    status = chance.choice(STATUSES)
     content_type = usual if chance.random() < 0.9 else chance.choice(TYPES)
 
     def behave(handler):
