@@ -30,7 +30,10 @@ _SIDE_OF = {
 # Text that was copied out of JSON or a program has a backslash before a mark, out of a web page a name such as &quot;. Two
 # commas are a low mark on a keyboard without one. A mark that is typed several times, as in a CSV file, is one mark.
 _MARK = re.compile(
-    rf"(?P<escape>(?<!\\)\\*)(?:(?P<entity>&(?:quot|apos|[lr][ds]quo|[sb][bd]quo|[lr]s?aquo|#3[49]|#x2[27]);)|(?P<commas>,,(?=\w))|(?P<mark>[{re.escape(ALL_MARKS)}])(?:(?P=escape)(?P=mark))*)"
+    r"(?P<escape>(?<!\\)\\*)(?:"
+    r"(?P<entity>&(?:quot|apos|[lr][ds]quo|[sb][bd]quo|[lr]s?aquo|#3[49]|#x2[27]);)|"
+    r"(?P<commas>,,(?=\w))|"
+    rf"(?P<mark>[{re.escape(ALL_MARKS)}])(?:(?P=escape)(?P=mark))*)"
 )
 _APOSTROPHE = "['\u2018\u2019`\u00b4\uff07]"
 # Words that begin with an apostrophe, and years and decades without their century; not where a mark follows at once.
@@ -46,10 +49,9 @@ _AFTER_NUMBER = re.compile(rf"[{_NUMBER}]$")
 _CJK = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"  # scripts without spaces and apostrophes between words
 _IN_WORD = re.compile(rf"[^\W{_CJK}]")
 _HEBREW = re.compile("[\u05d0-\u05ea]")  # between two letters, a double mark is part of an abbreviation
-_OPENING_PLACE = re.compile(r"[\s(\[{<\uff08\u3010=]")  # what stands before a mark that opens
-_CLOSING_PLACE = re.compile(
-    r"[\s)\]}>\uff09\u3011.,;:!?\u2026\u3001\u3002\uff0c\uff01\uff1a\uff1b\uff1f]"
-)  # and behind one that closes
+# What stands before a mark that opens, and behind one that closes.
+_OPENING_PLACE = re.compile(r"[\s(\[{<\uff08\u3010=]")
+_CLOSING_PLACE = re.compile(r"[\s)\]}>\uff09\u3011.,;:!?\u2026\u3001\u3002\uff0c\uff01\uff1a\uff1b\uff1f]")
 
 
 @dataclass(frozen=True)
@@ -85,27 +87,25 @@ def find_marks(text: str) -> Iterator[Mark]:
 
 
 def _judged(text: str, match: re.Match, symbol: str) -> Iterator[Mark]:
+    """What a match of _MARK is by its place: a mark, two marks, or none."""
     start, end = match.span()
     length = match[0].count(symbol) if match["mark"] else 1
     before, behind = text[start - 1 : start], text[end : end + 1]
-    opens = (not before or bool(_OPENING_PLACE.match(before))) and bool(behind.strip())
-    closes = bool(before.strip()) and not _OPENING_PLACE.match(before) and (not behind or bool(_CLOSING_PLACE.match(behind)))
     kind, shape = _KIND_OF[symbol], _SIDE_OF[symbol]
+    if kind == SINGLE and length == 1:
+        opens, closes = _sides_of_single(before, behind)
+        if not (opens or closes) and (before.strip() or behind.strip()) and _IN_WORD.match(before):
+            return  # an apostrophe
+    else:
+        opens = (not before or bool(_OPENING_PLACE.match(before))) and bool(behind.strip())
+        closes = bool(before.strip()) and not _OPENING_PLACE.match(before) and (not behind or bool(_CLOSING_PLACE.match(behind)))
     if kind == SINGLE and length > 1:  # two single marks are a double one
-        kind = DOUBLE
         if not (opens or closes):
             return  # and nothing between two single ones
-    if kind == SINGLE:
-        # A single mark within or behind a word is an apostrophe or closes; before one it opens.
-        opens = bool(behind.strip()) and not _IN_WORD.match(before) and not closes
-        closes = bool(before.strip()) and not _IN_WORD.match(behind)
-        if opens and closes:  # between two characters of a script without spaces, or beside other marks
-            opens = closes = False
-        elif not (opens or closes) and (before.strip() or behind.strip()):
-            return
+        kind = DOUBLE
     if kind == DOUBLE and _HEBREW.match(before) and _HEBREW.match(behind):
         return
-    if length == 2 and kind == DOUBLE and not opens and not closes:
+    if kind == DOUBLE and length == 2 and not opens and not closes:
         # The end of one text and the beginning of the next, or nothing between two marks.
         sides = ("close", "open") if before.strip() and behind.strip() else ("open", "close")
         middle = (start + end) // 2
@@ -113,8 +113,22 @@ def _judged(text: str, match: re.Match, symbol: str) -> Iterator[Mark]:
         yield Mark(middle, end, kind, sides[1])
         return
     side = "open" if opens else "close" if closes else shape
-    number = bool(_AFTER_NUMBER.search(before))
-    if not before.strip() and not behind.strip():  # 12 " is 12"
-        number = bool(re.search(rf"[{_NUMBER}] $", text[max(0, start - 2) : start]))
-    measures = kind in (DOUBLE, SINGLE) and number and (shape != "open" or closes)
+    measures = kind in (DOUBLE, SINGLE) and (shape != "open" or closes) and _is_after_number(text, start, behind)
     yield Mark(start, end, kind, side, measures=measures, plain=length == 1 and not match["escape"] and not match["entity"])
+
+
+def _sides_of_single(before: str, behind: str) -> tuple[bool, bool]:
+    """Whether a single mark opens, and whether it closes: neither within a word, where it is an apostrophe.
+
+    Neither, too, where its place does not tell: between two characters of a script without spaces.
+    """
+    closes = bool(before.strip()) and not _IN_WORD.match(behind)
+    opens = bool(behind.strip()) and not _IN_WORD.match(before)
+    return opens and not closes, closes and not opens
+
+
+def _is_after_number(text: str, place: int, behind: str) -> bool:
+    """Whether a number stands right before a place; one with spaces around it counts, too, as in 12 " long."""
+    if _AFTER_NUMBER.search(text[place - 1 : place]):
+        return True
+    return not behind.strip() and bool(re.search(rf"[{_NUMBER}] $", text[max(0, place - 2) : place]))
