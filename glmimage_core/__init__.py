@@ -9,11 +9,13 @@
     units           bytes as people read them
     json_text       JSON that others wrote
     images          picture tensors to and from PIL
+    quotation_marks  which characters are quotation marks, which are apostrophes and inches
     quoted          the texts between quotation marks in a prompt
     component       a model with its device, precision and LoRAs
     diffusion       what all painters share: grids of latents, the first noise, the seeds of a batch
     vae             pixels <-> latents, tiling
     latent_preview  latents as colours, without the VAE
+    stated          what others' words become before a user reads them
     endpoint        an HTTP client with limits
 
     checkpoints     files on disk: folders, headers, reports, building a model

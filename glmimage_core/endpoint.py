@@ -6,6 +6,7 @@ asked for, must not be compressed, must not redirect, and may be of a limited si
 """
 
 import io
+import ipaddress
 import itertools
 import queue
 import socket
@@ -15,19 +16,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
 from . import json_text
+from .stated import stated_reason, visible, without_secret
 
 Item = TypeVar("Item")
 POLL = 0.1  # seconds between two calls of `waiting`: an interrupt is felt as immediate
 CHUNK_BYTES = 64 * 1024  # read at once; bounds the memory that is used beyond the limit of a response
-ERROR_BYTES = 4096  # read of an error response, of which ERROR_CHARACTERS are shown at most
+ERROR_BYTES = 16 * 1024  # read of an error response, of which ERROR_CHARACTERS are shown at most
 ERROR_CHARACTERS = 300  # of an error message: about four lines on a node
+ADDRESS_CHARACTERS = 120  # of an address in a message
 SEEDS = 2**63  # number of seeds in the protocol: 0 and the positive integers of 64 bits with a sign
 _END = object()
 
@@ -53,11 +56,11 @@ class Refused(Failure):
 
 
 class BadStatus(Failure):
-    """The endpoint answered with a status other than 2xx."""
+    """The endpoint answered with a status other than 2xx. reason: what it says about it."""
 
-    def __init__(self, message: str, response: requests.Response):
+    def __init__(self, message: str, response: requests.Response, *, reason: str = ""):
         super().__init__(message)
-        self.status, self.headers = response.status_code, response.headers
+        self.status, self.headers, self.reason = response.status_code, response.headers, reason
 
 
 class Interrupted(Exception):
@@ -68,8 +71,8 @@ class Interrupted(Exception):
 class Endpoint:
     """base_url: including /v1, without the path of a method. timeout: seconds for a whole answer, all tries included.
 
-    Raises ValueError for an address that is not http or https or contains a name, a password or a query, for a key that cannot
-    stand in an HTTP header, and for a timeout of 0 or less.
+    Raises ValueError for an address that `split_address` refuses, for a key that cannot stand in an HTTP header or would go
+    unencrypted to another machine, and for a timeout of 0 or less.
     """
 
     base_url: str
@@ -80,28 +83,62 @@ class Endpoint:
     retries: int = 2
 
     def __post_init__(self):
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
+        address = split_address(self.base_url)
+        if not is_key(self.key):
             raise ValueError(
-                f"{self.base_url!r} is not a web address; it must begin with http:// or https://, and often ends with /v1"
+                "the key contains a line break, a space or a character that is not ASCII; correct its environment variable"
             )
-        if address.username or address.password or address.query:
-            raise ValueError(
-                "the address must not contain a name, a password or a query; put the key into an environment variable"
-            )
-        if not (self.key.isascii() and self.key.isprintable()):
-            raise ValueError("the key contains a line break or a character that is not ASCII; correct its environment variable")
+        if self.key and not may_have_key(address):
+            raise ValueError(f"a key goes to {address.hostname} by https:// only; correct the address")
         if not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout}; it must be above 0")
+
+
+def split_address(base_url: str) -> SplitResult:
+    """The parts of an address. Raises ValueError for one that no request can go to, or that contains a secret."""
+    if any(character.isspace() or not character.isprintable() for character in base_url.strip(" ")):
+        raise ValueError(f"{visible(base_url)[:ADDRESS_CHARACTERS]!r} contains a space or a line break; correct the address")
+    try:
+        address = urlsplit(base_url.strip(" "))
+        port = address.port
+    except ValueError as error:
+        raise ValueError(f"the address is not one: {visible(str(error))[:ADDRESS_CHARACTERS]}") from error
+    if address.username or address.password or address.query:
+        raise ValueError("the address must not contain a name, a password or a query; put the key into an environment variable")
+    if address.scheme not in ("http", "https") or not address.hostname or port == 0:
+        shown = base_url[:ADDRESS_CHARACTERS]
+        raise ValueError(f"{shown!r} is not a web address; it must begin with http:// or https://, and often ends with /v1")
+    return address
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be sent as a key: ASCII without spaces and control characters."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def may_have_key(address: SplitResult) -> bool:
+    """Whether nobody on the way can read a key that is sent to an address."""
+    return address.scheme == "https" or is_loopback(address.hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Client:
     """Sends requests to an endpoint in a background thread, which can be interrupted at any time.
 
-    accept: the content type that a response must have. max_bytes: size of a response's body on the wire.
+    accept: the content types that a response may have, of which the first is asked for. max_bytes: size of a response's body on
+    the wire.
     """
 
-    def __init__(self, endpoint: Endpoint, *, accept: str, max_bytes: int):
+    def __init__(self, endpoint: Endpoint, *, accept: tuple[str, ...], max_bytes: int):
         self.endpoint = endpoint
         self._accept = accept
         self._max_bytes = max_bytes
@@ -158,9 +195,13 @@ class Client:
         seconds_to_retry(failure, number of tries before) says how long to wait before the next try, or None to give up. Raises
         Failure after the last try, and if the next one would come after the endpoint's time is over.
         """
+        url = self.endpoint.base_url.strip(" ").rstrip("/") + path
+        headers = {"Accept": self._accept[0], "Content-Type": content_type}
         for tries in itertools.count():
             try:
-                return self._post_once(path, body, content_type)
+                response = self._send("POST", url, headers, io.BytesIO(body))
+                self._check(response, self._accept)
+                return response
             except Failure as failure:
                 wait = seconds_to_retry(failure, tries)
                 if tries == self.endpoint.retries or wait is None or wait > self._deadline - time.monotonic():
@@ -168,25 +209,27 @@ class Client:
             if self._adapter.interrupted.wait(wait):
                 raise Interrupted
 
-    def _post_once(self, path: str, body: bytes, content_type: str) -> requests.Response:
-        file = io.BytesIO(body)  # whose position tells whether anything was sent
-        # No header beyond these but Host, Content-Length and User-Agent.
-        headers = {
-            "Accept": self._accept,
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-            "Content-Type": content_type,
-        }
+    def get(self, url: str, accept: tuple[str, ...]) -> requests.Response:
+        """Get what is at an address, once and without the key. accept: content types. Raises Failure."""
+        response = self._send("GET", url, {"Accept": accept[0]}, None)
+        self._check(response, accept)
+        return response
+
+    def _send(self, method: str, url: str, headers: dict[str, str], file: io.BytesIO | None) -> requests.Response:
         # A new session for each try keeps no cookies, and no connection that the endpoint may have closed meanwhile.
         with requests.Session() as session:
             session.mount("http://", self._adapter)
             session.mount("https://", self._adapter)
+            if is_loopback(urlsplit(url).hostname or ""):
+                session.trust_env = False  # a proxy would be another machine, and would see the key
             try:
-                response = session.post(
-                    self.endpoint.base_url.rstrip("/") + path,
+                return session.request(
+                    method,
+                    url,
                     data=file,
-                    headers=headers,
-                    auth=self._authorize,
+                    # No header beyond these but Host, Content-Length and User-Agent.
+                    headers={**headers, "Accept-Encoding": "identity", "Connection": "close"},
+                    auth=self._authorize if method == "POST" else _anonymous,
                     stream=True,
                     allow_redirects=False,
                     # Reading has no timeout of its own: `run` closes the connection when the time for all tries is over.
@@ -194,17 +237,11 @@ class Client:
                 )
             except (OSError, HTTPError) as error:  # all of requests' errors, and those of urllib3 that it lets through
                 cause = _first_cause(error)
-                if file.tell():
+                if file is not None and file.tell():  # something was sent
                     raise NoAnswer(f"broke the connection before it answered ({cause})") from error
                 raise NotSent(
                     f"could not be reached ({cause}): start the server, or correct the address, which often ends with /v1"
                 ) from error
-        try:
-            self._check(response)
-        except Failure:
-            response.close()
-            raise
-        return response
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Put the key into the request. That there is an `auth` at all keeps requests from sending a password of ~/.netrc.
@@ -216,17 +253,27 @@ class Client:
             request.headers["Authorization"] = f"Bearer {self.endpoint.key}"
         return request
 
-    def _check(self, response: requests.Response) -> None:
-        """Raise Failure for a response that is not accepted because of its status or its headers."""
+    def _check(self, response: requests.Response, accept: tuple[str, ...]) -> None:
+        """Raise Failure, and close the response, if it is not accepted because of its status or its headers."""
+        try:
+            self._check_headers(response, accept)
+        except Failure:
+            response.close()
+            raise
+
+    def _check_headers(self, response: requests.Response, accept: tuple[str, ...]) -> None:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
             raise Refused(f"answered with the encoding {encoding[:40]!r}, which was not asked for")
         if response.is_redirect:
             raise BadStatus(f"redirects to {response.headers['Location']}, which is not followed", response)
         if not 200 <= response.status_code < 300:
-            raise BadStatus(f"answered {response.status_code}: {_error_body(response)}", response)
-        if (given := media_type(response.headers)) != self._accept:
-            raise Refused(f"answered with {given[:80]}, not with {self._accept}; is the address right?")
+            reason = without_secret(
+                _error_body(response), self.endpoint.key
+            )  # before it is cut, which may leave a part of the key
+            raise BadStatus(f"answered {response.status_code}: {reason}", response, reason=reason)
+        if (given := media_type(response.headers)) not in accept:
+            raise Refused(f"answered with {given[:80]}, not with {accept[0]}; is the address right?")
 
     def read(self, response: requests.Response) -> Iterator[bytes]:
         """Yield the body of a response as it arrives. Raises Refused if it exceeds max_bytes, and NoAnswer if it breaks off."""
@@ -244,10 +291,8 @@ class Client:
             response.close()
 
     def _one_line(self, failure: Failure) -> str:
-        line = f"{self.endpoint.base_url} {failure}"
-        if self.endpoint.key:
-            line = line.replace(self.endpoint.key, "***")  # an endpoint may repeat it
-        return " ".join(line.split())[:ERROR_CHARACTERS]
+        line = visible(f"{self.endpoint.base_url.strip(' ')} {failure}"[:ERROR_BYTES])
+        return without_secret(line, self.endpoint.key)[:ERROR_CHARACTERS]  # which an endpoint may repeat
 
 
 class _InterruptibleAdapter(HTTPAdapter):
@@ -311,11 +356,9 @@ def media_type(headers: Mapping[str, str]) -> str:
     return headers.get("Content-Type", "nothing").split(";")[0].strip().lower()
 
 
-def error_message(answer: Any) -> str | None:
-    """The message of an error in the form that the protocol gives it, or None."""
-    error = answer.get("error") if isinstance(answer, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message or error) if error else None
+def _anonymous(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """That there is an `auth` at all keeps requests from sending a password of ~/.netrc."""
+    return request
 
 
 def _error_body(response: requests.Response) -> str:
@@ -325,8 +368,8 @@ def _error_body(response: requests.Response) -> str:
     except (OSError, HTTPError) as error:
         return f"({_first_cause(error)})"
     with suppress(Refused):
-        if message := error_message(parse_json(body)):
-            return message
+        if reason := stated_reason(parse_json(body)):
+            return reason
     return body.decode("utf-8", "replace")
 
 

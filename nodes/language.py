@@ -2,15 +2,13 @@
 
 from ..glmimage_core.images import to_pictures
 from ..glmimage_core.language import chat
+from ..glmimage_core.language.answers import Answer, cleaned, is_refusal, remarks
 from ..glmimage_core.language.rewriting import (
     LANGUAGES,
     STYLES,
-    Answer,
-    cleaned,
     description_request,
     instruction,
     rewritten_prompt,
-    without_markup,
 )
 from ..glmimage_core.language.vlm import Clip, Question, answer, prepare
 from .host import host
@@ -82,14 +80,6 @@ def _ask(wire, question: Question, *, temperature: float, seed: int, max_tokens:
         return answer(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, progress=progress)
 
 
-def _warn_if_cut_off(answer: Answer, max_tokens: int) -> None:
-    if answer.cut_off:
-        host.warn(
-            f"the model was cut off after {max_tokens} tokens; its answer ends with the last whole sentence, if there is one; "
-            "raise max_tokens for all of it"
-        )
-
-
 class _Enhancer:
     """What the nodes that rewrite a prompt share."""
 
@@ -101,10 +91,11 @@ class _Enhancer:
 
     def result(self, answer: Answer, prompt: str, *, style: str, max_tokens: int) -> tuple[str]:
         """The output of the node. Tells the user if the answer holds no prompt, or only the beginning of one."""
-        if without_markup(answer.text):
-            _warn_if_cut_off(answer, max_tokens)
-        else:
-            host.warn(f"the model said nothing within {max_tokens} tokens, or only thought: the prompt is as it was")
+        said = remarks(answer, max_tokens)
+        if not (caption := cleaned(answer)) or is_refusal(caption):
+            said.append("the prompt is as it was")
+        if said:
+            host.warn("; ".join(said))
         return (rewritten_prompt(answer, prompt, style),)
 
 
@@ -190,9 +181,11 @@ class GLMImageDescribe:
         question = prepare(host.component(vlm), "", request, pictures, clip=clip)
         answer = _ask(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, label="Describe")
         description = cleaned(answer)
+        said = "; ".join(remarks(answer, max_tokens))
         if not description:
-            raise ValueError(f"the model said nothing within {max_tokens} tokens, or only thought; raise max_tokens")
-        _warn_if_cut_off(answer, max_tokens)
+            raise ValueError(said)
+        if said:
+            host.warn(said)
         return (description,)
 
 

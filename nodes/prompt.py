@@ -2,7 +2,7 @@
 
 from ..glmimage_core.glm_image.glyphs import encode_glyph_texts
 from ..glmimage_core.glm_image.memory import glyph_bytes
-from ..glmimage_core.quoted import find_quoted_texts
+from ..glmimage_core.quoted import find_quoted_texts, is_json, marks_without_text
 from .host import host
 from .sockets import CATEGORY, GLYPH_ENCODER
 
@@ -63,6 +63,8 @@ class GLMImageEncodePrompt:
         given = [line.strip() for line in glyph_text.splitlines() if line.strip()]
         texts = given or find_quoted_texts(prompt)
         avoided = find_quoted_texts(negative_prompt)
+        if not given:
+            _tell_of_marks(prompt, texts)
         if negative_prompt.strip() and not avoided:
             host.warn(f"the negative prompt has no text in quotation marks, so it changes nothing: {negative_prompt!r}")
         model = host.component(glyph_encoder)
@@ -71,3 +73,18 @@ class GLMImageEncodePrompt:
             positive = encode_glyph_texts(encoder, texts)
             negative = encode_glyph_texts(encoder, avoided)
         return ([[positive, {}]], [[negative, {}]], "\n".join(texts))
+
+
+def _tell_of_marks(prompt: str, texts: list[str]) -> None:
+    """Say where the marks of a prompt were read otherwise than its writer may have meant."""
+    if is_json(prompt):
+        said = f"{', '.join(map(repr, texts))} from it is" if texts else "nothing of it is"
+        host.warn(f'the prompt is JSON, and {said} drawn: values of names such as "text"; say what to draw in a sentence instead')
+    elif places := marks_without_text(prompt):
+        shown = ", ".join(places[:3]) + (" and elsewhere" if len(places) > 3 else "")
+        what = (
+            "the prompt has quotation marks, but no text between two of them"
+            if not texts
+            else "a quotation mark has no other one"
+        )
+        host.warn(f"{what}, near: {shown}; put each text to be drawn between two marks, or into glyph_text")

@@ -6,7 +6,7 @@ from ..glmimage_core.endpoint import Endpoint
 from ..glmimage_core.glm_image import remote
 from ..glmimage_core.images import from_picture, to_pictures
 from .host import host
-from .keys import key_for
+from .keys import key_for, picture_hosts
 from .sockets import CATEGORY, validation_message
 from .widgets import STEPS, seed_input, side_input
 
@@ -14,8 +14,8 @@ from .widgets import STEPS, seed_input, side_input
 class GLMImageRemote:
     TITLE = "GLM-Image Remote"
     DESCRIPTION = (
-        "Paints or edits with GLM-Image on another machine, behind SGLang or vLLM-Omni. A request that may have arrived there is "
-        "never sent twice."
+        "Paints or edits with GLM-Image on another machine, behind SGLang or vLLM-Omni, or at z.ai. A request that may have "
+        "arrived there is never sent twice."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm server", "sglang", "vllm omni", "glm api")
@@ -41,14 +41,16 @@ class GLMImageRemote:
                     list(remote.ENGINES),
                     {
                         "default": "sglang",
-                        "tooltip": "The engine that serves the model. The two engines take different requests.",
+                        "tooltip": "The engine that serves the model. Each takes other requests. z.ai is the makers' service: "
+                        "it takes no references, seed, steps and cfg.",
                     },
                 ),
                 "base_url": (
                     "STRING",
                     {
                         "default": "http://127.0.0.1:30000/v1",
-                        "tooltip": "Address of the engine, including /v1. The default is SGLang on this machine.",
+                        "tooltip": "Address of the engine, including /v1. The default is SGLang on this machine; z.ai is "
+                        "https://api.z.ai/api/paas/v4.",
                     },
                 ),
                 "model": (
@@ -101,16 +103,37 @@ class GLMImageRemote:
                 ),
             },
             "optional": {
-                "images": ("IMAGE", {"tooltip": "References of an edit, in order. vLLM-Omni takes one."}),
+                "images": ("IMAGE", {"tooltip": "References of an edit, in order. vLLM-Omni takes one, z.ai none."}),
+                "negative_prompt": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "What the picture should not show. Only vLLM-Omni takes it; leave it empty for other engines.",
+                    },
+                ),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompt, engine, base_url, key_variable, width, height, batch_size=None, steps=None, cfg=None):
+    def VALIDATE_INPUTS(
+        cls,
+        prompt,
+        engine,
+        base_url,
+        key_variable,
+        width,
+        height,
+        batch_size=None,
+        steps=None,
+        cfg=None,
+        negative_prompt=None,
+    ):
         """Also checks that the engine takes such an order and that the key may be sent there.
 
-        A linked value is None. Its smallest value stands in for it, so that it is no reason to refuse the others.
+        A linked value is None. A value that no engine refuses stands in for it, so that it is no reason to refuse the others.
         """
+        linked_side = remote.ZAI_SIDES[0] if engine == "z.ai" else None
 
         def known(name, value):
             _, options = cls.INPUT_TYPES()["required"][name]
@@ -120,11 +143,12 @@ class GLMImageRemote:
             remote.Order(
                 prompt="any" if prompt is None else prompt,
                 engine=known("engine", engine),
-                width=known("width", width),
-                height=known("height", height),
+                width=known("width", width if width is not None else linked_side),
+                height=known("height", height if height is not None else linked_side),
                 count=known("batch_size", batch_size),
                 steps=known("steps", steps),
                 cfg=known("cfg", cfg),
+                negative=negative_prompt or "",
             )
             if base_url is not None:
                 Endpoint(base_url, "")
@@ -148,6 +172,7 @@ class GLMImageRemote:
         timeout,
         retries,
         images=None,
+        negative_prompt="",
     ):
         order = remote.Order(
             engine=engine,
@@ -159,7 +184,8 @@ class GLMImageRemote:
             steps=steps,
             cfg=cfg,
             references=() if images is None else tuple(to_pictures(images)),
+            negative=negative_prompt,
         )
         endpoint = Endpoint(base_url, model, key=key_for(key_variable, base_url), timeout=timeout, retries=retries)
-        pictures = remote.paint(endpoint, order, progress=host.progress("Remote"))
+        pictures = remote.paint(endpoint, order, picture_hosts=picture_hosts(), progress=host.progress("Remote"))
         return (torch.cat([from_picture(picture) for picture in pictures]),)

@@ -40,6 +40,10 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.server.stopped.set()
 
+    def do_GET(self):
+        self.server.asked.append({"path": self.path, "headers": self.headers, "body": None})
+        self.server.behave(self)
+
     def log_message(self, *args):
         pass
 

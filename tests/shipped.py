@@ -25,6 +25,7 @@ SIZES = {
 ADDED = {  # since version 1
     "GLMImageSampler": {"sampler_name": "euler", "cfg_start": 0.0, "cfg_end": 1.0, "step_cache": 0.0},
     "GLMImageGeneratePrior": {"lookahead": "auto"},
+    "GLMImageRemote": {"negative_prompt": ""},
     "GLMImageLoadDiT": {"attention": "auto", "compile": False, "device": "default"},
 } | {f"GLMImageLoad{model}": {"device": "default"} for model in ("AR", "GlyphEncoder", "VAE")}
 

@@ -1,5 +1,6 @@
 """GLM-Image behind an engine, against a real HTTP server on the loopback: kind, slow, broken, huge and malicious ones."""
 
+import base64
 import gzip
 import io
 import json
@@ -65,7 +66,7 @@ def test_a_request_is_as_the_engines_publish_it(chat_server):
     }
 
 
-@pytest.mark.parametrize("engine", remote.ENGINES)
+@pytest.mark.parametrize("engine", ["sglang", "vllm-omni"])
 def test_picture_i_has_the_seed_of_its_number(chat_server, engine):
     seen = []
     pictures = paint(chat_server, order(engine, count=3, seed=5), lambda done, total: seen.append((done, total)))
@@ -105,6 +106,124 @@ def test_references_go_along_in_order(chat_server, count):
 def test_what_an_engine_would_refuse_is_refused_here(settings, message):
     with pytest.raises(ValueError, match=message):
         order(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 512, "height": 1024}, "1024 to 2048 pixels a side, not 512x1024"),
+        ({"width": 2080, "height": 1024}, "1024 to 2048 pixels a side"),
+        ({"width": 1024, "height": 1024, "references": (Image.new("RGB", (8, 8)),)}, "edits no pictures"),
+        ({"width": 1024, "height": 1024, "negative": "blurry"}, "takes no negative prompt"),
+    ],
+)
+def test_what_the_makers_service_would_refuse_is_refused_here(settings, message):
+    with pytest.raises(ValueError, match=message):
+        order("z.ai", **settings)
+
+
+@pytest.mark.parametrize("references", [(), (Image.new("RGB", (64, 96)),)])
+def test_a_negative_prompt_goes_along_where_the_engine_takes_one(chat_server, references):
+    paint(chat_server, order("vllm-omni", negative="blurry", references=references))
+    paint(chat_server, order("vllm-omni", references=references))
+    bodies = [asked["body"] for asked in chat_server.asked]
+    assert bodies[0]["negative_prompt"] == "blurry" and "negative_prompt" not in bodies[1]
+    with pytest.raises(ValueError, match="sglang takes no negative prompt"):
+        order(negative="blurry")
+
+
+ZAI_SIDE = 1024
+
+
+def with_address(host="127.0.0.1", port=None, file=None, kind="image/png", **headers):
+    """As z.ai answers: the address of a picture, which is at this server, too."""
+
+    def behave(handler):
+        if handler.command == "GET":
+            handler.begin(302 if headers else 200, kind, **headers)
+            handler.wfile.write(picture(ZAI_SIDE, ZAI_SIDE, 5, "JPEG") if file is None else file)
+        else:
+            url = f"http://{host}:{port or handler.server.server_port}/picture.png?signature=abc"
+            json_of({"created": 1, "data": [{"url": url}], "content_filter": [{"role": "assistant", "level": 3}]})(handler)
+
+    return behave
+
+
+def at_zai(chat_server, hosts=("127.0.0.1",), count=1):
+    asked = order("z.ai", width=ZAI_SIDE, height=ZAI_SIDE, count=count)
+    return remote.paint(Endpoint(chat_server.url, "", key=KEY, retries=0, timeout=20), asked, picture_hosts=hosts)
+
+
+def test_the_makers_service_paints_and_its_picture_is_fetched_without_the_key(chat_server):
+    chat_server.behave = with_address()
+    assert [image.size for image in at_zai(chat_server, count=2)] == [(ZAI_SIDE, ZAI_SIDE)] * 2
+    post, get = chat_server.asked[:2]
+    assert post["body"] == {"model": "glm-image", "prompt": "a bakery", "size": "1024x1024", "quality": "hd"}
+    assert post["headers"]["Authorization"] == f"Bearer {KEY}" and get["headers"]["Authorization"] is None
+    assert get["path"] == "/picture.png?signature=abc" and len(chat_server.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("behave", "hosts", "message"),
+    [
+        (with_address(), (), "nothing may be fetched from 127.0.0.1; allow that host in .*GLM_IMAGE_PICTURE_HOSTS"),
+        (with_address(), (".0.0.1x", "27.0.0.1", "localhost"), "nothing may be fetched from 127.0.0.1"),
+        (with_address("files.example"), (".example",), "not of https"),
+        (with_address("me@127.0.0.1"), ("127.0.0.1",), "an address in place of a picture that is none"),
+        (with_address(port=99999), ("127.0.0.1",), "an address in place of a picture that is none"),
+        (with_address(port=9), ("127.0.0.1",), "127.0.0.1 could not be reached"),
+        (with_address(Location="http://127.0.0.1:9/"), ("127.0.0.1",), "redirects to .*not followed"),
+        (with_address(kind="text/html"), ("127.0.0.1",), "answered with text/html"),
+        (with_address(file=b" " * 20_000_000), ("127.0.0.1",), "sent more than"),
+        (with_address(file=b"GIF89a"), ("127.0.0.1",), "what is not a picture"),
+    ],
+)
+def test_a_picture_is_fetched_from_allowed_hosts_alone_and_not_trusted(chat_server, behave, hosts, message):
+    chat_server.behave = behave
+    with pytest.raises(EndpointError, match=message) as caught:
+        at_zai(chat_server, hosts)
+    assert str(caught.value).isprintable() and KEY not in str(caught.value)
+
+
+def test_a_host_below_an_allowed_one_is_reached(chat_server):
+    chat_server.behave = json_of({"data": [{"url": "https://a.files.invalid/x.png"}]})
+    with pytest.raises(EndpointError, match="a.files.invalid could not be reached"):
+        at_zai(chat_server, (".files.invalid",))
+    with pytest.raises(EndpointError, match="nothing may be fetched from a.files.invalid"):
+        at_zai(chat_server, ("files.invalid",))
+
+
+def test_the_node_reads_the_hosts_that_are_allowed(chat_server, monkeypatch):
+    chat_server.behave = with_address()
+    values = ("a bakery", "z.ai", chat_server.url, "", "", ZAI_SIDE, ZAI_SIDE, 1, 10, 20, 1.5, 20.0, 0)
+    with pytest.raises(EndpointError, match="GLM_IMAGE_PICTURE_HOSTS"):
+        NODES["GLMImageRemote"]().paint(*values)
+    monkeypatch.setenv("GLM_IMAGE_PICTURE_HOSTS", "other.example, 127.0.0.1")
+    assert NODES["GLMImageRemote"]().paint(*values)[0].shape == (1, ZAI_SIDE, ZAI_SIDE, 3)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: text,
+        lambda text: "data:image/png;base64," + text,
+        lambda text: "DATA:image/png;charset=x;base64," + text,
+        lambda text: text.rstrip("="),
+        lambda text: "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76)) + "\n",
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: text.replace("+", "-").replace("/", "_").rstrip("="),
+    ],
+)
+@pytest.mark.parametrize("field", ["b64_json", "url"])
+def test_base64_is_read_in_every_form(chat_server, form, field):
+    noise = Image.effect_noise((SIDE, SIDE), 100).convert("RGB")
+    file = io.BytesIO()
+    noise.save(file, "PNG")
+    for extra in range(3):  # of each length of padding; what stands behind the end of a PNG is not read
+        text = base64.b64encode(file.getvalue() + b"\0" * extra).decode()
+        assert "+" in text and "/" in text
+        chat_server.behave = json_of({"data": [{field: form(text)}]})
+        assert paint(chat_server)[0].tobytes() == noise.tobytes()
 
 
 def failing(status, **headers):
@@ -255,7 +374,11 @@ def bomb_of_a_picture(handler):
         (huge, "sent more than"),
         (bomb, "answered with the encoding 'gzip'"),
         (elsewhere, "redirects to file:///etc/passwd"),
-        (address, "sent 0 pictures, not 1"),
+        (address, "sent the address of a picture that is not of https|sent an address in place of a picture"),
+        (json_of({"data": [{}]}), "sent 0 pictures, not 1"),
+        (json_of({"error": {"message": "model not loaded"}}), "reported an error: model not loaded"),
+        (json_of({"detail": "no steps"}), "reported an error: no steps"),
+        (json_of({"data": [], "message": "all filtered"}), "sent 0 pictures, not 1: all filtered"),
         (json_of({"data": [7]}), "not of the images protocol"),
         (json_of([]), "not of the images protocol"),
         (json_of({"data": [{"b64_json": 7}]}), "sent what is not a picture"),

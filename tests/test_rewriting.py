@@ -4,16 +4,14 @@ import random
 from collections import Counter
 
 import pytest
+from glm_image_pack.glmimage_core.language.answers import Answer, cleaned, without_markup
 from glm_image_pack.glmimage_core.language.rewriting import (
     LANGUAGES,
     MAX_CHARACTERS,
     STYLES,
-    Answer,
-    cleaned,
     instruction,
     language_of,
     rewritten_prompt,
-    without_markup,
 )
 from glm_image_pack.glmimage_core.quoted import find_quoted_texts
 from hypothesis import given, settings

@@ -2,6 +2,7 @@
 
 vlm        a vision-language model on this machine
 chat       a chat model behind an OpenAI-compatible endpoint
-rewriting  what a model is asked, and what its answer becomes
+answers    the caption in what a model answers
+rewriting  what a model is asked, and what a prompt becomes by its answer
 memory     bytes that a vision-language model needs
 """

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
-from ..quoted import QUOTED, find_quoted_texts, quoted_text
+from ..quoted import find_quotations, find_quoted_texts, is_json, without_marks, without_quotations
+from .answers import Answer, cleaned, is_refusal, whole_sentences
 
 log = logging.getLogger(__name__)
 
@@ -24,35 +24,8 @@ MAX_CHARACTERS = 4000  # of a rewritten prompt: three times the 200 words of 6 l
 SIMILARITY = 0.6  # from which a text counts as an altered copy of another: the cutoff that difflib itself takes
 
 
-class Answer(NamedTuple):
-    """What a language model wrote. cut_off: it reached max_tokens before it had finished."""
-
-    text: str
-    cut_off: bool = False
-
-
 _IDEOGRAPH = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 _LATIN_WORD = re.compile("[A-Za-z]+")
-
-# Taken out of an answer by `without_markup`. The lengths of a tag (40) and of an introduction (60) keep a "<" or a "sure" of a
-# caption from taking half of it along.
-_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)|\A.*?</think>", re.DOTALL)
-_TAG = re.compile(r"<\|?/?[A-Za-z_][^<>\n]{0,40}>")  # <|begin_of_box|>, </answer>
-_FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-_LINE_MARK = re.compile(  # headings, bullets, numbers of a list and quotes
-    r"^\s*(?:#{1,6}\s+|[-*+\u2022]\s+|\d{1,2}[.)\u3001]\s+|>\s+)", re.MULTILINE
-)
-_EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)|`+")
-_LABEL = re.compile(  # "Here is the prompt:", "Caption:" and their Chinese counterparts
-    r"\A\s*(?:(?:here is|here's|sure)\b[^\n:]{0,60}:|(?:rewritten |final |image )?(?:prompt|caption|description)\s*:|"
-    "(?:\u6539\u5199\u540e\u7684)?(?:\u63d0\u793a\u8bcd|\u63cf\u8ff0|\u753b\u9762\u63cf\u8ff0)\\s*[:\uff1a])\\s*",
-    re.IGNORECASE,
-)
-
-# All that QUOTED takes for a quotation mark; a single one only at the edge of a word, where it is no apostrophe.
-_MARKS = re.compile("[\"\u201c\u201d\u201e\u300c\u300d\u300e\u300f\u00ab\u00bb\u2018]|(?<!\\w)['\u2019]|['\u2019](?!\\w)")
-_OPENING_MARK = re.compile('["\u201c\u201e\u300c\u300e\u00ab]')
-_SENTENCE_END = re.compile("[.!?](?=\\s|\\Z)|[\u3002\uff01\uff1f]")
 
 
 @cache
@@ -62,7 +35,7 @@ def _texts() -> dict:
 
 def language_of(prompt: str) -> str:
     """zh if a prompt without its quoted texts has more ideographs than Latin words, else en."""
-    plain = QUOTED.sub(" ", prompt)
+    plain = without_quotations(prompt)
     return "zh" if len(_IDEOGRAPH.findall(plain)) > len(_LATIN_WORD.findall(plain)) else "en"
 
 
@@ -104,7 +77,7 @@ def rewritten_prompt(answer: Answer, prompt: str, style: str = "general") -> str
     the style is text-heavy. Without a usable answer the prompt stays as it is.
     """
     plain = cleaned(answer)
-    if not plain:
+    if not plain or is_refusal(plain):
         log.warning("the language model answered nothing; the prompt stays as it is")
         return prompt
     marked = _marked_texts(prompt)
@@ -112,19 +85,19 @@ def rewritten_prompt(answer: Answer, prompt: str, style: str = "general") -> str
     with_marks = dict(marked)
     pieces: list[str] = []
     end = 0
-    for match in QUOTED.finditer(plain):
-        text = quoted_text(match)
+    for quotation in find_quotations(plain):
+        text = quotation.text
         original = _original_of(text, list(+missing))
         if original is not None:
             missing[original] -= 1
             piece = with_marks[original]
         else:
-            piece = _MARKS.sub("", text)
+            piece = without_marks(text)
             if text in wanted or (text.strip() and (style == "text-heavy" or text in prompt)):
                 piece = f'"{piece}"'
-        pieces += [_MARKS.sub("", plain[end : match.start()]), piece]
-        end = match.end()
-    pieces.append(_MARKS.sub("", plain[end:]))
+        pieces += [without_marks(plain[end : quotation.start]), piece]
+        end = quotation.end
+    pieces.append(without_marks(plain[end:]))
     written = _shortened("".join(pieces))
     left = wanted - Counter(find_quoted_texts(written))
     written += _sentence_with([with_marks[text] for text in left.elements()], language_of(written))
@@ -134,29 +107,12 @@ def rewritten_prompt(answer: Answer, prompt: str, style: str = "general") -> str
     return written
 
 
-def cleaned(answer: Answer) -> str:
-    """A model's answer without markup. An answer that was cut off ends with its last whole sentence, if it has one."""
-    text = without_markup(answer.text)
-    return (_whole_sentences(text) or text) if answer.cut_off else text
-
-
-def without_markup(answer: str) -> str:
-    """A model's answer as one paragraph without thoughts, tags, fences, headings, lists, emphasis and labels."""
-    text = _THOUGHTS.sub(" ", answer)
-    for pattern in (_TAG, _FENCE, _LINE_MARK):
-        text = pattern.sub(" ", text)
-    text = _LABEL.sub("", _EMPHASIS.sub("", text).strip())
-    text = " ".join(text.split())
-    quoted = QUOTED.fullmatch(text)
-    return quoted_text(quoted).strip() if quoted else text
-
-
 def _marked_texts(prompt: str) -> list[tuple[str, str]]:
     """The quoted texts of a prompt in order, each without and with marks: straight ones, unless the text contains one."""
+    if is_json(prompt):
+        return [(text, f'"{text}"') for text in find_quoted_texts(prompt)]
     return [
-        (text, match[0] if '"' in text else f'"{text}"')
-        for match in QUOTED.finditer(prompt)
-        if (text := quoted_text(match)).strip()
+        (text, prompt[start:end] if '"' in text else f'"{text}"') for start, end, text in find_quotations(prompt) if text.strip()
     ]
 
 
@@ -168,23 +124,15 @@ def _original_of(text: str, missing: Sequence[str]) -> str | None:
     return next((other for other in missing if other.casefold() in similar), None)
 
 
-def _whole_sentences(text: str) -> str:
-    """The text up to the end of its last sentence, "" without one. No sentence ends within a quoted text."""
-    plain = QUOTED.sub(lambda match: "_" * len(match[0]), text)
-    plain = _OPENING_MARK.split(plain, maxsplit=1)[0]  # before a quoted text that was cut off
-    ends = [match.end() for match in _SENTENCE_END.finditer(plain)]
-    return text[: ends[-1]] if ends else ""
-
-
 def _shortened(text: str) -> str:
     """At most MAX_CHARACTERS of a text, cut at the end of a sentence in its second half or anywhere but in a quoted text."""
     if len(text) <= MAX_CHARACTERS:
         return text
     cut = text[:MAX_CHARACTERS]
-    for match in QUOTED.finditer(text):
-        if match.start() < MAX_CHARACTERS < match.end():
-            cut = text[: match.start()]
-    whole = _whole_sentences(cut)
+    for quotation in find_quotations(text):
+        if quotation.start < MAX_CHARACTERS < quotation.end:
+            cut = text[: quotation.start]
+    whole = whole_sentences(cut)
     return (whole if len(whole) > len(cut) // 2 else cut).rstrip()
 
 

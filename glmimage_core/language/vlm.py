@@ -20,8 +20,8 @@ from ..checkpoints.report import ComponentReport, check_quantization, read_heade
 from ..component import Component
 from ..progress import Progress, no_progress
 from ..weights.linear import quantizable, quantize
+from .answers import Answer
 from .memory import answer_bytes
-from .rewriting import Answer
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
