@@ -15,6 +15,7 @@ predictions  predicted memory, and settings for cards: the second half of inspec
 device       the option --device
 choices      the values that options take, listed without importing torch
 progress     progress bars, and lines in a log
+interrupts   Ctrl+C, from the first moment on
 version      the versions of the pack and of its libraries
 graph/       workflow files: read, check, run
 """

@@ -7,6 +7,7 @@ import re
 import resource
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -375,3 +376,28 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end_of_each_stage(capsys,
 def test_a_table_on_a_terminal_has_columns():
     table = Table("not shown", [{"name": "a", "size": "10 B", "left": None}, {"name": "bcdef", "size": 9, "left": "x"}])
     assert table.text(left=["name", "left"]) == "name   size  left\na      10 B  -\nbcdef     9  x"
+
+
+def test_a_path_that_the_terminal_cannot_show_is_printed_with_escapes(models, output):
+    arguments = render(models, output, "--set", "Save Image.filename_prefix=\u56fe/\u03bb")
+    done = process(*arguments, env=os.environ | {"PYTHONIOENCODING": "cp1252"})  # what a pipe has on Windows
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    written = Path(line.encode("ascii").decode("unicode_escape"))
+    assert written.is_file() and written.parent.name == "\u56fe"
+
+
+def test_an_error_shows_where_it_was_raised_when_asked(models, output):
+    done = process("-v", *render(models, output, "--set", "Prompt.value=a house <|image|>"))
+    assert done.returncode == 2 and "Traceback" in done.stderr and "raise ValueError" in done.stderr
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.7, 1.2])
+def test_an_interrupt_while_it_imports_ends_it_quietly(models, output, delay):
+    with subprocess.Popen(
+        [sys.executable, ROOT, *render(models, output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        time.sleep(delay)
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate()
+    assert child.returncode == 130 and stderr.decode().strip() == "interrupted"

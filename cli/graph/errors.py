@@ -1,5 +1,7 @@
 """What is wrong with a workflow, and what a node raised."""
 
+from ...glmimage_core.libraries import explained
+
 
 class WorkflowError(ValueError):
     """What is wrong with a workflow or with a value in it, in one line that names node and input."""
@@ -10,5 +12,7 @@ class NodeError(RuntimeError):
 
     def __init__(self, node: str, error: Exception):
         message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        if isinstance(error, ModuleNotFoundError):  # whose words name no package
+            message = explained(error)
         super().__init__(f"{node}: {message}")
         self.error = error

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from ..libraries import start
+
 LIBRARY_MODULES = {  # quant_method in a config.json, which is also the name to install -> the module to import
     "bitsandbytes": "bitsandbytes",
     "torchao": "torchao",
@@ -33,8 +35,11 @@ def check_library_device(method: str, framework: str, device: torch.device) -> N
 
 
 def import_library(method: str) -> None:
-    """Import the library of a method. SDNQ registers itself with transformers and diffusers when it is imported."""
-    importlib.import_module(LIBRARY_MODULES[method])
+    """Import the library of a method. SDNQ registers itself with transformers and diffusers when it is imported.
+
+    Raises ImportError, with the reason, where it does not start.
+    """
+    start(LIBRARY_MODULES[method])
 
 
 def fill_from_gguf(model: torch.nn.Module, file: Path, dtype: torch.dtype) -> None:
