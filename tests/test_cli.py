@@ -24,7 +24,8 @@ from glm_image_pack.bench.models import FULL
 from glm_image_pack.bench.table import Table
 from glm_image_pack.cli import choices, info, progress, version
 from glm_image_pack.cli.main import main
-from glm_image_pack.glmimage_core.checkpoints import build, report
+from glm_image_pack.glmimage_core import libraries
+from glm_image_pack.glmimage_core.checkpoints import report
 from glm_image_pack.glmimage_core.cogview3 import base as cogview3
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.tiny import spec
@@ -216,10 +217,10 @@ def test_the_command_line_runs_from_anywhere(models, output, tmp_path):
 def test_a_library_missing_is_named(models, output, command, monkeypatch):
     def version(name):
         if name == "diffusers":
-            raise build.PackageNotFoundError(name)
+            raise libraries.PackageNotFoundError(name)
         return "99.0"
 
-    monkeypatch.setattr(build, "version", version)
+    monkeypatch.setattr(libraries, "version", version)
     assert command(*render(models, output)).status == 2
     assert "pip install -U diffusers" in command.messages[0]
 
