@@ -393,6 +393,21 @@ def test_an_error_shows_where_it_was_raised_when_asked(models, output):
     assert done.returncode == 2 and "Traceback" in done.stderr and "raise ValueError" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a green star on snow " * 9000, "the prompt has 189000 characters; at most 40000 are read"),
+        (" ".join(f'"word {index}"' for index in range(3000)), "3000 texts"),
+        ('"' * 200_001, "200001 characters"),
+    ],
+)
+def test_a_prompt_that_would_be_read_for_minutes_is_refused_at_once(models, output, command, prompt, message):
+    began = time.perf_counter()
+    command(*render(models, output, "--set", f"Prompt.value={prompt}"))
+    assert command.status == 2 and message in command.messages[-1]
+    assert time.perf_counter() - began < 5  # some of it for a model of this suite to be loaded
+
+
 @pytest.mark.parametrize("delay", [0.3, 0.7, 1.2])
 def test_an_interrupt_while_it_imports_ends_it_quietly(models, output, delay):
     with subprocess.Popen(
