@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,19 @@ def load_pack(name: str = "glm_image_pack") -> ModuleType:
     return pack
 
 
-if __name__ == "__main__":
+def _run(arguments: list[str]) -> int:
+    if sys.flags.optimize > 1:  # transformers makes classes of their docstrings, which this level leaves out
+        os.environ["PYTHONOPTIMIZE"] = "1"
+        os.execv(sys.executable, [sys.executable, str(Path(__file__).parent), *arguments])
     register_pack()
-    sys.exit(importlib.import_module("glm_image_pack.cli.main").main(sys.argv[1:]))
+    importlib.import_module("glm_image_pack.cli.interrupts").handle_interrupts()
+    try:
+        main = importlib.import_module("glm_image_pack.cli.main").main
+    except ImportError as error:
+        print(importlib.import_module("glm_image_pack.glmimage_core.libraries").import_failure(error), file=sys.stderr)
+        return 2
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(_run(sys.argv[1:]))

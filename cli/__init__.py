@@ -16,6 +16,7 @@ device       the option --device
 choices      the values that options take, listed without importing torch
 messages     words of others in one line that a terminal does not obey
 progress     progress bars, and lines in a log
+interrupts   Ctrl+C, from the first moment on
 version      the versions of the pack and of its libraries
 graph/       workflow files: read, check, run
 """

@@ -1,7 +1,8 @@
 """Words of others on a terminal: titles, values and answers come from files and servers, and may hold anything."""
 
 import logging
-import unicodedata
+
+from ..glmimage_core.stated import escaped
 
 MOST = 1200  # characters of one message; names of models and choices fit, a pasted file does not
 TAIL = 300  # of them, how many are of the end, where the cause stands
@@ -9,19 +10,11 @@ TAIL = 300  # of them, how many are of the end, where the cause stands
 
 def one_line(text: str) -> str:
     """A message in one line: white space joined, control and direction characters shown as escapes, a long middle left out."""
-    text = " ".join(_visible(word) for word in text.split())
+    text = " ".join(escaped(word) for word in text.split())
     if len(text) > MOST:
         left_out = len(text) - MOST
         text = f"{text[: MOST - TAIL]} ... ({left_out:,} characters left out) ... {text[-TAIL:]}"
     return text
-
-
-def _visible(text: str) -> str:
-    """Text in which nothing obeys: a terminal takes escape sequences and direction marks as commands."""
-    if text.isprintable():
-        return text
-    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join(char.encode("unicode_escape").decode() if unicodedata.category(char) in hidden else char for char in text)
 
 
 class MessageFormatter(logging.Formatter):
@@ -31,5 +24,5 @@ class MessageFormatter(logging.Formatter):
         line = one_line(f"{record.levelname}: {record.getMessage()}")
         if record.exc_info:
             trace = self.formatException(record.exc_info)
-            line += "\n" + "\n".join(map(_visible, trace.splitlines()))
+            line += "\n" + "\n".join(map(escaped, trace.splitlines()))
         return line

@@ -8,6 +8,7 @@
     progress        the callback that every long loop reports to
     units           bytes as people read them
     json_text       JSON that others wrote
+    libraries       what is installed: how old it may be, whether it starts
     images          picture tensors to and from PIL
     quotation_marks  which characters are quotation marks, which are apostrophes and inches
     quoted          the texts between quotation marks in a prompt

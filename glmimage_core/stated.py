@@ -3,12 +3,14 @@
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
+from unicodedata import category
 from urllib.parse import quote
 
 REASON_CHARACTERS = 1000  # of a reason; more of it says nothing more
 MOST_REASONS = 5  # of a list, such as one for each field of a request
 SECRET_PART = 8  # characters in a row that give a part of a key away
 LEAST_OF_SECRET = 4  # characters of its beginning that do so at the end of a text
+OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that control what displays them
 _NAMES = (
     "message",
     "msg",
@@ -67,5 +69,11 @@ def without_secret(text: str, secret: str) -> str:
 
 def visible(text: str) -> str:
     """A text on one line, in which control characters are shown, not obeyed."""
-    line = " ".join(text.split())
-    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in line)
+    return escaped(" ".join(text.split()))
+
+
+def escaped(text: str) -> str:
+    """A text in which nothing obeys: a terminal takes escape sequences and direction marks as commands."""
+    if text.isprintable():
+        return text
+    return "".join(char.encode("unicode_escape").decode() if category(char) in OBEYED else char for char in text)

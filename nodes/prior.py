@@ -3,7 +3,7 @@
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.draw import Sampling
 from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
-from ..glmimage_core.glm_image.layout import check_prompt
+from ..glmimage_core.glm_image.layout import check_length, check_prompt
 from ..glmimage_core.glm_image.lookahead import AUTO, SIZES
 from ..glmimage_core.glm_image.memory import most_rows, prior_bytes
 from ..glmimage_core.glm_image.prior import Prior, generate_prior
@@ -97,9 +97,7 @@ class GLMImageGeneratePrior:
         # A value over a link is None here; it is checked when the node runs.
         if prompt is not None and not prompt.strip():
             return "the prompt is empty; describe the picture"
-        return validation_message(
-            lambda: check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height)
-        )
+        return validation_message(lambda: _check_values(prompt, width, height))
 
     async def generate(
         self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=(), lookahead="auto"
@@ -130,6 +128,11 @@ class GLMImageGeneratePrior:
         prior = await host.run_in_background(ar, prior_bytes(config, itemsize, job), "language", plan)
         host.say(f"{prior.tokens_a_picture} tokens in {prior.passes} passes, {prior.tokens_a_pass:.1f} a pass")
         return (prior,)
+
+
+def _check_values(prompt: str | None, width: int | None, height: int | None) -> None:
+    check_length(prompt or "")
+    check_size(MIN_SIDE if width is None else width, MIN_SIDE if height is None else height)
 
 
 class GLMImageApplyPrior:

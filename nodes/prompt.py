@@ -1,6 +1,7 @@
 """Prompt to conditioning: of a prompt, the DiT reads only the text to be drawn."""
 
-from ..glmimage_core.glm_image.glyphs import encode_glyph_texts
+from ..glmimage_core.glm_image.glyphs import check_glyph_texts, encode_glyph_texts
+from ..glmimage_core.glm_image.layout import check_length
 from ..glmimage_core.glm_image.memory import glyph_bytes
 from ..glmimage_core.quoted import find_quoted_texts, is_json, marks_without_text
 from .host import host
@@ -60,6 +61,8 @@ class GLMImageEncodePrompt:
         }
 
     def encode(self, glyph_encoder, prompt, negative_prompt="", glyph_text=""):
+        for text in (prompt, negative_prompt, glyph_text):
+            check_length(text)
         given = [line.strip() for line in glyph_text.splitlines() if line.strip()]
         texts = given or find_quoted_texts(prompt)
         avoided = find_quoted_texts(negative_prompt)
@@ -67,6 +70,8 @@ class GLMImageEncodePrompt:
             _tell_of_marks(prompt, texts)
         if negative_prompt.strip() and not avoided:
             host.warn(f"the negative prompt has no text in quotation marks, so it changes nothing: {negative_prompt!r}")
+        for side in (texts, avoided):
+            check_glyph_texts(side)
         model = host.component(glyph_encoder)
         needed = max(glyph_bytes(model.model.config, model.dtype.itemsize, side) for side in (texts, avoided))
         with host.placed(glyph_encoder, needed) as encoder:

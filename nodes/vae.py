@@ -76,9 +76,16 @@ def placed_vae(vae: Any, tiling: str, stage_bytes: Callable[..., int], *, width:
     stage_bytes: `vae_encode_bytes` or `vae_decode_bytes`.
     """
     component = any_vae(vae)
-    tiled = tiles_by_size(tiling, width, height, device=component.target_device or host.device())
-    size = (TILE_PX, TILE_PX) if tiled else (width, height)
-    needed = stage_bytes(component.model.config, component.dtype.itemsize, *size)
-    with host.placed(vae, needed) as placed:
+    device = component.target_device or host.device()
+
+    def needed(width: int, height: int) -> int:
+        return stage_bytes(component.model.config, component.dtype.itemsize, width, height, on_cpu=device.type == "cpu")
+
+    def short() -> bool:
         free = host.free_bytes(vae)
-        yield placed, tiled or (tiling == "auto" and free is not None and free < needed)
+        return tiling == "auto" and free is not None and free < needed(width, height)
+
+    tiled = tiles_by_size(tiling, width, height, device=device)
+    tiled = tiled or (device.type == "cpu" and short())  # where nothing has to leave first
+    with host.placed(vae, needed(TILE_PX, TILE_PX) if tiled else needed(width, height)) as placed:
+        yield placed, tiled or short()

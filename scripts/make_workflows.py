@@ -45,7 +45,6 @@ ALL_NODES = OWN_NODES | {
         latent_image=("LATENT", {}),
         denoise=("FLOAT", {"default": 1.0}),
     ),
-    "VAEDecode": _stock("VAE Decode", ("IMAGE",), samples=("LATENT", {}), vae=("VAE", {})),
     "RandomNoise": _stock("RandomNoise", ("NOISE",), noise_seed=_SEED),
     "KSamplerSelect": _stock("KSamplerSelect", ("SAMPLER",), sampler_name=(["euler"], {"default": "euler"})),
     "CFGGuider": _stock(
@@ -152,10 +151,11 @@ class Graph:
                     node["widgets_values"].append("fixed")
         if node["type"] == "LoadImage":
             node["widgets_values"].append("image")  # its upload button
-        names = getattr(node_class, "RETURN_NAMES", node_class.RETURN_TYPES)
-        node["outputs"] = [
-            {"name": name, "type": kind, "links": []} for name, kind in zip(names, node_class.RETURN_TYPES, strict=True)
-        ]
+        kinds = (
+            () if node["type"] in ("SaveImage", "PreviewImage") else node_class.RETURN_TYPES
+        )  # older ComfyUIs give it no output
+        names = getattr(node_class, "RETURN_NAMES", kinds)
+        node["outputs"] = [{"name": name, "type": kind, "links": []} for name, kind in zip(names, kinds, strict=True)]
 
     def group(self, title: str, color: str, left: int, top: int, width: int, height: int) -> None:
         """A coloured frame around nodes that span this rectangle, with room for its title and theirs."""

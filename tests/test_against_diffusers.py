@@ -25,7 +25,11 @@ PROMPT = 'A shop with a sign that says "OPEN" and one that says "LATE", and \u20
 
 @pytest.fixture(scope="module")
 def pipeline(folder):
-    return load_pipeline(folder)
+    pipeline = load_pipeline(folder)
+    pipeline.scheduler.set_timesteps(sigmas=[1.0, 0.5], timesteps=[1000.0, 500.0], mu=2.0)
+    if pipeline.scheduler.timesteps.tolist() != [1000.0, 500.0]:
+        pytest.skip("this diffusers changes the timesteps that its pipeline chose, as 0.41 does and 0.37 and 0.42 do not")
+    return pipeline
 
 
 def paint(models, prompt, width, height, steps, cfg, seed, pictures=()) -> tuple[torch.Tensor, np.ndarray]:

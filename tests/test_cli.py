@@ -7,6 +7,7 @@ import re
 import resource
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from glm_image_pack.bench.models import FULL
 from glm_image_pack.bench.table import Table
 from glm_image_pack.cli import choices, info, progress, version
 from glm_image_pack.cli.main import main
-from glm_image_pack.glmimage_core.checkpoints import build, report
+from glm_image_pack.glmimage_core import libraries
+from glm_image_pack.glmimage_core.checkpoints import report
 from glm_image_pack.glmimage_core.cogview3 import base as cogview3
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.tiny import spec
@@ -215,10 +217,10 @@ def test_the_command_line_runs_from_anywhere(models, output, tmp_path):
 def test_a_library_missing_is_named(models, output, command, monkeypatch):
     def version(name):
         if name == "diffusers":
-            raise build.PackageNotFoundError(name)
+            raise libraries.PackageNotFoundError(name)
         return "99.0"
 
-    monkeypatch.setattr(build, "version", version)
+    monkeypatch.setattr(libraries, "version", version)
     assert command(*render(models, output)).status == 2
     assert "pip install -U diffusers" in command.messages[0]
 
@@ -375,3 +377,43 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end_of_each_stage(capsys,
 def test_a_table_on_a_terminal_has_columns():
     table = Table("not shown", [{"name": "a", "size": "10 B", "left": None}, {"name": "bcdef", "size": 9, "left": "x"}])
     assert table.text(left=["name", "left"]) == "name   size  left\na      10 B  -\nbcdef     9  x"
+
+
+def test_a_path_that_the_terminal_cannot_show_is_printed_with_escapes(models, output):
+    arguments = render(models, output, "--set", "Save Image.filename_prefix=\u56fe/\u03bb")
+    done = process(*arguments, env=os.environ | {"PYTHONIOENCODING": "cp1252"})  # what a pipe has on Windows
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    written = Path(line.encode("ascii").decode("unicode_escape"))
+    assert written.is_file() and written.parent.name == "\u56fe"
+
+
+def test_an_error_shows_where_it_was_raised_when_asked(models, output):
+    done = process("-v", *render(models, output, "--set", "Prompt.value=a house <|image|>"))
+    assert done.returncode == 2 and "Traceback" in done.stderr and "raise ValueError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a green star on snow " * 9000, "the prompt has 189000 characters; at most 40000 are read"),
+        (" ".join(f'"word {index}"' for index in range(3000)), "3000 texts"),
+        ('"' * 200_001, "200001 characters"),
+    ],
+)
+def test_a_prompt_that_would_be_read_for_minutes_is_refused_at_once(models, output, command, prompt, message):
+    began = time.perf_counter()
+    command(*render(models, output, "--set", f"Prompt.value={prompt}"))
+    assert command.status == 2 and message in command.messages[-1]
+    assert time.perf_counter() - began < 5  # some of it for a model of this suite to be loaded
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.7, 1.2])
+def test_an_interrupt_while_it_imports_ends_it_quietly(models, output, delay):
+    with subprocess.Popen(
+        [sys.executable, ROOT, *render(models, output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        time.sleep(delay)
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate()
+    assert child.returncode == 130 and stderr.decode().strip() == "interrupted"

@@ -67,6 +67,8 @@ def masked_decoder(run, sampling):
 @pytest.mark.parametrize("edit", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_tokens_are_those_of_the_plain_loop(folder, encode_reference, monkeypatch, other, dtype, edit, batch):
+    if dtype == "bfloat16" and torch.__version__.startswith("2.7."):
+        pytest.skip("in torch 2.7 the CPU's attention in bfloat16 rounds by the layout of what it is given")
     model = load_ar(folder, dtype)
     references = [encode_reference(pattern(128, 160, 3))] if edit else []
     settings = {"seed": 7, "batch": batch, "references": references, "lookahead": 1}

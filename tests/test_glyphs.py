@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
+from glm_image_pack.glmimage_core.glm_image.glyphs import MOST_TEXTS, check_glyph_texts, encode_glyph_texts
 from glm_image_pack.glmimage_core.quoted import find_quoted_texts
 
 
@@ -55,3 +55,11 @@ def test_a_text_beyond_the_limit_is_cut_with_a_warning(encoder, caplog):
 def test_a_text_at_the_limit_is_not(encoder, caplog):
     assert encode_glyph_texts(encoder, ["x" * 2047]).shape[1] == 2048
     assert not caplog.text
+
+
+def test_more_texts_than_a_picture_can_hold_are_refused():
+    check_glyph_texts(["letters"] * MOST_TEXTS)
+    check_glyph_texts(["x" * 100_000] * 8)  # of each 2048 bytes are read
+    for texts in (["x"] * (MOST_TEXTS + 1), ["x" * 100_000] * 9):
+        with pytest.raises(ValueError, match="put less between quotation marks"):
+            check_glyph_texts(texts)

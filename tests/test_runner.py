@@ -293,7 +293,7 @@ def test_a_library_that_cannot_be_imported_is_told_with_the_first_cause(folders)
     second.__cause__, last = first, RuntimeError("Failed to import diffusers")
     last.__cause__ = second
     pictures = Folders(ROOT / "workflows" / "input", folders.output, [])
-    with pytest.raises(NodeError, match="operator torchvision::nms does not exist; reinstall torchvision for this torch"):
+    with pytest.raises(NodeError, match="does not fit this torch: reinstall torchvision"):
         Runner(failing("scale", last), pictures).run(scaled())
 
 

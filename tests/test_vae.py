@@ -1,10 +1,12 @@
 """Pixels and latents."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from glm_image_pack.glmimage_core.images import from_picture
+from glm_image_pack.glmimage_core.placement.residency import HEADROOM
 from glm_image_pack.glmimage_core.vae import decode, encode, tiles_by_size, vae_decode_bytes
 from glm_image_pack.nodes.host import host
 from glm_image_pack.nodes.vae import placed_vae
@@ -64,7 +66,27 @@ def test_auto_tiles_what_does_not_fit_and_asks_for_no_more_room_than_it_uses(vae
         assert decided == (None, tiled)
     with placed_vae(vae, "auto", vae_decode_bytes, width=4096, height=4096) as decided:
         assert decided
-    assert asked[0] > asked[1] == vae_decode_bytes(vae.model.config, 4, 512, 512)
+    tiles, whole = (vae_decode_bytes(vae.model.config, 4, side, side, on_cpu=True) for side in (512, 1024))
+    assert asked == [tiles if tiled else whole, tiles]
+
+
+def test_a_vae_on_the_cpu_knows_how_much_memory_is_free(vae, monkeypatch):
+    whole = vae_decode_bytes(vae.model.config, 4, 1024, 1024, on_cpu=True)
+    for free, tiled in ((whole + 2**20, False), (whole - 2**20, True)):
+        memory = SimpleNamespace(available=free + HEADROOM)
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
+        with placed_vae(vae, "auto", vae_decode_bytes, width=1024, height=1024) as (_, decided):
+            assert decided == tiled
+        with placed_vae(vae, "off", vae_decode_bytes, width=1024, height=1024) as (_, decided):
+            assert not decided
+
+
+def test_memory_that_will_not_suffice_is_told_before_a_stage_works(vae, monkeypatch, caplog):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=HEADROOM + 10**9))
+    with host.placed(vae, 10**9):
+        assert caplog.records == []
+    with host.placed(vae, 2 * 10**9):
+        assert "works with about 2.00 GB of memory and 1.00 GB are free" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,17 @@ def test_a_clip_is_sampled_as_its_processor_has_it(vlm):
     assert vlms.answer(vlm, question, temperature=0, max_tokens=3).text
 
 
+@needs_torchvision
+@pytest.mark.parametrize(("frames", "rate"), [(2, 24.0), (5, 24.0), (10, 1000.0), (3, 30.0)])
+def test_of_a_clip_that_is_too_short_to_sample_the_first_and_the_last_frame_are_seen(vlm, frames, rate):
+    pictures = [Image.new("RGB", (64, 64), (20 * index, 0, 0)) for index in range(frames)]
+    question = vlms.prepare(vlm, "", "what happens?", clip=vlms.Clip(pictures, rate))
+    assert question.inputs["video_grid_thw"][0, 0].item() == 1  # two frames are one step of time
+    ends = vlms.prepare(vlm, "", "what happens?", clip=vlms.Clip([pictures[0], *[BLUE] * (frames - 2), pictures[-1]], rate))
+    assert torch.equal(question.inputs["pixel_values_videos"], ends.inputs["pixel_values_videos"])
+    assert vlms.answer(vlm, question, temperature=0, max_tokens=3).text
+
+
 @pytest.mark.parametrize(("frames", "rate"), [(1, 4.0), (3, 0.0)])
 def test_what_is_no_clip_is_named(vlm, frames, rate):
     with pytest.raises(ValueError, match="a clip has . frames at .* a second; use two or more"):

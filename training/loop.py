@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import Module
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 Loss = Callable[[random.Random, torch.Generator], torch.Tensor]
 """Draws a batch from two generators and returns its loss."""
@@ -111,7 +111,9 @@ def _optimizers(model: Module, layers: Iterable[Module]) -> list[Optimizer]:
     others = [weight for weight in model.parameters() if id(weight) not in of_muon]
     optimizers: list[Optimizer] = [AdamW(others, betas=(0.9, 0.98), weight_decay=0.01)]
     if matrices:
-        optimizers.append(Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        if not hasattr(torch.optim, "Muon"):
+            raise ImportError("this phase is trained by Muon, which torch has from version 2.9 on: pip install -U torch")
+        optimizers.append(torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

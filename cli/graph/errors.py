@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ...glmimage_core.libraries import first_cause, import_failure
+
 WRITTEN_FOR_PEOPLE = (ValueError, OSError, ImportError, RuntimeError)  # whose messages mostly make sense without the class
 
 
@@ -37,18 +39,12 @@ def explained(error: Exception) -> str:
     could not be imported."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}"
+    root = first_cause(error)
+    if isinstance(error, ModuleNotFoundError) or "torchvision::" in str(root):
+        return import_failure(error)
     message = str(error)
-    if (
-        not message
-        or not isinstance(error, ValueError | OSError | ImportError | RuntimeError)
-        or isinstance(error, RecursionError)
-    ):
+    if not message or not isinstance(error, WRITTEN_FOR_PEOPLE) or isinstance(error, RecursionError):
         message = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None and cause not in causes:
-        causes.append(cause)
-    if len(causes) > 1 and any(isinstance(cause, ImportError) for cause in causes):
-        message += f"; the cause is {type(causes[-1]).__name__}: {causes[-1]}"
-        if "torchvision" in str(causes[-1]):
-            message += "; reinstall torchvision for this torch"
+    if root is not error and isinstance(error, ImportError):
+        message += f"; the cause is {type(root).__name__}: {root}"
     return message

@@ -1,15 +1,17 @@
 """A model from its config, or as its library loads it."""
 
 from contextlib import nullcontext
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..libraries import check_version, start
 from .settings import count
 
-REQUIRED_LIBRARIES = {"transformers": (5, 1), "diffusers": (0, 37)}  # the oldest that `make test-oldest` passes with
+LIBRARIES = ("transformers", "diffusers", "accelerate", "safetensors")
+"""Without which no model loads."""
 
 # What transformers and diffusers raise, in no order, for settings in a config that mean nothing
 CONFIG_ERRORS = (
@@ -21,15 +23,17 @@ MOST_LABELS = 10_000
 
 
 def check_libraries() -> None:
-    """Raise ImportError, with what to install, when transformers or diffusers is missing or too old."""
-    for library, required in REQUIRED_LIBRARIES.items():
-        needs = f"GLM-Image needs {library} {'.'.join(map(str, required))} or newer"
-        try:
-            installed = version(library)
-        except PackageNotFoundError:
-            raise ImportError(f"{needs}, which is missing: pip install -U {library}")
-        if tuple(int(number) for number in installed.split(".")[:2]) < required:
-            raise ImportError(f"{needs}, not {installed}: pip install -U {library}")
+    """Raise ImportError, with what to install, where a library that models need is missing, too old, or does not start."""
+    for library in LIBRARIES:
+        check_version(library)
+    _start_libraries()
+
+
+@cache
+def _start_libraries() -> None:
+    """What both libraries import first of all. They find a fault of a third library only then, and tell it as their own."""
+    start("transformers.modeling_utils")
+    start("diffusers.models.modeling_utils")
 
 
 def _check_entries(config: dict, source: Path | str) -> None:
@@ -89,7 +93,7 @@ def build_model(
     With `buffers`, parameters are on the meta device and buffers are created for real. tensors: how many the model's files hold;
     a config of many more is refused as soon as these are counted. Raises ValueError for a config that describes no model.
     """
-    from accelerate import init_empty_weights
+    init_empty_weights = start("accelerate").init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
 
     _check_entries(config, source)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_GLYPH_BYTES = 2048  # of one text, as the reference truncates
+MOST_TEXTS = 500  # of one picture; ByT5 and every step of the DiT read them all
+MOST_BYTES = 16_384  # of them together, as they are cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +29,24 @@ class GlyphEncoder(Component):
     tokenizer: "ByT5Tokenizer"
 
 
+def check_glyph_texts(texts: list[str]) -> None:
+    """Raise ValueError for more texts than a picture can hold."""
+    size = sum(min(len(text.encode()), MAX_GLYPH_BYTES) for text in texts)
+    if len(texts) > MOST_TEXTS or size > MOST_BYTES:
+        raise ValueError(
+            f"{len(texts)} texts of {size} bytes are to be drawn, such as {texts[0][:40]!r}; {MOST_TEXTS} texts of {MOST_BYTES} "
+            "bytes together are the most: put less between quotation marks"
+        )
+
+
 @torch.inference_mode()
 def encode_glyph_texts(encoder: GlyphEncoder, texts: list[str]) -> torch.Tensor:
     """Encode the texts together and join their valid embeddings in order.
 
     No text at all is encoded as the single text "". Returns [1, L, D] float32 on the CPU, with L the bytes of all texts
-    and one end mark each. Texts beyond 2048 bytes are cut, with a warning.
+    and one end mark each. Texts beyond 2048 bytes are cut, with a warning. Raises as `check_glyph_texts` does.
     """
+    check_glyph_texts(texts)
     pad = encoder.tokenizer.pad_token_id
     texts = texts or [""]
     rows = encoder.tokenizer(texts, max_length=MAX_GLYPH_BYTES, truncation=True).input_ids

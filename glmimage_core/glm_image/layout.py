@@ -15,11 +15,21 @@ from ..diffusion import Grid
 from .ar_model import ArModel
 from .references import Reference
 
+MOST_CHARACTERS = 40_000
+"""Of a prompt: several times a long description. Reading more takes minutes, and memory with the square."""
+
+
+def check_length(prompt: str) -> None:
+    """Raise ValueError for a prompt that is too long."""
+    if len(prompt) > MOST_CHARACTERS:
+        raise ValueError(f"the prompt has {len(prompt)} characters; at most {MOST_CHARACTERS} are read: shorten it")
+
 
 def check_prompt(ar: ArModel, prompt: str) -> None:
-    """Raise ValueError for a prompt that says nothing or that holds a control token of the AR model."""
+    """Raise ValueError for a prompt that says nothing, is too long, or holds a control token of the AR model."""
     if not prompt.strip():
         raise ValueError("the prompt is empty; describe the picture")
+    check_length(prompt)
     if reserved := [mark for mark in ar.tokenizer.all_special_tokens if mark in prompt]:
         raise ValueError(f"the prompt contains {reserved[0]!r}, a control token of the AR model; remove it")
 

@@ -214,11 +214,14 @@ def _video_inputs(vlm: Vlm, clip: Clip) -> dict[str, Any]:
         raise ImportError(
             "this model takes no clips here: its processor has none, or needs torchvision (pip install torchvision)"
         )
-    width, height = clip.frames[0].size
-    metadata = VideoMetadata(
-        total_num_frames=len(clip.frames), fps=clip.rate, duration=len(clip.frames) / clip.rate, width=width, height=height
-    )
-    return {"videos": [list(clip.frames)], "video_metadata": [metadata], "do_sample_frames": True}
+    frames, (width, height) = list(clip.frames), clip.frames[0].size
+    duration = len(frames) / clip.rate
+    metadata = VideoMetadata(total_num_frames=len(frames), fps=clip.rate, duration=duration, width=width, height=height)
+    sampled = len(vlm.processor.video_processor.sample_frames(metadata)) >= 2
+    if not sampled:  # too short for its rate: the first and the last frame, without which the model sees no change
+        metadata.frames_indices = [0, len(frames) - 1]
+        frames = [frames[0], frames[-1]]
+    return {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": sampled}
 
 
 @torch.inference_mode()

@@ -1,11 +1,12 @@
 """How a model computes on its device: the attention backend, torch.compile, comfy-kitchen's operations."""
 
 import shutil
-from functools import cache
 from importlib.util import find_spec
 from types import MethodType, ModuleType
 
 import torch
+
+from ..libraries import started
 
 # Our names, and diffusers' names for its backends
 ATTENTION_BACKENDS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "flash", "sage": "sage"}
@@ -47,13 +48,9 @@ def use_attention_backend(model: torch.nn.Module, attention: str, device: torch.
             model.set_attention_backend(backend)
 
 
-@cache
 def comfy_kitchen_with(operation: str) -> ModuleType | None:
-    """comfy-kitchen where it is installed and has an operation. Older releases lack some."""
-    try:
-        import comfy_kitchen
-    except ImportError:
-        return None
+    """comfy-kitchen where it starts and has an operation. Older releases lack some."""
+    comfy_kitchen = started("comfy_kitchen")
     return comfy_kitchen if hasattr(comfy_kitchen, operation) else None
 
 

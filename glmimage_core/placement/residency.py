@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import psutil
 import torch
 
 from ..units import human_bytes
@@ -178,4 +179,6 @@ def free_device_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + reserve - HEADROOM
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory() - HEADROOM
+    if device.type == "cpu":
+        return psutil.virtual_memory().available - HEADROOM
     raise ValueError(f"cannot tell the free memory of {device}; give Residency a free_bytes")

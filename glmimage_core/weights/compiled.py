@@ -13,6 +13,8 @@ from zlib import crc32
 import torch
 from torch.nn.functional import linear
 
+from ..libraries import started
+
 log = logging.getLogger(__name__)
 
 FEW_ROWS = 8
@@ -55,9 +57,7 @@ def _nf4_weight(parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _bitsandbytes_is_slower(rows: int) -> bool:
-    from .nf4 import has_bitsandbytes
-
-    return 1 < rows <= FEW_ROWS or not has_bitsandbytes()
+    return 1 < rows <= FEW_ROWS or not started("bitsandbytes")
 
 
 READINGS = {

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from ..libraries import start
+
 Named = TypeVar("Named")
 LIBRARY_MODULES = {  # quant_method in a config.json, which is also the name to install -> the module to import
     "bitsandbytes": "bitsandbytes",
@@ -36,8 +38,11 @@ def check_library_device(method: str, framework: str, device: torch.device) -> N
 
 
 def import_library(method: str) -> None:
-    """Import the library of a method. SDNQ registers itself with transformers and diffusers when it is imported."""
-    importlib.import_module(LIBRARY_MODULES[method])
+    """Import the library of a method. SDNQ registers itself with transformers and diffusers when it is imported.
+
+    Raises ImportError, with the reason, where it does not start.
+    """
+    start(LIBRARY_MODULES[method])
 
 
 def without_prefix(named: Mapping[str, Named], names: Collection[str]) -> dict[str, Named]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..json_text import parse_json
+from ..libraries import start
 
 FORMAT_KEY = "comfy_quant"  # the tensor beside a quantized weight that names its format; the quant_method in a config.json
 STORED_SUFFIXES = ("weight", "weight_scale", FORMAT_KEY)
@@ -122,12 +123,13 @@ def comfy_kitchen_tensor() -> ModuleType:
     Raises ImportError, with what to install, where comfy-kitchen is missing or too old.
     """
     try:
-        from comfy_kitchen import tensor
-        from comfy_kitchen.tensor import TensorWiseINT8Layout  # noqa: F401, older releases lack it
-
-        from . import nf4  # noqa: F401, registers its layout
+        tensor = start("comfy_kitchen.tensor")
     except ImportError as error:
-        raise ImportError(f"quantized weights need comfy-kitchen ({error}): pip install -U comfy-kitchen") from error
+        raise ImportError(f"quantized weights need comfy-kitchen: {error}") from error
+    if not hasattr(tensor, "TensorWiseINT8Layout"):
+        raise ImportError("quantized weights need a newer comfy-kitchen: pip install -U comfy-kitchen")
+    from . import nf4  # noqa: F401, registers its layout
+
     return tensor
 
 

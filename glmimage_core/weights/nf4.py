@@ -17,6 +17,8 @@ from comfy_kitchen.tensor import (
     register_layout_op,
 )
 
+from ..libraries import started
+
 NAME = "GlmImageNF4Layout"
 BLOCK = 64  # weights of a row that share a scale, bitsandbytes' default
 QUANTIZED_ROWS = 256  # at once: the temporaries of a row are eight times as large as the row in bfloat16
@@ -90,7 +92,7 @@ register_layout_class(NAME, NF4Layout)
 @register_layout_op(torch.ops.aten.linear.default, NF4Layout)
 def _linear(_tensor, arguments: tuple, _options: dict) -> torch.Tensor:
     x, weight, bias = (*arguments, None)[:3]
-    if x.device.type == "cuda" and has_bitsandbytes():
+    if x.device.type == "cuda" and started("bitsandbytes"):
         return by_bitsandbytes(x, weight, bias)
     return torch.nn.functional.linear(x, weight.dequantize(), bias)
 
@@ -113,11 +115,3 @@ def by_bitsandbytes(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor
         return bitsandbytes.matmul_4bit(x, packed.view(-1, 1).t(), state, bias=bias)
     products = [bitsandbytes.matmul_4bit(row, packed.view(-1, 1).t(), state, bias=bias) for row in rows]
     return torch.cat(products).view(*x.shape[:-1], -1)
-
-
-def has_bitsandbytes() -> bool:
-    try:
-        import bitsandbytes  # noqa: F401, after the first time only a look into sys.modules
-    except ImportError:
-        return False
-    return True

@@ -74,7 +74,7 @@ class Host(Protocol):
         """
 
     def free_bytes(self, wire: Any) -> int | None:
-        """Memory of its device that a placed component can use for its work, or None for a component on the CPU."""
+        """Memory of its device that a placed component can use for its work, or None where that is unknown."""
 
     def for_size(self, model: Any, width: int, height: int) -> Any:
         """A MODEL of GLM-Image with the noise schedule for width x height pixels, for samplers other than ours."""

@@ -139,8 +139,6 @@ class ComfyHost:
 
     def free_bytes(self, wire: ManagedComponent | ComponentVae) -> int | None:
         device = wire.patcher.load_device
-        if model_management.is_device_cpu(device):
-            return None
         # A patcher that streams on demand also counts what other models would give up.
         free_memory = getattr(wire.patcher, "get_free_memory", model_management.get_free_memory)
         return free_memory(device) - model_management.extra_reserved_memory()

@@ -13,6 +13,7 @@ from ....glmimage_core.component import Component
 from ....glmimage_core.glm_image.dit import Dit
 from ....glmimage_core.placement.residency import Residency, current, free_device_bytes
 from ....glmimage_core.progress import Progress
+from ....glmimage_core.units import human_bytes
 from ....glmimage_core.weights.lora import WeightedLora, applied_loras, applied_loras_bytes
 from ..devices import device_of, warn_if_missing
 from ..protocol import Result
@@ -109,6 +110,11 @@ class StandaloneHost:
         model, residency = wire.parts[part], self._residency_of(wire)
         # LoRAs are applied before the stage works.
         needed = max(working_bytes, applied_loras_bytes(model, wire.loras, residency.device))
+        if residency.device.type == "cpu" and needed > (free := residency.free_bytes()):
+            self.warn(
+                f"this stage works with about {human_bytes(needed)} of memory and {human_bytes(max(0, free))} are free: it may "
+                "be slow, or end; choose a smaller picture, or close other programs"
+            )
         with (
             residency.hold(model, needed, wire.blocks) as device,
             applied_loras(model, wire.loras),
@@ -123,8 +129,7 @@ class StandaloneHost:
             return work(component)  # no background here: the runner runs one node after another
 
     def free_bytes(self, wire: Component) -> int | None:
-        residency = self._residency_of(wire)
-        return None if residency.device.type == "cpu" else residency.free_bytes()
+        return self._residency_of(wire).free_bytes()
 
     def for_size(self, model: Dit, width: int, height: int) -> Dit:
         return model  # the only sampler here takes the size from the prior
