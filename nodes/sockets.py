@@ -6,6 +6,7 @@ from ..glmimage_core.cogview3.base import CogView3Unet
 from ..glmimage_core.cogview3.plus import CogView3
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.dit import Dit
+from ..glmimage_core.libraries import import_failure
 from ..glmimage_core.vae import Vae
 from .host import host
 
@@ -37,7 +38,7 @@ def validation_message(check: Callable[[], object]) -> bool | str:
     try:
         check()
     except (ValueError, FileNotFoundError, ImportError) as error:
-        return str(error)
+        return import_failure(error) if isinstance(error, ModuleNotFoundError) else str(error)
     return True
 
 

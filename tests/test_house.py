@@ -42,7 +42,7 @@ ROOMS = {
 LAYERS = {room: layer for layer, rooms in ROOMS.items() for room in rooms}
 # What plumbing may import of the shared modules: a type, spellings, what is installed: none knows a model.
 LEAVES = {"progress", "units", "json_text", "libraries"}
-MOST_LEVELS_OF_MODULES = 13
+MOST_LEVELS_OF_MODULES = 12
 MOST_LEVELS_OF_ROOMS = 8
 # Modules and packages that import others of the pack inside functions, and what such an import waits for.
 LATE_IMPORTS = {

@@ -31,12 +31,11 @@ class Reading(NamedTuple):
     """How a kernel reads the weights of a format.
 
     parts: a QuantizedTensor -> the tensors that it reads, the codes first. widen: (parts, dtype) -> the weight [N, K], by
-    operations that the compiler puts into one kernel. is_best: whether nothing else is faster for so many rows.
+    operations that the compiler puts into one kernel.
     """
 
     parts: Callable[[torch.Tensor], list[torch.Tensor]]
     widen: Callable[[list[torch.Tensor], torch.dtype], torch.Tensor]
-    is_best: Callable[[int], bool] = lambda rows: True
 
 
 def _fp8_weight(parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -56,22 +55,26 @@ def _nf4_weight(parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     return (levels[halves].view(*scale.shape, -1) * scale[..., None]).flatten(1).to(dtype)
 
 
-def _bitsandbytes_is_slower(rows: int) -> bool:
-    return 1 < rows <= FEW_ROWS or not started("bitsandbytes")
-
-
+NF4 = "GlmImageNF4Layout"
 READINGS = {
     "TensorCoreFP8Layout": Reading(lambda weight: [weight._qdata, weight._params.scale], _fp8_weight),
-    "GlmImageNF4Layout": Reading(_nf4_parts, _nf4_weight, is_best=_bitsandbytes_is_slower),
+    NF4: Reading(_nf4_parts, _nf4_weight),
 }
 """By comfy-kitchen's names of the formats."""
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., K] times a QuantizedTensor [N, K], plus a bias [N]: [..., N], all in the dtype of x."""
+    """x [..., K] times a QuantizedTensor [N, K], plus a bias [N]: [..., N], all in the dtype of x.
+
+    bitsandbytes' kernels for nf4 are older and read single rows; where it is installed, only a few rows are left for these here.
+    """
     rows, layout = x.numel() // x.shape[-1], weight._layout_cls
-    reading = READINGS.get(layout)
-    if reading is not None and reading.is_best(rows) and may_compile(x.device):
+    reading, compiles = READINGS.get(layout), may_compile(x.device)
+    if layout == NF4 and x.device.type == "cuda" and not (compiles and 1 < rows <= FEW_ROWS) and started("bitsandbytes"):
+        from .nf4 import by_bitsandbytes
+
+        return by_bitsandbytes(x, weight.to(x.dtype), bias)
+    if reading is not None and compiles:
         try:
             if rows <= FEW_ROWS:
                 return few_rows(x.reshape(rows, -1), reading.parts(weight), bias, layout).view(*x.shape[:-1], -1)

@@ -1,8 +1,8 @@
 """NF4 as a layout of comfy-kitchen: 4 bits a weight, the same codes and scales as bitsandbytes' nf4 in blocks of 64.
 
 Sixteen levels at the quantiles of a normal distribution (QLoRA, arXiv:2305.14314). Importing this module needs comfy-kitchen
-and registers the layout there; `formats.comfy_kitchen_tensor` imports it. On CUDA products use bitsandbytes' kernels where it is
-installed, else those of `compiled`; elsewhere they dequantize the weight first.
+and registers the layout there; `formats.comfy_kitchen_tensor` imports it. Here a product dequantizes the weight first; `compiled`
+knows better ways on CUDA.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,6 @@ from comfy_kitchen.tensor import (
     register_layout_class,
     register_layout_op,
 )
-
-from ..libraries import started
 
 NAME = "GlmImageNF4Layout"
 BLOCK = 64  # weights of a row that share a scale, bitsandbytes' default
@@ -92,8 +90,6 @@ register_layout_class(NAME, NF4Layout)
 @register_layout_op(torch.ops.aten.linear.default, NF4Layout)
 def _linear(_tensor, arguments: tuple, _options: dict) -> torch.Tensor:
     x, weight, bias = (*arguments, None)[:3]
-    if x.device.type == "cuda" and started("bitsandbytes"):
-        return by_bitsandbytes(x, weight, bias)
     return torch.nn.functional.linear(x, weight.dequantize(), bias)
 
 
