@@ -93,7 +93,7 @@ class GLMImageGeneratePrior:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, width, height, prompt):
+    def VALIDATE_INPUTS(cls, width, *, height=None, prompt=None):
         # A value over a link is None here; it is checked when the node runs.
         if prompt is not None and not prompt.strip():
             return "the prompt is empty; describe the picture"

@@ -106,7 +106,19 @@ class GLMImageRemote:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompt, engine, base_url, key_variable, width, height, batch_size=None, steps=None, cfg=None):
+    def VALIDATE_INPUTS(
+        cls,
+        prompt,
+        *,
+        engine=None,
+        base_url=None,
+        key_variable=None,
+        width=None,
+        height=None,
+        batch_size=None,
+        steps=None,
+        cfg=None,
+    ):
         """Also checks that the engine takes such an order and that the key may be sent there.
 
         A linked value is None. Its smallest value stands in for it, so that it is no reason to refuse the others.

@@ -305,7 +305,7 @@ def test_a_new_prompt_does_not_encode_the_reference_again(server):
     ("class_type", "values", "message"),
     [
         ("GLMImageGeneratePrior", {"width": 1000}, "992 or 1024"),
-        ("GLMImageGeneratePrior", {"height": 8192}, "outside"),
+        ("GLMImageGeneratePrior", {"height": 8192}, "bigger than max of 4096"),
         ("GLMImageGeneratePrior", {"top_p": 0}, "min"),
         ("GLMImageSampler", {"steps": 0}, "min"),
         ("GLMImageLoadDiT", {"checkpoint": "none"}, "no GLM-Image checkpoint 'none'"),
