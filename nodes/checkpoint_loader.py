@@ -1,4 +1,9 @@
-"""What the nodes share that load a checkpoint: their inputs, and a check before a graph runs."""
+"""What the nodes share that load a checkpoint: their inputs, and a check before a graph runs.
+
+ComfyUI repeats what VALIDATE_INPUTS answers at every input that it takes by position, and passes it no others. So each takes by
+position the one input whose faults are told before a graph runs. What it takes by keyword is checked then by the command line,
+and by ComfyUI when the node runs.
+"""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -7,6 +12,8 @@ from ..glmimage_core.checkpoints.report import ComponentReport, check_quantizati
 from .host import host
 from .sockets import CATEGORY, validation_message
 from .widgets import DEVICE, DTYPE, QUANTIZATION
+
+NOTHING = "none"  # the choice where there is no checkpoint: the front end shows an empty list as undefined
 
 
 class CheckpointLoader(ABC):
@@ -38,7 +45,7 @@ class CheckpointLoader(ABC):
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"checkpoint": (cls.names(), {"tooltip": cls.where()}), "dtype": DTYPE},
+            "required": {"checkpoint": (cls.names() or [NOTHING], {"tooltip": cls.where()}), "dtype": DTYPE},
             "optional": {"device": DEVICE},
         }
 
@@ -66,6 +73,6 @@ class QuantizingLoader(CheckpointLoader):
         return inputs | {"required": inputs["required"] | {"quantization": QUANTIZATION}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint, quantization="none", device="default"):
+    def VALIDATE_INPUTS(cls, checkpoint, *, quantization="none", device="default"):
         """Also check that installation and device can compute with weights of that quantization."""
         return validation_message(lambda: cls.check(checkpoint, quantization, device))

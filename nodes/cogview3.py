@@ -173,7 +173,7 @@ class GLMImageCogView3Sampler:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, width, height):
+    def VALIDATE_INPUTS(cls, width, *, height=None):
         # A value over a link is None here; it is checked when the node runs.
         return validation_message(lambda: plus.check_size(width or plus.MIN_SIDE, height or plus.MIN_SIDE))
 

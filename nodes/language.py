@@ -244,7 +244,7 @@ class GLMImageEnhancePromptAPI(_Enhancer):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompt, base_url, model, key_variable, timeout=None):
+    def VALIDATE_INPUTS(cls, prompt, *, base_url=None, model=None, key_variable=None, timeout=None):
         """Also checks that the key is set and may be sent to that address. A linked value is None and is checked in `enhance`."""
         if (problem := _unless_empty(prompt)) is not True:
             return problem

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from ..glmimage_core.glm_image.dit import configure_compute
 from ..glmimage_core.glm_image.files import components
 from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, find_checkpoint, list_checkpoints
@@ -16,7 +18,7 @@ from .widgets import ATTENTION, COMPILE
 
 FOLDER = (
     "Checkpoint folder below models/diffusers whose model_index.json names GlmImagePipeline, such as the one downloaded from "
-    "zai-org/GLM-Image"
+    f"{components.RELEASED}"
 )
 
 
@@ -90,18 +92,24 @@ class GLMImageLoadDiT(_GlmImageLoader, QuantizingLoader):
         return inputs | {"optional": {"attention": ATTENTION, "compile": COMPILE, **inputs["optional"]}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint, quantization="none", attention="auto", compile=False, device="default"):
+    def VALIDATE_INPUTS(cls, checkpoint, *, quantization="none", attention="auto", compile=False, device="default"):
         """Also check that the attention backend and a compiler are installed."""
 
         def check() -> None:
             cls.check(checkpoint, quantization, device)
-            check_attention_backend(attention or "auto", host.device(device or "default"))
-            if compile:
-                check_compiler()
+            cls.check_compute(attention or "auto", compile, host.device(device or "default"))
 
         return validation_message(check)
 
+    @staticmethod
+    def check_compute(attention: str, compile: bool, device: torch.device) -> None:
+        """Raise ImportError or ValueError for an attention backend that cannot be used, and where nothing can compile."""
+        check_attention_backend(attention, device)
+        if compile:
+            check_compiler()
+
     def load(self, checkpoint, dtype, quantization, attention="auto", compile=False, device="default"):
+        self.check_compute(attention, compile, host.device(device))  # before weights are read
         options = {"quantization": quantization, "roots": host.checkpoint_roots(), "device": host.device(device)}
         dit = load_dit(self.find(checkpoint), dtype, **options)
         return (host.wire(configure_compute(dit, attention, compile, host.device(device)), device),)

@@ -93,7 +93,7 @@ class GLMImageGeneratePrior:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, width, height, prompt):
+    def VALIDATE_INPUTS(cls, width, *, height=None, prompt=None):
         # A value over a link is None here; it is checked when the node runs.
         if prompt is not None and not prompt.strip():
             return "the prompt is empty; describe the picture"
@@ -106,6 +106,8 @@ class GLMImageGeneratePrior:
         model = glm_ar(ar)
         check_prompt(model, prompt)
         check_references(references, codebook=model.codebook)
+        for warning in (*model.trained_on.size_warnings(width, height), *model.trained_on.prompt_warnings(prompt)):
+            host.warn(warning)
         sampling = Sampling(temperature, top_p, top_k)
         job = Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
         config, itemsize = model.model.config, model.dtype.itemsize

@@ -83,6 +83,7 @@ class GLMImageSampler:
 
     @classmethod
     def VALIDATE_INPUTS(cls, cfg_start=0.0, cfg_end=1.0):
+        """Of both: which of them is wrong cannot be said."""
         if cfg_start is None or cfg_end is None:
             return True  # a value over a link; it is checked when the node runs
         return validation_message(lambda: Approximations(cfg_start, cfg_end))

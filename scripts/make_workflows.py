@@ -297,7 +297,7 @@ def restyle(name: str, note: str) -> dict:
     loaded = begin(graph, RESTYLE)
     graph.group("Picture", "#6b4a55", WORDS, BELOW, 900, 360)
     image = graph.add("LoadImage", (WORDS, BELOW), (260, 360), title="Picture", image=SCENE)
-    size = graph.add("GLMImageSize", (WORDS + 300, BELOW), (280, 130), aspect="like image", image=(image, 0))
+    size = graph.add("GLMImageSize", (WORDS + 300, BELOW), (280, 150), aspect="like image", image=(image, 0), ar=(loaded.ar, 0))
     sides = {"width": (size, 0), "height": (size, 1)}
     scale = {"upscale_method": "lanczos", "crop": "center", **sides}
     fitted = graph.add("ImageScale", (WORDS + 620, BELOW), (280, 180), image=(image, 0), **scale)
@@ -376,8 +376,8 @@ def remote(name: str, note: str) -> dict:
 def planned_by_size(graph: Graph, aspect: str) -> tuple[Loaded, dict[str, tuple], dict[str, tuple]]:
     """Loaders, prompt, and a plan whose size one node sets. Returns that size and both conditionings as inputs, too."""
     loaded = begin(graph, PROMPT)
-    graph.group("Size", "#6b4a55", WORDS, BELOW, 380, 110)
-    size = graph.add("GLMImageSize", (WORDS, BELOW), (380, 110), aspect=aspect)
+    graph.group("Size", "#6b4a55", WORDS, BELOW, 380, 130)
+    size = graph.add("GLMImageSize", (WORDS, BELOW), (380, 130), aspect=aspect, ar=(loaded.ar, 0))
     sides = {"width": (size, 0), "height": (size, 1)}
     return loaded, sides, planned(graph, loaded, {}, **sides)
 
@@ -385,7 +385,7 @@ def planned_by_size(graph: Graph, aspect: str) -> tuple[Loaded, dict[str, tuple]
 def stock_sampler(name: str, note: str) -> dict:
     """The plan painted by ComfyUI's own nodes, all of one size."""
     graph = Graph(name, note)
-    loaded, sides, conditioning = planned_by_size(graph, "16:9")
+    loaded, sides, conditioning = planned_by_size(graph, "1728 x 960")
     graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 790 + PREVIEW)
     sized = graph.add("GLMImageModelSampling", (PAINT, SAMPLER), (340, 110), model=(loaded.dit, 0), **sides)
     empty = graph.add("EmptySD3LatentImage", (PAINT, SAMPLER + 160), (340, 110), **sides)
@@ -398,7 +398,7 @@ def stock_sampler(name: str, note: str) -> dict:
 def custom_sampler(name: str, note: str) -> dict:
     """The plan painted by ComfyUI's custom sampler along GLM-Image's own schedule."""
     graph = Graph(name, note)
-    loaded, sides, conditioning = planned_by_size(graph, "3:4")
+    loaded, sides, conditioning = planned_by_size(graph, "1088 x 1472")
     graph.group("Paint", "#3d5a44", PAINT, TOP, 800, 940)
     noise = graph.add("RandomNoise", (PAINT, SAMPLER), (340, 90))
     guider = graph.add("CFGGuider", (PAINT, SAMPLER + 140), (340, 110), model=(loaded.dit, 0), **conditioning)
@@ -473,7 +473,8 @@ def all_workflows() -> dict[str, dict]:
         "stock_sampler": stock_sampler(
             "stock_sampler",
             "## ComfyUI's own sampler\n**KSampler** paints the plan, so any sampler, scheduler and model patch of ComfyUI can be "
-            "used.\n\n**GLM-Image Size** sets the size of the plan, of the schedule and of the latent together.",
+            "used.\n\n**GLM-Image Size** sets the size of the plan, of the schedule and of the latent together; here one that "
+            "z.ai recommends.",
         ),
         "enhance_prompt_api": build(
             "enhance_prompt_api",

@@ -15,6 +15,7 @@ COMFYUI_ONLY = ["custom_sampler", "stock_sampler"]
 WITH_VLM = ["enhance_prompt", "describe"]
 COGVIEW3 = ["cogview3_plus", "cogview3_base"]
 SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25, "max_tokens": 64, "relay_steps": 1}
+SMALL_ASPECTS = {"1728 x 960": "16:9", "1088 x 1472": "3:4"}  # for sizes in pixels, which heed no megapixels
 SIZES = {
     "cogview3_plus": (512, 544),
     "cogview3_base": (512, 576),

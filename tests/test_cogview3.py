@@ -175,12 +175,12 @@ def test_an_empty_prompt_is_zeros(encoder, pipeline):
 def test_sizes_it_was_not_made_for_are_refused(width, height, message):
     with pytest.raises(ValueError, match=message):
         check_size(width, height)
-    assert message in NODES["GLMImageCogView3Sampler"].VALIDATE_INPUTS(width, height)
+    assert message in NODES["GLMImageCogView3Sampler"].VALIDATE_INPUTS(width, height=height)
 
 
 def test_the_largest_sizes_and_those_over_links_are_taken():
     for width, height in ((2048, 1024), (1440, 1440), (512, 512), (None, None)):
-        assert NODES["GLMImageCogView3Sampler"].VALIDATE_INPUTS(width, height) is True
+        assert NODES["GLMImageCogView3Sampler"].VALIDATE_INPUTS(width, height=height) is True
 
 
 @pytest.mark.parametrize(

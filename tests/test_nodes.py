@@ -11,6 +11,7 @@ import torch
 from glm_image_pack.glmimage_core.placement.residency import Residency
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes import NODE_DISPLAY_NAME_MAPPINGS
+from glm_image_pack.nodes.checkpoint_loader import CheckpointLoader
 from glm_image_pack.nodes.host.devices import DEVICES, device_of
 from glm_image_pack.nodes.host.requests import SampleRequest
 from glm_image_pack.nodes.host.standalone import families, usable_device
@@ -70,16 +71,25 @@ def test_loaders_list_the_checkpoints_there_are(quiet_host, tmp_path):
         assert NODES[name].VALIDATE_INPUTS("GLM-Image") is True
         assert "no GLM-Image checkpoint 'other'" in NODES[name].VALIDATE_INPUTS("other")
     quiet_host.models = tmp_path
-    assert str(tmp_path) in NODES["GLMImageLoadVAE"].VALIDATE_INPUTS("GLM-Image")
+    missing = NODES["GLMImageLoadVAE"].VALIDATE_INPUTS("GLM-Image")
+    assert f"download zai-org/GLM-Image as it is into {tmp_path / 'diffusers' / 'GLM-Image'}" in missing
+
+
+@pytest.mark.parametrize("loader", [name for name, node in NODES.items() if issubclass(node, CheckpointLoader)])
+def test_a_loader_always_has_a_choice_and_says_what_is_not_there(loader, quiet_host, tmp_path):
+    quiet_host.models = tmp_path
+    (*_, last) = NODES[loader].INPUT_TYPES()["required"]["checkpoint"][0]
+    assert last in ("none", "nano (built in)")
+    assert f"'none' in {tmp_path}" in NODES[loader].VALIDATE_INPUTS("none")
 
 
 def test_a_bad_size_is_refused_when_the_graph_is_queued():
     validate = NODES["GLMImageGeneratePrior"].VALIDATE_INPUTS
-    assert validate(1024, 768, "a house") is True
-    assert "992 or 1024" in validate(1000, 1024, "a house")
-    assert "8192" in validate(1024, 8192, "a house")
-    assert "empty" in validate(1024, 1024, " ")
-    assert validate(None, 1024, None) is True and "1001" in validate(None, 1001, None)  # some come over links
+    assert validate(1024, height=768, prompt="a house") is True
+    assert "992 or 1024" in validate(1000, height=1024, prompt="a house")
+    assert "8192" in validate(1024, height=8192, prompt="a house")
+    assert "empty" in validate(1024, height=1024, prompt=" ")
+    assert validate(None, height=1024, prompt=None) is True and "1001" in validate(None, height=1001)  # some come over links
 
 
 def test_glyph_text_is_shown_and_can_be_overridden(encoder):

@@ -318,14 +318,14 @@ def test_without_comfy_kitchen_the_loader_says_what_to_install(quiet_host, monke
 
     monkeypatch.setitem(sys.modules, "comfy_kitchen.tensor", None)
     for node in ("GLMImageLoadAR", "GLMImageLoadDiT"):
-        assert NODES[node].VALIDATE_INPUTS("GLM-Image", "none") is True
-        assert "pip install -U comfy-kitchen" in NODES[node].VALIDATE_INPUTS("GLM-Image", "int8")
+        assert NODES[node].VALIDATE_INPUTS("GLM-Image", quantization="none") is True
+        assert "pip install -U comfy-kitchen" in NODES[node].VALIDATE_INPUTS("GLM-Image", quantization="int8")
 
 
 def test_the_loaders_take_a_quantization(kitchen, quiet_host):
     for node, wire in (("GLMImageLoadAR", 0), ("GLMImageLoadDiT", 0)):
-        assert NODES[node].VALIDATE_INPUTS("GLM-Image", "fp8") is True
-        assert "int4" in NODES[node].VALIDATE_INPUTS("GLM-Image", "int4")
+        assert NODES[node].VALIDATE_INPUTS("GLM-Image", quantization="fp8") is True
+        assert "int4" in NODES[node].VALIDATE_INPUTS("GLM-Image", quantization="int4")
         assert quantization_of(NODES[node]().load("GLM-Image", "auto", "fp8")[wire].model) == "fp8"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.geometry import check_size, size_of
-from glm_image_pack.nodes.size import ASPECTS, GLMImageSize
+from glm_image_pack.nodes.size import ASPECTS, RECOMMENDED, GLMImageSize
 
 
 @pytest.mark.parametrize("megapixels", [1.0, 1.5, 2.0, 4.0])
@@ -36,6 +36,15 @@ def test_like_an_image():
         GLMImageSize().size("like image", 1.0)
     with pytest.raises(ValueError, match="sides must lie within 192..4096"):
         GLMImageSize().size("like image", 4.0, torch.zeros(1, 10, 1000, 3))
+
+
+@pytest.mark.parametrize("name", RECOMMENDED)
+def test_a_recommended_size_is_itself_whatever_the_megapixels(name, caplog):
+    width, height = GLMImageSize().size(name, 0.06)
+    check_size(width, height)
+    assert name == f"{width} x {height}" and f"{height} x {width}" in RECOMMENDED
+    assert width * height / 1024**2 == pytest.approx(1.56, abs=0.04)
+    assert not caplog.records
 
 
 def test_a_size_below_the_trained_one_is_said(caplog):

@@ -155,7 +155,7 @@ def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path, change, message)
 
 def test_the_loader_lists_models_that_see_and_says_what_is_wrong_before_a_graph_runs(folder, quiet_host, tmp_path):
     loader, quiet_host.models = NODES["GLMImageLoadVLM"], tmp_path
-    assert loader.INPUT_TYPES()["required"]["checkpoint"][0] == []
+    assert loader.INPUT_TYPES()["required"]["checkpoint"][0] == ["none"]
     assert "no vision-language model 'Glmga'" in loader.VALIDATE_INPUTS("Glmga")
     shutil.copytree(folder, tmp_path / "LLM" / "zai" / "Glmga")
     shutil.copytree(folder, tmp_path / "LLM" / "pipeline" / "text_encoder")
@@ -246,7 +246,7 @@ def test_a_config_that_cannot_be_read_is_no_model(quiet_host, tmp_path):
     (tmp_path / "LLM" / "gone").mkdir(parents=True)
     (tmp_path / "LLM" / "gone" / "config.json").symlink_to(tmp_path / "nowhere")
     quiet_host.models = tmp_path
-    assert NODES["GLMImageLoadVLM"].INPUT_TYPES()["required"]["checkpoint"][0] == []
+    assert NODES["GLMImageLoadVLM"].INPUT_TYPES()["required"]["checkpoint"][0] == ["none"]
 
 
 def test_an_empty_prompt_is_refused_before_the_graph_runs():

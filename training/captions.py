@@ -6,11 +6,13 @@ Edit      image editing: the reference scenes, the instruction, the scene that m
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from ..glmimage_core.glm_image.trained_on import words_of
 from .world import (
     KINDS,
     LONGEST_WORD,
@@ -26,6 +28,7 @@ from .world import (
 )
 
 LANGUAGES = ("en", "zh")
+AN = "an"  # before orange, which no phrase has
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,12 @@ def phrases(language: str) -> list[str]:
     return texts(_phrases()[language])
 
 
+def vocabulary() -> list[str]:
+    """The words of all captions, as a checkpoint states them: see glm_image/trained_on.py."""
+    texts = (re.sub("{.*?}", " ", phrase) for language in LANGUAGES for phrase in phrases(language))
+    return sorted({AN, *(word for text in texts for word in words_of(text))})
+
+
 def describe(rng: random.Random, scene: Scene, language: str) -> Request:
     """A request for a scene that leaves some of its properties open."""
     phrases = _phrases()[language]
@@ -148,7 +157,7 @@ def _say_word(rng: random.Random, phrases: dict, word: WordClaim) -> str:
 
 def _sentence(rng: random.Random, text: str, language: str) -> str:
     """A text with single spaces, at random with a capital letter and a full stop."""
-    text = " ".join(text.split()).replace("a orange", "an orange")
+    text = " ".join(text.split()).replace("a orange", f"{AN} orange")
     if language == "en" and rng.random() < 0.5:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.5:

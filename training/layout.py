@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..glmimage_core.tiny.glm_image import write_layout
 from ..glmimage_core.tiny.spec import CONTROL_IDS, ModelSpec
-from .captions import describe, phrases, random_edit
-from .world import CODES, random_scene
+from .ar import SIDES
+from .captions import describe, phrases, random_edit, vocabulary
+from .world import CELL_PX, CODES, random_scene
 
 MERGES = 640
 _TEXT_START = CODES + CONTROL_IDS
@@ -52,7 +53,14 @@ def write_nano_layout(folder: Path) -> None:
     pairs = merges()
     first = _TEXT_START + 256 + len(pairs)
     special_ids = (first, first + 1, first + 2, first + 3)
-    write_layout(folder, replace(NANO, tokenizer_merges=pairs, vocabulary=first + 4, special_ids=special_ids))
+    write_layout(
+        folder, replace(NANO, tokenizer_merges=pairs, vocabulary=first + 4, special_ids=special_ids, trained_on=trained_on())
+    )
+
+
+def trained_on() -> dict:
+    """What nano's AR model states of its training."""
+    return {"sides": [min(SIDES) * CELL_PX, max(SIDES) * CELL_PX], "words": vocabulary()}
 
 
 def merges() -> tuple[tuple[str, str], ...]:

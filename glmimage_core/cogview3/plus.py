@@ -36,7 +36,7 @@ MIN_SIDE, MAX_SIDE, SIDE_STEP = 512, 2048, 32  # pixels
 MAX_PIXELS = 2**21
 LAYOUT = (
     f"CogView3-Plus is a folder whose {PIPELINE_INDEX} names {PIPELINE_CLASS}, with the folders text_encoder, tokenizer, "
-    "transformer, vae and scheduler"
+    "transformer, vae and scheduler, as of THUDM/CogView3-Plus-3B"
 )
 
 

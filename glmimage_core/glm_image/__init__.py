@@ -13,6 +13,7 @@ drafts           guesses of the tokens that follow
 lookahead        how many of them a pass computes
 prior            prior tokens: pass after pass
 token_preview    the token grid as a picture
+trained_on       which sizes and words a checkpoint knows
 references       reference images: one fitted picture, seen by both models
 schedule         timesteps, shifted sigmas and the map between them
 kv_cache         keys and values that one pass of the DiT writes and others read

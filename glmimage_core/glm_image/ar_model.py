@@ -14,6 +14,7 @@ from ..weights.linear import quantization_of
 from .drafts import Experience
 from .geometry import PRIOR_PX, reference_grid
 from .lookahead import AssumedCosts, PassCosts
+from .trained_on import RELEASED, TrainedOn
 
 if TYPE_CHECKING:
     from transformers import GlmImageForConditionalGeneration
@@ -61,9 +62,9 @@ class ArModel(Component):
 
     halves are those of the model, which are placed one without the other. image_processor is transformers' PIL one.
     shortest_edge and longest_edge, in pixels, are its limits for references. codebook identifies the codebook that prior and
-    vision tokens index; palette gives each of its rows a colour, [N, 3] uint8. experience: what its plans have shown so far.
-    measured: what a pass of the decoder costs, by where and how the model computes. cannot_record: the devices on which recording
-    a pass has failed.
+    vision tokens index; palette gives each of its rows a colour, [N, 3] uint8. trained_on: the sizes and words that it knows.
+    experience: what its plans have shown so far. measured: what a pass of the decoder costs, by where and how the model computes.
+    cannot_record: the devices on which recording a pass has failed.
     """
 
     model: "GlmImageForConditionalGeneration"
@@ -74,6 +75,7 @@ class ArModel(Component):
     longest_edge: int
     codebook: str
     palette: torch.Tensor
+    trained_on: TrainedOn = RELEASED
     experience: Experience = field(default_factory=Experience)
     measured: dict[tuple, PassCosts] = field(default_factory=dict)
     cannot_record: set[torch.device] = field(default_factory=set)

@@ -8,6 +8,7 @@ room = glm.reference(Image.open("room.png"))
 glm.paint(glm.plan("It is night.", references=[room]), references=[room])[0].save("night.png")
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from .memory import dit_bytes, glyph_bytes, most_rows, prior_bytes, vision_bytes
 from .prior import Prior, generate_prior
 from .references import Reference, check_references, latents_of, sizes_of
 
+log = logging.getLogger(__name__)
 SIDE, NANO_SIDE = 1024, 256  # pixels along each side of a picture without references whose size is not given
 
 
@@ -129,6 +131,9 @@ class GlmImage:
         check_references(references, codebook=self.ar.codebook)
         default = (references[0].width, references[0].height) if references else (self.side, self.side)
         width, height = width or default[0], height or default[1]
+        trained_on = self.ar.trained_on
+        for warning in (*trained_on.size_warnings(width, height), *trained_on.prompt_warnings(prompt)):
+            log.warning(warning)
         job = Job(width, height, batch, sizes_of(references), prompt_tokens=len(prompt.encode()))
         config, itemsize = self.ar.model.config, self.ar.dtype.itemsize
         with self._placed(self.ar, "language", prior_bytes(config, itemsize, job)) as ar:

@@ -9,6 +9,7 @@ import torch
 
 from ..checkpoints.folders import PIPELINE_INDEX, check_empty
 from ..glm_image.files.components import PIPELINE_CLASS
+from ..glm_image.trained_on import FIELD
 from .spec import SPECS, ModelSpec
 from .weights import randomize
 
@@ -96,6 +97,7 @@ def _build_ar(spec: ModelSpec):
         image_token_id=spec.special_ids[SPECIAL.index("<|image|>")],
         image_start_token_id=spec.image_start,
         image_end_token_id=spec.image_end,
+        **{FIELD: dict(spec.trained_on)},
     )
     model = GlmImageForConditionalGeneration(config)
     model.generation_config.update(do_sample=True, temperature=0.9, top_p=0.75, eos_token_id=spec.image_end)

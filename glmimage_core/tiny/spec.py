@@ -4,7 +4,9 @@
 16 layers) are for benchmarks.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 CONTROL_IDS = 128  # ids between the codebook's rows and the text, as released; the first two mark the start and end of an image
 
@@ -15,7 +17,8 @@ class ModelSpec:
 
     special_ids: of padding, <sop>, <eop> and <|image|>. reference_edges_px: the least and the greatest side of a square reference
     that the processor neither enlarges nor shrinks. rope_theta: the base of the AR model's rotary frequencies. tokenizer_merges:
-    pairs of pieces in the order in which byte-level BPE joins them.
+    pairs of pieces in the order in which byte-level BPE joins them. trained_on: as
+    glm_image/trained_on.py has it in a config; a random model, which is trained on nothing, has no limits.
     """
 
     ar_width: int
@@ -48,6 +51,7 @@ class ModelSpec:
     vae_mid_attention: bool
     rope_theta: float = 10000.0
     tokenizer_merges: tuple[tuple[str, str], ...] = ()
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def image_start(self) -> int:

@@ -53,7 +53,7 @@ class Host(Protocol):
         """Show the user of the running node what came of it."""
 
     def warn(self, text: str) -> None:
-        """Show the user of the running node a text that is not an error."""
+        """Show the user of the running node a text that is not an error. Texts of `progress` and `say` leave it there."""
 
     def wire(self, component: Component, device: str = "default") -> Any:
         """The wire for a component fresh from disk that is to compute on one of DEVICES."""

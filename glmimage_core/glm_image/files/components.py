@@ -20,6 +20,7 @@ from ...vae import LatentSpace
 from ..ar_model import HALVES
 
 PIPELINE_CLASS = "GlmImagePipeline"
+RELEASED = "zai-org/GLM-Image"
 NANO = "nano (built in)"
 LIBRARY = Path(__file__).resolve().parents[2]
 BUILT_IN = {NANO: next((folder for folder in (LIBRARY / "nano", LIBRARY.parent / "nano") if folder.is_dir()), LIBRARY / "nano")}
@@ -171,5 +172,8 @@ def find_checkpoint(name: str, roots: Iterable[Path]) -> Path:
     for root in roots:
         if (Path(root) / name / PIPELINE_INDEX).is_file():
             raise FileNotFoundError(f"{Path(root) / name / PIPELINE_INDEX} does not name a {PIPELINE_CLASS}; {LAYOUT}")
+    into = f" into {Path(roots[0]) / 'GLM-Image'}" if roots else ""
+    download = f"download {RELEASED} as it is{into} (about 35 GB, https://huggingface.co/{RELEASED})"
     built_in = ", ".join(map(repr, BUILT_IN))
-    return find_named(name, found, roots, what="GLM-Image checkpoint", layout=f"{LAYOUT}; {built_in} needs no download")
+    layout = f"{download}; {built_in} needs no download; {LAYOUT}"
+    return find_named(name, found, roots, what="GLM-Image checkpoint", layout=layout)

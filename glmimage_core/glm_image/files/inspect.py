@@ -20,7 +20,8 @@ from ...vae import LatentSpace
 from ...weights.external import check_library
 from ...weights.formats import check_installed
 from ..schedule import Shift
-from .components import COMPONENTS, DIT, LAYOUT, PIPELINE_CLASS, SIDE_FILES, VAE, ComponentKind, is_checkpoint, space_in
+from ..trained_on import TrainedOn
+from .components import AR, COMPONENTS, DIT, LAYOUT, PIPELINE_CLASS, SIDE_FILES, VAE, ComponentKind, is_checkpoint, space_in
 from .processor import side_problems
 
 Problem = ValueError | FileNotFoundError | ImportError
@@ -47,7 +48,7 @@ def _inspect_side(folder: Path, name: str) -> ComponentReport:
 
 def _settings_problems(folder: Path, kind: ComponentKind) -> list[Problem]:
     """What is wrong with the settings that a component takes from the checkpoint beside its own config."""
-    settings = {VAE: latent_space, DIT: scheduler_shift}
+    settings = {AR: trained_on, VAE: latent_space, DIT: scheduler_shift}
     try:
         if kind in settings:
             settings[kind](folder)
@@ -98,10 +99,18 @@ def check_checkpoint(folder: Path, kind: ComponentKind) -> ComponentReport:
     problems = report.problems + [problem for side in kind.side_files for problem in side_problems(folder, side)]
     if problems:
         raise type(problems[0])(str(problems[0]))  # a new one: the report is kept
+    if kind is AR:
+        trained_on(folder)
     if kind in (DIT, VAE):
         latent_space(folder)
         scheduler_shift(folder)
     return report
+
+
+def trained_on(folder: Path) -> TrainedOn:
+    """The sizes and words that the checkpoint's AR model knows, from its config."""
+    file = folder / AR.folder / "config.json"
+    return TrainedOn.stated_in(read_json(file), file)
 
 
 def latent_space(folder: Path) -> LatentSpace:

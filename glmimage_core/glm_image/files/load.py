@@ -27,6 +27,7 @@ from ..dit import Dit
 from ..glyphs import GlyphEncoder
 from ..schedule import Shift
 from ..token_preview import codebook_palette
+from ..trained_on import TrainedOn
 from .components import AR, DIT, GLYPH_ENCODER, VAE, ComponentKind, list_checkpoints
 from .identify import IdentifiedFile
 from .inspect import check_checkpoint, inspect_component, latent_space, scheduler_shift
@@ -143,6 +144,7 @@ def stored_component(source: Path, kind: ComponentKind, roots: Iterable[Path] = 
     stored = InFile(kind, source, report, identified=identified, roots=tuple(roots))
     if kind is AR:
         stored.side_folder()
+        TrainedOn.stated_in(identified.config, source)
     else:
         stored.space()
     if kind is DIT:
@@ -197,6 +199,7 @@ def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_
         **processor._asdict(),
         codebook=_codebook_id(codebook),
         palette=codebook_palette(codebook),
+        trained_on=TrainedOn.stated_in(model.config, folder),
         quantized_by=quantized_by,
     )
 

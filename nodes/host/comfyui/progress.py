@@ -1,11 +1,12 @@
 """The progress bar, and texts on the node that runs."""
 
+import contextvars
 import time
 from collections.abc import Callable
 
 import comfy.utils
 from comfy.cli_args import LatentPreviewMethod, args
-from comfy_execution.utils import get_executing_context
+from comfy_execution.utils import ExecutionContext, get_executing_context
 from PIL import Image
 
 from ....glmimage_core.progress import Progress
@@ -13,6 +14,11 @@ from .background import stop_if_asked
 
 PREVIEW_SECONDS = 0.25  # between two pictures or two texts of one stage
 PREVIEW_SIDE = 1024  # pixels; larger pictures are scaled down
+
+_warned: contextvars.ContextVar[tuple[ExecutionContext | None, tuple[str, ...]]] = contextvars.ContextVar(
+    "warned", default=(None, ())
+)
+"""The node that warned last, as ComfyUI names it while it runs, and its warnings."""
 
 
 def progress_bar(unit: str = "") -> Progress:
@@ -49,10 +55,29 @@ def _speed(done: int, total: int, seconds: float, unit: str) -> str:
 
 
 def write_on_node(text: str) -> None:
-    """Show a text on the node that runs, if a node runs and a browser is there to show it."""
+    """Show a text on the node that runs, if a node runs and a browser is there to show it.
+
+    It takes the place of the text before it, and stands below the node's warnings.
+    """
+    _show(*_warnings(), text)
+
+
+def warn_on_node(text: str) -> None:
+    """Show a warning on the node that runs for as long as it runs, and after."""
+    _warned.set((get_executing_context(), tuple(dict.fromkeys((*_warnings(), text)))))
+    _show(*_warnings())
+
+
+def _warnings() -> tuple[str, ...]:
+    """The warnings of the node that runs."""
+    context, warnings = _warned.get()
+    return warnings if context == get_executing_context() else ()
+
+
+def _show(*lines: str) -> None:
     context = get_executing_context()
     if context is None:
         return
     from server import PromptServer
 
-    PromptServer.instance.send_progress_text(text, context.node_id)
+    PromptServer.instance.send_progress_text("\n".join(lines), context.node_id)

@@ -28,7 +28,7 @@ from .background import at_work, beside_nodes, others_compute, worker_for
 from .glm_image import for_size
 from .models import ComponentModel
 from .patchers import READ_BY_EACH_TOKEN, ManagedComponent, is_dynamic, load, managed, streamed_bytes
-from .progress import progress_bar, write_on_node
+from .progress import progress_bar, warn_on_node, write_on_node
 from .vae import ComponentVae
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class ComfyHost:
 
     def warn(self, text: str) -> None:
         log.warning(text)
-        write_on_node(text)
+        warn_on_node(text)
 
     def wire(self, component: Component, device: str = "default") -> Any:
         warn_if_missing(device, self)
