@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from diffusers import CogView3PlusPipeline
 from glm_image_pack.bench.measure import allocator_peak
 from glm_image_pack.glmimage_core.cogview3 import text as cogview3_text
 from glm_image_pack.glmimage_core.cogview3.memory import cogview3_bytes, t5_bytes
-from glm_image_pack.glmimage_core.cogview3.plus import check_size, load_dit, sample, timesteps_of
+from glm_image_pack.glmimage_core.cogview3.plus import check_folder, check_size, load_dit, sample, timesteps_of
 from glm_image_pack.glmimage_core.cogview3.shared import load_vae
-from glm_image_pack.glmimage_core.cogview3.text import MicroConditions, load_text_encoder
+from glm_image_pack.glmimage_core.cogview3.text import MicroConditions, check_text_encoder, load_text_encoder
 from glm_image_pack.glmimage_core.diffusion import initial_noise, latent_grid
 from glm_image_pack.glmimage_core.placement.prediction import Job
 from glm_image_pack.glmimage_core.vae import decode, encode
@@ -223,6 +224,19 @@ def test_a_conditioning_of_glm_image_is_refused(wires):
     positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(glyphs, 'a sign "OPEN"')
     with pytest.raises(ValueError, match="connect CogView3 Encode Prompt"):
         NODES["GLMImageCogView3Sampler"]().sample(wires[0], positive, negative, 512, 512, 1, 0, 1, 5.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("transformer", "num_layers"), ("text_encoder", "num_layers"), ("vae", "layers_per_block")]
+)
+def test_a_config_of_many_more_layers_than_are_stored_is_refused_at_once(folder, tmp_path, part, key):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = copy / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: 10**6}))
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=f"{key} in .* is 1000000, and no more than"):
+        (check_text_encoder if part == "text_encoder" else check_folder)(copy)
+    assert time.monotonic() - started < 1
 
 
 def test_a_released_tokenizer_is_sentencepieces(folder, tmp_path):

@@ -137,9 +137,16 @@ def other_kind(copy):
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "glm_next_year"}))
 
 
+def million_layers(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 10**6
+    (copy / "config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (million_layers, r"num_hidden_layers in .*config.json is 1000000, and no more than \d+ tensors are stored"),
         (other_kind, "'glm_next_year', which this transformers has no model for"),
         (lambda copy: (copy / "model.safetensors").unlink(), "is missing its weights"),
         (lambda copy: (copy / "model.safetensors").write_bytes(b"no"), "truncated or corrupt"),

@@ -14,6 +14,7 @@ from ..weights.formats import FORMAT_KEY, FORMATS, STORED_SUFFIXES, Header, chec
 from .build import check_libraries
 from .folders import read_json, weight_files
 from .header import gguf_file, read_gguf_header, read_header
+from .settings import check_layers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The precisions that models compute in, by name."""
@@ -271,7 +272,10 @@ def inspect_stored(folder: Path, name: str, class_name: str) -> ComponentReport:
     """
     check_libraries()
     report = ComponentReport(name, class_name)
-    config = folder / name / "config.json"
-    check_class(read_json(config), class_name, config)
-    report.add_tensors(*read_headers(folder / name, report))
+    file = folder / name / "config.json"
+    config = read_json(file)
+    check_class(config, class_name, file)
+    headers, formats = read_headers(folder / name, report)
+    check_layers(config, len(headers), file)
+    report.add_tensors(headers, formats)
     return report

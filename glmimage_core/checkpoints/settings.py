@@ -1,7 +1,12 @@
 """Numbers in configs that others wrote."""
 
 import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+LAYERS = re.compile(r"(\w+_)?(layers?|blocks)(_per_\w+)?|depth")  # what configs call the number of layers
 
 
 def finite(value: Any, what: str) -> float:
@@ -31,3 +36,12 @@ def finite_list(values: Any, what: str) -> tuple[float, ...]:
     if not isinstance(values, list | tuple):
         raise ValueError(f"{what} is {str(values)[:40]}, which is no list")
     return tuple(finite(value, f"number {place} of {what}") for place, value in enumerate(values, 1))
+
+
+def check_layers(config: Mapping[str, Any], stored: int, source: Path) -> None:
+    """Raise ValueError where a config, or one inside it, has more layers than there are tensors: building them takes for ever."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_layers(value, stored, source)
+        elif LAYERS.fullmatch(key) and type(value) is int and value > stored:
+            raise ValueError(f"{key} in {source} is {str(value)[:40]}, and no more than {stored} tensors are stored")

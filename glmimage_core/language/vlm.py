@@ -17,6 +17,7 @@ from PIL import Image
 from ..checkpoints.build import check_libraries, load_pretrained
 from ..checkpoints.folders import find_below, find_named, glance_at, read_json
 from ..checkpoints.report import ComponentReport, check_quantization, read_headers, resolve_dtype
+from ..checkpoints.settings import check_layers
 from ..component import Component
 from ..progress import Progress, no_progress
 from ..weights.linear import quantizable, quantize
@@ -106,7 +107,9 @@ def check_vlm(folder: Path) -> ComponentReport:
             f"{folder / 'config.json'} is of the type {model_type!r}, which this transformers has no model for; update it"
         )
     report = ComponentReport("vlm", MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])
-    report.add_tensors(*read_headers(folder, report))
+    headers, formats = read_headers(folder, report)
+    check_layers(config, len(headers), folder / "config.json")
+    report.add_tensors(headers, formats)
     for names in (("tokenizer_config.json",), ("preprocessor_config.json", "processor_config.json")):
         if not any((folder / name).is_file() for name in names):
             raise FileNotFoundError(f"{folder / names[0]} is missing; {LAYOUT}")
