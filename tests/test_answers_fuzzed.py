@@ -1,8 +1,11 @@
-"""Answers that no server should give, many and seeded: each ends in a result or in one printable line, without the key."""
+"""Answers that no server should give, many and seeded: each ends in a result or in one printable line, without the key.
+
+GLM_IMAGE_FUZZ=10000 says how many of each kind to try."""
 
 import base64
 import json
 import logging
+import os
 import random
 import time
 from copy import deepcopy
@@ -16,7 +19,7 @@ from glm_image_pack.glmimage_core.language.rewriting import rewritten_prompt
 
 from endpoint_server import KEY, picture
 
-CASES = 150  # of each kind of answer
+CASES = int(os.environ.get("GLM_IMAGE_FUZZ", "150"))  # of each kind of answer
 SIDE = 256
 SECONDS = 4  # for one answer; each takes milliseconds
 PROMPT = 'a bakery with a sign "OPEN"'
