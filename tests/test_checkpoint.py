@@ -15,6 +15,7 @@ from glm_image_pack.glmimage_core.glm_image.files import inspect as description
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.glm_image.files.components import VAE
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
+from glm_image_pack.glmimage_core.weights.linear import parameter_bytes
 from safetensors.torch import load_file, save_file
 
 LOADERS = {
@@ -277,6 +278,18 @@ def test_weights_come_in_the_precision_asked_for(folder, component, dtype):
     model = LOADERS[component](folder, dtype).model
     assert model.dtype == (torch.float32 if dtype == "auto" else getattr(torch, dtype))
     assert not model.training
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_weights_that_main_memory_has_no_room_for_are_told_before_they_are_read(folder, monkeypatch, caplog, quantization):
+    if quantization != "none":
+        pytest.importorskip("comfy_kitchen")
+    needed = parameter_bytes(checkpoints.load_dit(folder).model, quantization, 4)
+    for free, told in ((sum(needed.values()), False), (sum(needed.values()) - 1, True)):
+        caplog.clear()
+        monkeypatch.setattr(checkpoints, "free_device_bytes", lambda device, free=free: free)
+        checkpoints.load_dit(folder, quantization=quantization)
+        assert ["the weights of transformer take" in text for text in caplog.messages] == [True] * told
 
 
 def test_auto_is_the_stored_precision(tmp_path):

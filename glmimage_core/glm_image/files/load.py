@@ -19,9 +19,11 @@ from ...checkpoints.fill import fill
 from ...checkpoints.folders import weight_files
 from ...checkpoints.header import gguf_file
 from ...checkpoints.report import ComponentReport, check_quantization, resolve_dtype
+from ...placement.residency import free_device_bytes
+from ...units import human_bytes
 from ...vae import LatentSpace, Vae
 from ...weights.external import fill_from_gguf, import_library
-from ...weights.linear import quantize
+from ...weights.linear import parameter_bytes, quantize
 from ..ar_model import ArModel, halves_of
 from ..dit import Dit
 from ..glyphs import GlyphEncoder
@@ -155,9 +157,12 @@ def stored_component(source: Path, kind: ComponentKind, roots: Iterable[Path] = 
 def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device: torch.device) -> torch.nn.Module:
     """The model of a component: as it is stored, or quantized while it is read, so that it is never whole at full width.
 
-    dtype: auto, or one of DTYPES. device: the one that the weights will compute on. Raises as `check_quantization` does.
+    dtype: auto, or one of DTYPES. device: the one that the weights will compute on. Raises as `check_quantization` does. The log
+    says beforehand where main memory will not suffice.
     """
     precision = resolve_dtype(dtype, stored.report)
+    if quantization == "none":
+        _warn_of_little_memory(stored.kind, stored.report.weight_bytes(precision))
     if quantization == "none" and not stored.report.quantized and not stored.gguf:
         return stored.load(precision)
     check_quantization(stored.report, quantization, device)
@@ -171,8 +176,21 @@ def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device:
     if device.type == "cuda" and "nf4" in (quantization, *stored.report.quantized) and not any(map(find_spec, NF4_KERNELS)):
         log.warning("nf4 is slow without bitsandbytes or Triton: pip install bitsandbytes")
     model = stored.build()
+    if quantization != "none":
+        _warn_of_little_memory(stored.kind, sum(parameter_bytes(model, quantization, precision.itemsize).values()))
     fill(model, stored.files, dtype=precision, quantization=quantization, device=device, names=stored.names)
     return model.eval()
+
+
+def _warn_of_little_memory(kind: ComponentKind, weights: int) -> None:
+    """Most of these bytes are read into main memory, whatever computes with them later."""
+    free = free_device_bytes(CPU)
+    if weights > free:
+        log.warning(
+            "the weights of %s take %s of main memory, and %s are free; the system may end the process. Choose fewer bits or a "
+            "smaller dtype, or close other programs",
+            *(kind.folder, human_bytes(weights), human_bytes(max(free, 0))),
+        )
 
 
 def load_ar(
