@@ -408,8 +408,16 @@ def test_a_prompt_that_would_be_read_for_minutes_is_refused_at_once(models, outp
     assert time.perf_counter() - began < 5  # some of it for a model of this suite to be loaded
 
 
+@pytest.fixture
+def interruptible():
+    """Processes that are started now can be interrupted, also where this one, as in the background of a shell, ignores that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("delay", [0.3, 0.7, 1.2])
-def test_an_interrupt_while_it_imports_ends_it_quietly(models, output, delay):
+def test_an_interrupt_while_it_imports_ends_it_quietly(models, output, interruptible, delay):
     with subprocess.Popen(
         [sys.executable, ROOT, *render(models, output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
