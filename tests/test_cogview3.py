@@ -233,10 +233,10 @@ def test_a_config_of_many_more_layers_than_are_stored_is_refused_at_once(folder,
     copy = shutil.copytree(folder, tmp_path / "copy")
     file = copy / part / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: 10**6}))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match=f"{key} in .* is 1000000, and no more than"):
         (check_text_encoder if part == "text_encoder" else check_folder)(copy)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 2
 
 
 def test_a_released_tokenizer_is_sentencepieces(folder, tmp_path):

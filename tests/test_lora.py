@@ -367,7 +367,7 @@ def test_settings_that_are_wrong_are_refused_at_once(tmp_path, config):
     start = time.process_time()
     with pytest.raises(ValueError, match=r"settings that come with a.safetensors cannot be read"):
         read_lora(file)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 2
 
 
 def test_a_pattern_that_re_would_never_finish_is_matched(tmp_path):

@@ -123,7 +123,7 @@ def test_a_million_layers_in_the_metadata_of_a_file_are_refused_by_its_header(fo
     began = time.process_time()
     with pytest.raises(ValueError, match="many more tensors than the"):
         stored_component(tmp_path / "many.safetensors", COMPONENTS[component], [folder.parent])
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 3
 
 
 def header(content: bytes | dict, data: bytes = b"") -> bytes:
