@@ -289,6 +289,7 @@ def test_requests_are_of_the_language_asked_for():
         description_request(language="fr")
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.7."), reason="in torch 2.7 the CPU's attention takes other memory")
 @pytest.mark.parametrize(("pictures", "letters", "answered"), [(0, 2000, 2), (1, 10, 2), (3, 10, 2), (0, 10, 300)], ids=str)
 def test_memory_is_predicted_within_10_percent(folder, pictures, letters, answered):
     vlm = vlms.load_vlm(folder)
