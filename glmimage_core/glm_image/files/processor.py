@@ -101,8 +101,8 @@ def _check_image_processor(image_processor, own: Path) -> None:
     what = f"of the image processor in {own}"
     for name in ("patch_size", "merge_size", "temporal_patch_size"):
         count(getattr(image_processor, name), f"{name} {what}", WIDEST_PX)
-    size = {name: getattr(image_processor.size, name, None) for name in ("shortest_edge", "longest_edge")}
-    for name, area in size.items():
+    size = dict(image_processor.size)  # a class of transformers' own, before 5.2 a dict
+    for name, area in {name: size.get(name) for name in ("shortest_edge", "longest_edge")}.items():
         count(area, f"size.{name} {what}", WIDEST_PX**2)
     if size["shortest_edge"] > size["longest_edge"]:
         raise ValueError(f"size.shortest_edge {what} is above its longest_edge")
