@@ -187,8 +187,8 @@ def test_a_clip_that_memory_cannot_hold_is_refused_by_its_header(tmp_path, monke
 @pytest.mark.parametrize(
     "prefix",
     [
-        *("CON", "nul", "a/aux.png", "com1/x", "LPT9.txt", "aux .png", "a\\PRN\\b", "com\xb9", "conin$"),
-        *("a:b", "12:30/x", 'say "hi"', "what?", "a*", "a|b", "<a>", "a\nb", "a./b", "a /b", "ends.", "ends "),
+        *("CON/x", "nul.", "a/aux.png", "com1/x", "LPT9.txt", "aux .png", "a\\PRN\\b", "com\xb9/x", "conin$.x"),
+        *("a:b", "12:30/x", 'say "hi"', "what?", "a*", "a|b", "<a>", "a\nb", "a./b", "a /b"),
     ],
 )
 def test_a_name_that_windows_cannot_write_is_refused_before_anything_runs(runner, prefix):
@@ -203,6 +203,29 @@ def test_a_name_that_windows_cannot_write_is_refused_before_anything_runs(runner
 )
 def test_a_name_that_any_system_can_write_is_taken(prefix):
     check_names(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["CON", "nul", "ends.", "ends ", "x" * 244, "\u00e9" * 122])
+def test_a_prefix_of_which_the_number_makes_a_name_is_taken(tmp_path, prefix):
+    folders = Folders(tmp_path, tmp_path, [])
+    assert STOCK_NODES["SaveImage"].VALIDATE_INPUTS(prefix, folders) is True
+    STOCK_NODES["SaveImage"]().save(torch.zeros(1, 8, 8, 3), folders, {}, None, prefix)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{prefix}_00001_.png"]
+    assert "too long" in STOCK_NODES["SaveImage"].VALIDATE_INPUTS("x" * 245, folders)
+
+
+def test_a_backslash_in_a_prefix_parts_folders(tmp_path):
+    folders = Folders(tmp_path, tmp_path, [])
+    STOCK_NODES["SaveImage"]().save(torch.zeros(1, 8, 8, 3), folders, {}, None, "a\\b")
+    assert (tmp_path / "a" / "b_00001_.png").is_file()
+    assert "leaves the folder" in STOCK_NODES["SaveImage"].VALIDATE_INPUTS("..\\x", folders)
+
+
+def test_a_picture_that_is_cut_off_is_named(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"x\.png cannot be read to its end"):
+        STOCK_NODES["LoadImage"]().load("x.png", Folders(tmp_path, tmp_path, []))
 
 
 def test_a_saved_picture_may_be_used_on(runner, folders):

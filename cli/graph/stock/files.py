@@ -85,7 +85,7 @@ class SaveImage(StockNode):
     def VALIDATE_INPUTS(cls, filename_prefix, folders):
         try:
             stem = _stem(folders.output / cls.SUBFOLDER, filename_prefix or "ComfyUI")
-            check_writable(stem.with_name(f"{stem.name}.{uuid4().hex}.part"))
+            check_writable(stem.with_name(f"{stem.name}_00001_.png"))
         except (ValueError, OSError) as error:
             return str(error)
         return True
@@ -133,9 +133,11 @@ def _truncated(image: torch.Tensor) -> Image.Image:
 def _stem(folder: Path, prefix: str) -> Path:
     """What the names of a prefix's pictures begin with.
 
-    Raises ValueError for a prefix that leaves the folder or is all of it, and for a name that not every system can write.
+    A backslash parts folders, as on Windows. Raises ValueError for a prefix that leaves the folder or is all of it, and for a
+    name that not every system can write.
     """
-    check_names(prefix)
+    prefix = prefix.replace("\\", "/")
+    check_names(f"{prefix}_00001_.png")  # what follows makes a name of `CON` and of `end.`
     stem = inside(folder, prefix)
     if stem == folder.resolve():
         raise ValueError(f"{prefix!r} is the folder {folder} itself, and names no picture in it")
@@ -157,7 +159,7 @@ def _write_whole(stem: Path, picture: Image.Image, info: PngInfo) -> Path:
 
     Raises OSError that names the file.
     """
-    part = stem.with_name(f"{stem.name}.{uuid4().hex}.part")
+    part = stem.with_name(f"{uuid4().hex}.part")  # shorter than most names, so that the longest of them can be written
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         picture.save(part, format="PNG", pnginfo=info, compress_level=4)

@@ -48,6 +48,10 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
         raise ValueError(f"{path} has more than {limit} megapixels, the most that is read; make it smaller") from error
+    except OSError as error:
+        if error.errno is not None:  # the system's own
+            raise
+        raise ValueError(f"{path} cannot be read to its end: {error}") from error
 
 
 def check_picture(path: Path) -> None:
@@ -60,7 +64,7 @@ def read_frames(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Every frame of a picture: [frames, H, W, 3] float32, 0 to 1, and the masks, 1 where a frame is transparent.
 
     The masks are [frames, H, W], or as in ComfyUI [frames, 64, 64] of zeros where nothing is transparent. Raises ValueError for
-    what is no picture, and OSError for one that is cut off.
+    what is no picture, and for one that is cut off.
     """
     with opened(path) as file:
         _check_memory(path, file)
