@@ -114,8 +114,8 @@ def check_latents(vae: Vae, latents: torch.Tensor) -> None:
     check_channels(vae.space, latents)
     if not torch.isfinite(latents).all():
         raise ValueError(
-            "the latents are not finite: the precision was too low (load the DiT in bfloat16 or float32), or what changes the "
-            "MODEL is broken"
+            "the latents are not finite: the precision was too low (load the DiT in bfloat16 or float32), or the file of the DiT "
+            "or what changes the MODEL is broken"
         )
 
 

@@ -323,6 +323,14 @@ def test_convolutions_of_one_pixel_are_matrices(dit, tmp_path):
     assert torch.equal(WeightedLora(matched.tensors, 1.0).delta(LAYER), up @ down)
 
 
+@pytest.mark.parametrize("change", [lambda up: up.int(), lambda up: up[:, :0]])
+def test_halves_that_are_codes_or_hold_nothing_are_refused(dit, tmp_path, change):
+    up, down = pair(dit.model)
+    file = written(tmp_path / "x", {f"{LAYER}.lora_B.weight": change(up), f"{LAYER}.lora_A.weight": down})
+    with pytest.raises(ValueError, match=r"is not understood: .*lora_B\.weight has the shape .* and is (int32|float32)"):
+        read_lora(file)
+
+
 def test_several_adapters_in_a_file_are_refused(dit, tmp_path):
     up, down = pair(dit.model)
     halves = (("B", up), ("A", down))

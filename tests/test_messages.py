@@ -5,6 +5,7 @@ import logging
 import sys
 
 import pytest
+from glm_image_pack.cli.graph.errors import explained
 from glm_image_pack.cli.main import main
 from glm_image_pack.cli.messages import MOST, MessageFormatter, one_line
 
@@ -63,3 +64,9 @@ def test_the_traceback_of_an_error_is_shown_with_v_only(tmp_path, caplog, capsys
         caplog.clear()
         assert main(["render", file, *more]) == 2
         assert sum(bool(record.exc_info) for record in caplog.records) == shown
+
+
+def test_half_a_character_is_named():
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "a\udcff".encode()
+    assert explained(caught.value) == r"a text holds '\udcff', half a character, which is no text; type it anew"

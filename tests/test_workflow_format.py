@@ -413,3 +413,11 @@ def test_a_wrong_shape_is_told_with_its_place(data, message):
 def test_ids_of_several_kinds_are_one_kind(folders):
     ui = graph(LOAD | {"id": "a"}, SAVE | {"id": 9}, links=[["2", "a", 0, 9, 0, "IMAGE"]])
     assert parse_workflow(ui, ALL_NODES).prompt["9"]["inputs"]["images"] == ["a", 0]
+
+
+def test_a_picture_that_carries_no_json_is_not_called_json(tmp_path):
+    info = PngInfo()
+    info.add_text("workflow", "{oops")
+    Image.new("L", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
+    with pytest.raises(WorkflowError, match=r"x\.png: what it carries is not JSON"):
+        read_workflow(tmp_path / "x.png", ALL_NODES)

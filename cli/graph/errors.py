@@ -39,6 +39,8 @@ def explained(error: Exception) -> str:
     could not be imported."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"a text holds {error.object[error.start]!r}, half a character, which is no text; type it anew"
     root = first_cause(error)
     if isinstance(error, ModuleNotFoundError) or "torchvision::" in str(root):
         return import_failure(error)

@@ -103,7 +103,10 @@ def read_file(path: Path) -> WorkflowFile:
     except UnicodeDecodeError as error:
         raise WorkflowError(f"{path} is neither a workflow in JSON nor a picture that carries one") from error
     except ValueError as error:
-        raise WorkflowError(f"{path} is not JSON: {error}") from error
+        carried = content.startswith(PICTURES)
+        raise WorkflowError(
+            f"{path}: what it carries is not JSON: {error}" if carried else f"{path} is not JSON: {error}"
+        ) from error
 
 
 def _carried(content: bytes) -> dict[str, str]:

@@ -93,8 +93,9 @@ def read_lora(file: Path) -> dict[str, torch.Tensor]:
         # PEFT divides by the norm of the changed weight, ComfyUI's formula for DoRA by that of the original one.
         raise ValueError(f"{file.name} is a DoRA of PEFT's kind ({dora[0]}), which cannot be applied; use a plain LoRA")
     if odd := [key for key, tensor in tensors.items() if not _has_lora_shape(key, tensor)]:
-        shape = list(tensors[odd[0]].shape)
-        raise ValueError(f"{file.name} is not understood: {odd[0]} has the shape {shape}")
+        tensor = tensors[odd[0]]
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{file.name} is not understood: {odd[0]} has the shape {list(tensor.shape)} and is {kind}")
     try:
         tensors = _config_alphas(_peft_config(file, metadata), tensors) | tensors
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
@@ -105,10 +106,10 @@ def read_lora(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _has_lora_shape(key: str, tensor: torch.Tensor) -> bool:
-    """Whether an alpha is one number, and up and down have rows and columns."""
+    """Whether an alpha is one number, and up and down have rows and columns of numbers that are no codes."""
     if key.endswith(ALPHA):
         return tensor.numel() == 1
-    return tensor.ndim >= 2 if key.endswith(tuple(PARTNERS)) else True
+    return tensor.ndim >= 2 and tensor.numel() > 0 and tensor.is_floating_point() if key.endswith(tuple(PARTNERS)) else True
 
 
 def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict:
