@@ -72,10 +72,13 @@ def kitchen():
     comfy_kitchen = pytest.importorskip("comfy_kitchen", reason="quantized weights need comfy-kitchen")
     from glm_image_pack.glmimage_core.weights import nf4
 
-    nf4.levels_on.cache_clear()
+    tables = (nf4.levels_on, nf4._pairs_on)
+    for table in tables:
+        table.cache_clear()
     with comfy_kitchen.registry.use_backend("eager"):
         yield
-    nf4.levels_on.cache_clear()
+    for table in tables:
+        table.cache_clear()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ graphs take it as it is. Where no kernel can be compiled, plain operations widen
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 from zlib import crc32
 
@@ -114,6 +115,7 @@ def _(parts, columns, dtype, layout):
     return parts[0].new_empty(len(parts[0]), columns, dtype=dtype)
 
 
+@cache
 def compiled(function: Callable) -> Callable:
     """A function as kernels for all sizes of a weight. Raises RuntimeError where there is no compiler."""
     limits = torch._dynamo.config.patch(recompile_limit=MOST_KERNELS, fail_on_recompile_limit_hit=True)

@@ -36,6 +36,13 @@ def levels_on(device: torch.device) -> torch.Tensor:
     return torch.tensor(LEVELS, device=device)
 
 
+@cache
+def _pairs_on(device: torch.device) -> torch.Tensor:
+    """The two levels of each byte of codes, [256, 2] float32."""
+    levels = levels_on(device)
+    return torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=-1)
+
+
 class NF4Layout(QuantizedLayout):
     """A weight [N, K] as codes [N, K / 2] uint8, the first of a pair in the high half, and scales [N, K / 64] float32.
 
@@ -66,12 +73,10 @@ class NF4Layout(QuantizedLayout):
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        levels = levels_on(qdata.device)
-        pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=-1)  # of each byte of codes, [256, 2]
         weight = torch.empty(params.orig_shape, dtype=params.orig_dtype, device=qdata.device)
         for first in range(0, len(qdata), DEQUANTIZED_ROWS):
             chunk = slice(first, first + DEQUANTIZED_ROWS)
-            blocks = pairs[qdata[chunk].int()].view(-1, params.scale.shape[1], BLOCK)
+            blocks = _pairs_on(qdata.device)[qdata[chunk].int()].view(-1, params.scale.shape[1], BLOCK)
             weight[chunk] = (blocks * params.scale[chunk, :, None]).flatten(1)
         return weight
 
