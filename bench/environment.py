@@ -6,7 +6,8 @@ from argparse import Namespace
 import torch
 from torch.utils import collect_env
 
-from ..cli.version import NAME, pack_version, version_of
+from ..cli.version import version_of
+from ..glmimage_core.version import NAME, pack_version
 from .table import Value
 
 LIBRARIES = ("transformers", "diffusers", "comfy-kitchen", "bitsandbytes")

@@ -5,7 +5,8 @@ import os
 import platform
 from collections.abc import Sequence
 
-from .version import NAME, pack_version, version_of
+from ..glmimage_core.version import NAME, pack_version
+from .version import version_of
 
 REQUIRED = ("transformers", "diffusers", "accelerate", "safetensors")
 OPTIONAL = (

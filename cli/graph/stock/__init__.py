@@ -2,7 +2,6 @@
 
 base     what such a node has
 reading  pictures on disk as tensors, every frame of an animated one
-names    file names that every system can write
 files    Load Image, Save Image and their kin
 scaling  sizes of pictures
 images   pictures out of pictures

@@ -2,20 +2,17 @@
 
 import hashlib
 import json
-import os
-import re
-import time
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ....glmimage_core.checkpoints.names import inside
+from ....glmimage_core.checkpoints.numbered import expanded, stem_of, write_numbered
 from ....glmimage_core.checkpoints.outputs import check_writable
 from .base import Folders, StockNode
-from .names import check_names, inside
 from .reading import check_picture, read_frames
 
 
@@ -84,7 +81,7 @@ class SaveImage(StockNode):
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix, folders):
         try:
-            stem = _stem(folders.output / cls.SUBFOLDER, filename_prefix or "ComfyUI")
+            stem = stem_of(folders.output / cls.SUBFOLDER, filename_prefix or "ComfyUI")
             check_writable(stem.with_name(f"{stem.name}_00001_.png"))
         except (ValueError, OSError) as error:
             return str(error)
@@ -96,7 +93,7 @@ class SaveImage(StockNode):
         if workflow is not None:
             info.add_text("workflow", json.dumps(workflow))
         height, width = images.shape[1:3]
-        stem = _stem(folders.output / self.SUBFOLDER, _expand(filename_prefix or "ComfyUI", width, height))
+        stem = stem_of(folders.output / self.SUBFOLDER, expanded(filename_prefix or "ComfyUI", width, height))
         for image in images:
             folders.written.append(_write_whole(stem, _truncated(image), info))
         return (images,)
@@ -130,60 +127,6 @@ def _truncated(image: torch.Tensor) -> Image.Image:
     return Image.fromarray(np.clip(image.cpu().numpy() * 255, 0, 255).astype(np.uint8))
 
 
-def _stem(folder: Path, prefix: str) -> Path:
-    """What the names of a prefix's pictures begin with.
-
-    A backslash parts folders, as on Windows. Raises ValueError for a prefix that leaves the folder or is all of it, and for a
-    name that not every system can write.
-    """
-    prefix = prefix.replace("\\", "/")
-    check_names(f"{prefix}_00001_.png")  # what follows makes a name of `CON` and of `end.`
-    stem = inside(folder, prefix)
-    if stem == folder.resolve():
-        raise ValueError(f"{prefix!r} is the folder {folder} itself, and names no picture in it")
-    return stem
-
-
-def _expand(prefix: str, width: int, height: int) -> str:
-    """ComfyUI's placeholders: %width% and %height% of the picture, %year% to %second% of the clock."""
-    now = time.localtime()
-    values = {"width": width, "height": height, "year": now.tm_year, "month": f"{now.tm_mon:02}", "day": f"{now.tm_mday:02}"}
-    values |= {"hour": f"{now.tm_hour:02}", "minute": f"{now.tm_min:02}", "second": f"{now.tm_sec:02}"}
-    for name, value in values.items():
-        prefix = prefix.replace(f"%{name}%", str(value))
-    return prefix
-
-
 def _write_whole(stem: Path, picture: Image.Image, info: PngInfo) -> Path:
-    """Write stem_00001_.png, with the first number above all that are there, whole or not at all: a kill leaves a .part.
-
-    Raises OSError that names the file.
-    """
-    part = stem.with_name(f"{uuid4().hex}.part")  # shorter than most names, so that the longest of them can be written
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(part, format="PNG", pnginfo=info, compress_level=4)
-        return _named(part, stem)
-    except OSError as error:
-        raise OSError(f"could not write {stem}_00001_.png: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _named(part: Path, stem: Path) -> Path:
-    """Give a finished file the next free name, which another process cannot take at the same time."""
-    pattern = re.compile(rf"{re.escape(stem.name)}_(\d+)_.*")
-    while True:
-        taken = [int(match[1]) for file in stem.parent.iterdir() if (match := pattern.fullmatch(file.name))]
-        path = stem.with_name(f"{stem.name}_{max(taken, default=0) + 1:05}_.png")
-        try:
-            os.link(part, path)  # a second name, unless there is such a file
-        except FileExistsError:
-            continue
-        except OSError:  # a file system without links
-            try:
-                path.touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            part.replace(path)
-        return path
+    """Write stem_00001_.png, or with a higher number, as `write_numbered` does."""
+    return write_numbered(stem, ".png", lambda part: picture.save(part, format="PNG", pnginfo=info, compress_level=4))
