@@ -9,15 +9,16 @@ import torch
 from glm_image_pack.glmimage_core import GlmImage
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image import prior
-from glm_image_pack.glmimage_core.glm_image.drafts import NONE, Experience, Foresight, Record, at_same_place, in_preview
+from glm_image_pack.glmimage_core.glm_image.drafts import Foresight, at_same_place, in_preview
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling
+from glm_image_pack.glmimage_core.glm_image.experience import NONE, Experience, Record
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
 from glm_image_pack.glmimage_core.glm_image.geometry import preview_grid, prior_grid
 from glm_image_pack.glmimage_core.glm_image.layout import lay_out
 from glm_image_pack.glmimage_core.glm_image.lookahead import (
     FORGOTTEN_AFTER,
+    ROW_BEFORE,
     SIZES,
-    STRIDE,
     AssumedCosts,
     PassCosts,
     best_size,
@@ -47,7 +48,7 @@ def hinted(ar, references, *, size, seed, batch, sampling, lookahead, share):
         like = tokens.clone()
         wrong = torch.tensor([rng.random() > share for _ in range(like.numel())]).view(like.shape)
         like[wrong] = rng.randrange(ar.codebook_size)
-        writers.append(Foresight(grids, [at_same_place(like, grids)], Experience()))
+        writers.append(Foresight(grids, {"like": at_same_place(like, grids)}, Experience()))
     emitted, passes = prior.decode_grids(
         ar,
         lay_out(ar, PROMPT, grids, references),
@@ -161,7 +162,7 @@ GRIDS = [Grid(2, 3), Grid(4, 6)]
 
 
 def test_neighbours_and_sources_are_those_of_each_grid():
-    writing = Foresight(GRIDS, [], Experience()).writing
+    writing = Foresight(GRIDS, {}, Experience()).writing
     # 0 1 2      6  7  8 ...
     # 3 4 5     12 13 14 ...
     assert writing.beside[0] == (NONE, NONE, NONE, NONE)
@@ -200,7 +201,7 @@ def write(foresight, truth, rows):
 def test_what_is_accepted_is_what_the_model_says_and_flat_pictures_take_few_passes(rows, flat):
     grids, rng = [Grid(8, 8), Grid(16, 16)], random.Random(0)
     truth = [7] * 320 if flat else [rng.randrange(1000) for _ in range(320)]
-    passes = write(Foresight(grids, [in_preview(grids)], Experience()), truth, rows)
+    passes = write(Foresight(grids, {"preview": in_preview(grids)}, Experience()), truth, rows)
     assert passes < 319 / rows + 4 if flat else passes > 300
 
 
@@ -208,31 +209,36 @@ def test_a_picture_like_its_reference_but_for_a_colour_takes_few_passes():
     grid, rng = Grid(16, 16), random.Random(0)
     reference = torch.tensor([[rng.randrange(4) for _ in range(16)] for _ in range(16)])
     truth = [9 if token == 2 else token for token in reference.flatten().tolist()]
-    passes = write(Foresight([grid], [at_same_place(reference, [grid])], Experience()), truth, 32)
+    passes = write(Foresight([grid], {"reference": at_same_place(reference, [grid])}, Experience()), truth, 32)
     assert passes < 20
 
 
 def test_chances_are_what_came_true():
     """On noise nothing is worth a row, on a flat picture everything."""
     grid, rng, experience = Grid(32, 32), random.Random(0), Experience()
-    noisy = Foresight([grid], [], experience)
+    noisy = Foresight([grid], {}, experience)
     write(noisy, [rng.randrange(9000) for _ in range(1024)], 4)
-    again = Foresight([grid], [], experience)
+    again = Foresight([grid], {}, experience)
     again.accept([1, 5, 8])
     assert max(again.guess(8)) < 0.05
     experience = Experience()
-    write(Foresight([grid], [], experience), [7] * 1024, 4)
-    again = Foresight([grid], [], experience)
+    write(Foresight([grid], {}, experience), [7] * 1024, 4)
+    again = Foresight([grid], {}, experience)
     again.accept([7, 7, 7])
     assert min(again.guess(8)) > 0.8
 
 
 def test_guessing_ends_where_it_is_not_worth_a_row():
-    foresight = Foresight([Grid(16, 16)], [], Experience())
-    foresight.accept([1])
-    chances = foresight.guess(64, least=0.3)
-    assert len(chances) < 64 and chances[-1] < 0.3 and all(chance >= 0.3 for chance in chances[:-1])
-    assert foresight.window(8) == [1, *foresight.writing.tokens[1 : 1 + len(chances)]][:8] + [0] * (7 - len(chances))
+    def foresight():
+        begun = Foresight([Grid(16, 16)], {}, Experience())
+        begun.accept([1])
+        return begun
+
+    counts = [len(foresight().guess(64, row)) for row in (0.0, 1 / 64, 1 / 16, 1 / 2)]
+    assert counts[0] == 64 > counts[1] > counts[2] > counts[3]
+    begun = foresight()
+    guessed = len(begun.guess(64, 1 / 2))
+    assert 0 < guessed < 7 and begun.window(8) == [1, *begun.writing.tokens[1 : 1 + guessed]] + [0] * (7 - guessed)
 
 
 def costs_of(**seconds):
@@ -256,18 +262,20 @@ def test_the_size_of_a_pass_follows_cost_and_chances():
     assert least_chance(arithmetic) == 1 and 0 < least_chance(reading) < 0.05
 
 
-def test_a_size_is_tried_as_soon_as_it_may_be_worth_it_and_its_first_pass_counts_for_nothing():
+def test_a_size_that_was_not_measured_is_assumed_from_the_nearest_one_and_its_first_pass_counts_for_nothing():
     costs = PassCosts()
-    assert best_size([[0.9] * 63], costs.estimates()) == 1  # nothing is known: each token costs the same
-    for _ in range(3):
-        costs.note(1, 1.0)
-    assert costs.estimates()[STRIDE] == 1.0 and costs.estimates()[64] == 64 / STRIDE  # from below
-    assert best_size([[0.9] * 63], costs.estimates()) == STRIDE
-    for rows, seconds in ((4, 1.0), (16, 1.2)):
-        costs.note(rows, 100.0)  # picks kernels
-        costs.note(rows, seconds)
-    assert [costs.estimates()[rows] for rows in (2, 4, 8, 16, 32, 64)] == [1.0, 1.0, 1.0, 1.2, 1.2, 1.2]
-    assert best_size([[0.99] * 63], costs.estimates()) == 64
+    assert costs.estimates() == {rows: 1 + ROW_BEFORE * (rows - 1) for rows in SIZES}
+    assert best_size([[0.05**count for count in range(1, 64)]], costs.estimates()) == 1
+    assert best_size([[0.99] * 63], costs.estimates()) == 64  # at once
+    costs.note(16, 100.0)  # picks kernels
+    assert costs.estimates()[16] == 1 + ROW_BEFORE * 15
+    costs.note(16, 2.0)
+    costs.note(64, 100.0)
+    costs.note(64, 30.0)
+    estimates = costs.estimates()
+    assert (estimates[16], estimates[64]) == (2.0, 30.0)
+    assert estimates[1] == pytest.approx(2 / (1 + ROW_BEFORE * 15))
+    assert estimates[8] == pytest.approx(2 * (1 + ROW_BEFORE * 7) / (1 + ROW_BEFORE * 15))
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
@@ -324,9 +332,9 @@ def test_what_was_always_right_is_never_certain():
     """A thousand plans of one model share its experience."""
     experience, grid = Experience(), Grid(32, 32)
     for _ in range(12):
-        foresight = Foresight([grid], [], experience)
+        foresight = Foresight([grid], {}, experience)
         write(foresight, [7] * 1024, 64)
-    foresight = Foresight([grid], [], experience)
+    foresight = Foresight([grid], {}, experience)
     foresight.accept([7])
     assert 0.9 < foresight.guess(63)[-1] <= 1
 
@@ -336,10 +344,10 @@ def test_a_size_that_was_not_used_for_long_is_measured_anew():
     for rows, seconds in ((1, 1.0), (8, 90.0)):  # a busy moment
         for _ in range(3):
             costs.note(rows, seconds)
-    assert best_size([[1.0] * 63], costs.estimates(), most=8) == 1
+    assert best_size([[1.0] * 63], costs.estimates(), most=8) < 8
     for _ in range(FORGOTTEN_AFTER):
         costs.note(1, 1.0)
-    assert best_size([[1.0] * 63], costs.estimates(), most=8) == STRIDE  # and so on, from below
+    assert best_size([[1.0] * 63], costs.estimates(), most=8) == 8
     for seconds in (500.0, 100.0):
         costs.note(8, seconds)
     assert costs.estimates()[8] == 100  # what it took in other times is forgotten

@@ -6,77 +6,18 @@ a wrong one costs a row of a pass and changes no token.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any
 
 import torch
 
 from ..diffusion import Grid
+from .experience import NONE, UNKNOWN, Experience, Situation
 
-NONE = -1
-"""A draft that has nothing to say, or a neighbour outside the grid."""
-
-UNKNOWN = 2
-"""The outcome of a draft that said nothing; that of the others is whether they were right."""
-
-Situation = tuple[int, ...]
-"""The outcomes of a draft at the four neighbours of a place."""
-
-
-class Record(dict):
-    """How often something came true: [hits, trials] by what was seen before. What is new begins with one trial, which counts
-    `first` of what was seen."""
-
-    def __init__(self, first: Callable[[Any], float]):
-        super().__init__()
-        self.first = first
-
-    def __missing__(self, seen: Any) -> list[float]:
-        self[seen] = [self.first(seen), 1]
-        return self[seen]
-
-    def share(self, seen: Any) -> float:
-        hits, trials = self[seen]
-        return hits / trials
-
-    def enter(self, seen: Any, hit: int) -> None:
-        counts = self[seen]
-        counts[0] += hit
-        counts[1] += 1
-        if counts[1] > MOST_TRIALS:
-            counts[:] = [count / 2 for count in counts]
-
-
-def as_the_neighbours(situation: Situation) -> float:
-    """The trust in a draft without a record: from 0.06 where it was wrong at all four neighbours to 0.86 where it was right."""
-    return (0.3 + situation.count(True)) / (1 + len(situation) - situation.count(UNKNOWN))
-
-
-MOST_TRIALS = 256  # the older half of the evidence loses its weight beyond
 MOST_HALVINGS = 16
-MOST_PAIRS = 2**15
-
-
-@dataclass(eq=False)
-class Experience:
-    """What the plans of a model have shown so far; all sequences share it.
-
-    records: of each draft, by its name. guesses: how often a guess was right whose doubt was about 2 to the power of minus this;
-    drafts err together, so that their common doubt is too small. followed: the token that came last where the neighbours left
-    and above had these tokens.
-    """
-
-    records: dict[str, Record] = field(default_factory=lambda: defaultdict(lambda: Record(as_the_neighbours)))
-    guesses: Record = field(default_factory=lambda: Record(lambda halvings: 1 - 2.0**-halvings))
-    followed: dict[tuple[int, int], int] = field(default_factory=dict)
-
-    def follow(self, neighbours: tuple[int, int], token: int) -> None:
-        self.followed[neighbours] = token
-        if len(self.followed) > MOST_PAIRS:
-            del self.followed[next(iter(self.followed))]
+SURE = -1  # the halvings of no doubt at all
+ENOUGH = 0.5  # of what the pass makes known for its cost
+NOBODY = (NONE, 0)
 
 
 class Writing:
@@ -133,8 +74,8 @@ def last_pass(writing: Writing, place: int) -> int:
 
 
 def seen_before(writing: Writing, place: int) -> int:
-    """What stood last between the same neighbours."""
-    return writing.experience.followed.get((left(writing, place), above(writing, place)), NONE)
+    """What mostly stood between the same neighbours."""
+    return writing.experience.followed.get((left(writing, place), above(writing, place)), NOBODY)[0]
 
 
 Source = Callable[[Writing, int], int]
@@ -170,35 +111,54 @@ def changed(source: Source, number: int) -> Draft:
 class Foresight:
     """Guesses the next tokens of one sequence.
 
-    Each draft has a record of how often it was right, for every way in which it was right, wrong or silent at the four
-    neighbours that are written. Drafts that offer the same token support each other, as if their errors were independent.
+    Each draft has a record of how often it was right in a preview and in a large grid, for every way in which it was right,
+    wrong or silent at the four neighbours that are written. Drafts that offer the same token support each other, as if their
+    errors were independent.
+
+    forced: the token that a place gets whatever is drawn there, NONE where the draw counts; of all places, or empty. Such a
+    token is a guess that is always right. Nothing is learned from it, since the model did not choose it.
     """
 
-    def __init__(self, grids: Sequence[Grid], sources: Sequence[Source], experience: Experience):
+    def __init__(
+        self, grids: Sequence[Grid], sources: Mapping[str, Source], experience: Experience, *, forced: Sequence[int] = ()
+    ):
         self.writing = Writing(grids, experience)
         self.total = len(self.writing.beside)
-        self.sources = sources
+        self.forced = list(forced) or [NONE] * self.total
+        self.undecided = max((place + 1 for place, token in enumerate(self.forced) if token == NONE), default=0)
+        self.sources = list(sources.values())
         drafts: dict[str, Draft] = {"left": left, "above": above, "last pass": last_pass, "seen before": seen_before}
-        for number, source in enumerate(sources):
-            drafts |= {f"source {number}": source, f"source {number}, changed": changed(source, number)}
+        for number, (name, source) in enumerate(sources.items()):
+            drafts |= {name: source, f"{name}, changed": changed(source, number)}
         self.drafts = list(drafts.values())
-        self.records, self.guesses = [experience.records[name] for name in drafts], experience.guesses
+        self.guesses = experience.guesses
+        self.records = []  # of each draft at each place
+        for kind, grid in zip(("preview", "large")[-len(grids) :], grids, strict=True):
+            self.records += [[experience.records[f"{name}, {kind}"] for name in drafts]] * grid.tokens
         self.known = 0  # tokens
-        self.halvings: list[int] = []  # of the doubt in each guess after them
+        self.halvings: list[int] = []  # of the doubt in each guess after them, SURE for a forced one
         self.silent, self.unknown = [NONE] * len(drafts), [UNKNOWN] * len(drafts)
         self.offers = [self.silent] * self.total  # of each draft at each place
         self.outcomes = [self.unknown] * (self.total + 1)  # the last one stands for NONE
 
-    def guess(self, most: int, least: float = 0.0) -> list[float]:
-        """Guess up to `most` tokens after the known ones, as long as all of them are right with a chance above `least`.
+    def guess(self, most: int, row: float = 0.0) -> list[float]:
+        """Guess up to `most` tokens after the known ones, as long as they are worth their rows.
 
-        Returns for each guess the chance that it and all before it are right, as the records have it.
+        row: what a row costs, in passes of one token. Another row pays as long as it promises more tokens for its cost than the
+        rows before it do for theirs; ENOUGH of that is asked, since sizes are few. Returns for each guess the chance that it and
+        all before it are right, as the records have it.
         """
-        reach, chances, self.halvings = 1.0, [], []
+        reach, known, chances, self.halvings = 1.0, 1.0, [], []
         for place in range(self.known, min(self.known + most, self.total)):
             doubts: dict[int, float] = {}
             self._offer(place)
-            for token, situation, record in zip(self.offers[place], self._situations(place), self.records, strict=True):
+            if self.forced[place] != NONE:
+                self._write(place, self.forced[place])
+                self.halvings.append(SURE)
+                chances.append(reach)
+                known += reach
+                continue
+            for token, situation, record in zip(self.offers[place], self._situations(place), self.records[place], strict=True):
                 if token != NONE:
                     doubts[token] = doubts.get(token, 1.0) * (1 - record.share(situation))
             token = min(doubts, key=doubts.get, default=NONE)
@@ -207,7 +167,8 @@ class Foresight:
             self._write(place, token)
             self.halvings.append(halvings)
             chances.append(reach)
-            if reach < least:
+            known += reach
+            if reach * (1 + row * len(chances)) < ENOUGH * row * known:
                 break
         return chances
 
@@ -217,11 +178,12 @@ class Foresight:
         window = [self.writing.tokens[self.known - 1], *(max(token, 0) for token in guessed)]
         return window + [0] * (rows - len(window))
 
-    def take(self, token: int) -> None:
-        """Take a token that is known to be right, and learn nothing from it."""
-        self.writing.tokens[self.known] = token
+    def take(self, drawn: int) -> None:
+        """Take a draw that is known to be right, and learn nothing from it."""
+        self.writing.tokens[self.known] = self._decided([drawn])[0]
         self.offers[self.known], self.outcomes[self.known] = self.silent, self.unknown
         self.known, self.halvings = self.known + 1, []
+        self._end()
 
     def accept(self, drawn: Sequence[int]) -> int:
         """Take what a pass drew after the last known token and after each guess, W tokens; returns how many became known.
@@ -229,19 +191,44 @@ class Foresight:
         The draws are those of the one-at-a-time loop as long as the guesses before them were right.
         """
         known, guessed = self.known, len(self.halvings)
-        guesses = self.writing.tokens[known : known + guessed]
-        right = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(guesses, drawn, strict=False))))
-        run = min(right + 1, len(drawn), self.total - known)
-        for halvings, guess, token in zip(self.halvings, guesses, drawn[:run], strict=False):
-            self.guesses.enter(halvings, guess == token)
-        for number, token in enumerate(drawn[:run]):
+        guesses, decided = self.writing.tokens[known : known + guessed], self._decided(drawn)
+        right = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(guesses, decided, strict=False))))
+        run = min(right + 1, len(decided))
+        for halvings, guess, token in zip(self.halvings, guesses, decided[:run], strict=False):
+            if halvings != SURE:
+                self.guesses.enter(halvings, guess == token)
+        for number, token in enumerate(decided[:run]):
             if number >= guessed:
                 self._offer(known + number)
             self._write(known + number, token)
-            self._learn(known + number)
+            if self.forced[known + number] == NONE:
+                self._learn(known + number)
         self.known, self.halvings = known + run, []
         self.writing.drawn = dict(enumerate(drawn[run:], self.known))
-        return run
+        self._end()
+        return self.known - known
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the next place has a forced token."""
+        return self.known < self.total and self.forced[self.known] != NONE
+
+    def until_forced(self, most: int) -> int:
+        """How many tokens, 1 to `most`, can be drawn and fed back one after another: at a forced place the draw is not what
+        is fed."""
+        ahead = self.forced[self.known : self.known + most]
+        return max(1, next((count for count, token in enumerate(ahead) if token != NONE), most))
+
+    def _decided(self, drawn: Sequence[int]) -> list[int]:
+        """The tokens of the next places, whose draws these are."""
+        places = self.forced[self.known : self.known + len(drawn)]
+        return [token if forced == NONE else forced for token, forced in zip(drawn, places, strict=False)]
+
+    def _end(self) -> None:
+        """If no place is left whose draw counts, the forced tokens after it are known without a pass."""
+        if self.known >= self.undecided:
+            self.writing.tokens[self.known : self.total] = self.forced[self.known :]
+            self.known = self.total
 
     def _offer(self, place: int) -> None:
         writing = self.writing
@@ -261,7 +248,7 @@ class Foresight:
     def _learn(self, place: int) -> None:
         """Enter into the records how each draft did at a place that has become known, and what stands there."""
         writing, token = self.writing, self.writing.tokens[place]
-        for outcome, situation, record in zip(self.outcomes[place], self._situations(place), self.records, strict=True):
+        for outcome, situation, record in zip(self.outcomes[place], self._situations(place), self.records[place], strict=True):
             if outcome != UNKNOWN:
                 record.enter(situation, outcome)
         for number, source in enumerate(self.sources):

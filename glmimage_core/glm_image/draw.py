@@ -44,7 +44,24 @@ def draw(sampling: Sampling, logits: torch.Tensor, noise: torch.Tensor) -> torch
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    scores, places, doubtful = logits / sampling.temperature, None, []
+    if sampling.top_p == 1 or logits.device.type != "cpu":
+        return _race(sampling, logits / sampling.temperature, noise)
+    scores = logits / sampling.temperature
+    shares, drawn = scores.softmax(dim=-1).max(dim=-1)
+    several = shares < max(sampling.top_p, 0.5) + ROUNDING  # in other rows top-p leaves the likeliest token alone
+    if several.all():
+        return _race(sampling, scores, noise)
+    if several.any():
+        drawn[several] = _race(sampling, scores[several], noise[several])
+    return drawn
+
+
+ROUNDING = 1e-3  # far more than float32 errs in a share
+
+
+def _race(sampling: Sampling, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Filter and draw: logits over the temperature and noise, [..., V] each -> [...] int64."""
+    whole, places, doubtful = scores, None, []
     if 0 < sampling.top_k < scores.shape[-1]:
         scores, places, more_tie = _top(scores, sampling.top_k)
         doubtful.append(more_tie)
@@ -62,7 +79,7 @@ def draw(sampling: Sampling, logits: torch.Tensor, noise: torch.Tensor) -> torch
     winner = (scores.softmax(dim=-1) / noise.gather(-1, places)).argmax(dim=-1, keepdim=True)
     drawn = places.gather(-1, winner).squeeze(-1)
     if drawn.device.type == "cpu" and (unsure := torch.cat(doubtful, dim=-1).any(dim=-1)).any():
-        drawn[unsure] = (_probabilities(sampling, logits[unsure]) / noise[unsure]).argmax(dim=-1)
+        drawn[unsure] = (_probabilities(sampling, whole[unsure]) / noise[unsure]).argmax(dim=-1)
     return drawn
 
 
@@ -82,11 +99,10 @@ def _top(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, 
     return highest.gather(-1, order), places, more_tie
 
 
-def _probabilities(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
-    """What transformers' filters leave of rows of logits, [N, V]."""
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+def _probabilities(sampling: Sampling, scores: torch.Tensor) -> torch.Tensor:
+    """What transformers' filters leave of rows of scores, [N, V]."""
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-    scores = TemperatureLogitsWarper(sampling.temperature)(None, logits)
     if sampling.top_k:
         scores = TopKLogitsWarper(sampling.top_k)(None, scores)
     if sampling.top_p < 1:

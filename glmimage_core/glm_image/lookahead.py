@@ -14,8 +14,8 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 AUTO = 0
 """As many tokens a pass as are fastest."""
 
-KEPT_TIMES, ENOUGH_TIMES = 7, 1
-STRIDE = 4
+KEPT_TIMES = 7
+ROW_BEFORE = 1 / 16  # of a pass of one token: what a row more is taken to cost before it is measured
 MARGIN, MARGIN_OF_BATCHES = 0.1, 0.5  # where sequences go on at different paces, a pass costs about a tenth more
 LEAST_CHANCE = 0.02
 FORGOTTEN_AFTER = 64  # passes
@@ -50,23 +50,18 @@ class PassCosts:
     def estimates(self) -> dict[int, float]:
         """Seconds of a pass of each of SIZES.
 
-        A size that was not measured enough gets the least that it can cost, so that it is tried as soon as it may be worth it:
-        as much as fewer tokens, and its share of more tokens. Sizes are tried from below: beyond STRIDE times the largest
-        measured size, each token costs as much as there.
+        A size that was not measured costs as much more than the nearest one that was as ROW_BEFORE says. So a first plan tries a
+        size at once where many guesses are likely to be right, and one or two passes tell what it costs.
         """
         measured = {
-            rows: min(times)
-            for rows, times in self.times.items()
-            if len(times) >= ENOUGH_TIMES and self.passes - self.used[rows] < FORGOTTEN_AFTER
+            rows: min(times) for rows, times in self.times.items() if times and self.passes - self.used[rows] < FORGOTTEN_AFTER
         }
-        next_size = STRIDE * max(measured, default=0) or 1
 
-        def least(rows: int) -> float:
-            most_known = min(rows, next_size)
-            costs = (cost * min(1.0, most_known / size) for size, cost in measured.items())
-            return max(costs, default=1.0) * rows / most_known
+        def assumed(rows: int) -> float:
+            nearest = min(measured, key=lambda size: abs(math.log(size / rows)), default=1)
+            return measured.get(nearest, 1.0) * (1 + ROW_BEFORE * (rows - 1)) / (1 + ROW_BEFORE * (nearest - 1))
 
-        return {rows: measured.get(rows) or least(rows) for rows in SIZES}
+        return {rows: measured.get(rows) or assumed(rows) for rows in SIZES}
 
 
 ROW, ROW_STREAMED = 1 / 64, 1 / 1024
