@@ -12,7 +12,14 @@ from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
 from glm_image_pack.glmimage_core.weights.formats import FORMATS, inner_tensors
 from glm_image_pack.glmimage_core.weights.linear import quantize
-from glm_image_pack.glmimage_core.weights.lora import WeightedLora, applied_loras, applied_loras_bytes, match, read_lora
+from glm_image_pack.glmimage_core.weights.lora import (
+    WeightedLora,
+    applied_loras,
+    applied_loras_bytes,
+    match,
+    read_lora,
+    states_other_scale,
+)
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from safetensors.torch import save_file
 from torch.profiler import ProfilerActivity, profile
@@ -197,6 +204,25 @@ def test_alphas_are_taken_from_where_their_makers_keep_them(dit, tmp_path, confi
         matched = match(read_lora(path), dit.model)
         assert matched.weights == 1 and matched.unmatched == []
         assert torch.allclose(WeightedLora(matched.tensors, 1.0).delta(LAYER), scale * (up @ down), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "other"),
+    [
+        ({"transformer.r": 8, "transformer.lora_alpha": 8}, False),
+        ({"transformer.r": 8, "transformer.lora_alpha": 16}, True),
+        ({"r": 8, "lora_alpha": 8, "use_rslora": True}, True),
+        ({"r": 8, "lora_alpha": 8, "alpha_pattern": {"to_q": 4}}, True),
+        ({"r": 8, "lora_alpha": 8, "rank_pattern": {"to_q": 4}}, True),
+        ({"r": 8}, False),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_metadata_says_whether_it_scales_the_weights(config, other):
+    metadata = {"format": "pt"} if config is None else {"lora_adapter_metadata": json.dumps(config)}
+    assert states_other_scale(metadata) == other
+    assert not states_other_scale({"lora_adapter_metadata": "{"})
 
 
 def test_the_nodes_lay_it_over_both_halves_and_leave_the_loaded_ones_alone(quiet_host, models, folder, dit, ar, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,21 @@ import torch
 from _pack import ROOT
 from diffusers import AutoencoderKL
 from glm_image_pack.cli.main import main
-from glm_image_pack.glmimage_core.checkpoints.header import FileHeader
+from glm_image_pack.glmimage_core.checkpoints.header import CONFIG_TENSOR, FileHeader, config_tensor
 from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import identify
 from glm_image_pack.glmimage_core.glm_image.files.components import AR, COMPONENTS, DIT, RELEASED_SPACE
 from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_component, latent_space
 from glm_image_pack.glmimage_core.glm_image.files.load import load_ar, load_dit, load_vae, load_vae_of, stored_component
-from glm_image_pack.glmimage_core.glm_image.files.single_file import _identified_kind, find_file, inspect_file, list_files
+from glm_image_pack.glmimage_core.glm_image.files.single_file import (
+    _identified_kind,
+    config_to_carry,
+    find_file,
+    inspect_file,
+    list_files,
+)
+from glm_image_pack.glmimage_core.glm_image.schedule import Shift
 from glm_image_pack.glmimage_core.tiny.glm_image import write_checkpoint
 from glm_image_pack.glmimage_core.vae import decode, encode
 from glm_image_pack.glmimage_core.weights.formats import Header
@@ -106,6 +114,48 @@ def _mapped_at(address: int) -> str:
         if first <= address < last:
             return line
     raise AssertionError(hex(address))
+
+
+@pytest.mark.parametrize(("component", "prefix"), [("transformer", "model.diffusion_model."), ("vae", "model."), ("vae", "")])
+def test_a_config_may_be_a_tensor_beside_the_weights(folder, tmp_path, component, prefix):
+    """As ModelSave and VAESave of ComfyUI write files; see tests/inside_comfyui/test_saving.py."""
+    kept = LOADERS[component](folder)
+    file, config = tmp_path / "one.safetensors", {prefix + CONFIG_TENSOR: config_tensor(config_to_carry(kept))}
+    weights = load_file(write_file(folder / component, file, prefix, config=False))
+    with pytest.raises(ValueError, match=r"its metadata has no config|needs its config.json"):
+        LOADERS[component](file)
+    save_file(weights | config, file)
+    loaded = LOADERS[component](file)
+    assert loaded.space == kept.space and torch.allclose(output(loaded), output(kept), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.tensor([123], dtype=torch.uint8), "is no config"),
+        (torch.tensor([255], dtype=torch.uint8), "is no config"),
+        (torch.tensor([300.0]), "is no config"),
+        (torch.tensor(list(b"[1]"), dtype=torch.uint8), "is no config but '\\[1\\]'"),
+        (torch.zeros(2**20 + 1, dtype=torch.uint8), "is too long to be a config"),
+        (config_tensor({"_class_name": "AutoencoderKL"}), "is of a AutoencoderKL"),
+    ],
+)
+def test_a_broken_config_in_a_file_is_named(folder, tmp_path, content, message):
+    file = write_file(folder / "transformer", tmp_path / "one.safetensors", "model.diffusion_model.")
+    save_file(load_file(file) | {f"model.diffusion_model.{CONFIG_TENSOR}": content}, file)
+    with pytest.raises(ValueError, match=message):
+        stored_component(file, DIT)
+
+
+def test_a_dit_in_a_file_may_state_its_schedule(folder, tmp_path):
+    dit = replace(load_dit(folder), shift=Shift(0.5, 1.0, 300))
+    file = write_file(folder / "transformer", tmp_path / "one.safetensors", config=False)
+    save_file(load_file(file) | {CONFIG_TENSOR: config_tensor(config_to_carry(dit))}, file)
+    assert load_dit(file, roots=[folder.parent]).shift == dit.shift
+    wrong = config_to_carry(dit) | {"scheduler": {"base_shift": "high"}}
+    save_file(load_file(file) | {CONFIG_TENSOR: config_tensor(wrong)}, file)
+    with pytest.raises(ValueError, match=r"base_shift in .*one.safetensors is high"):
+        stored_component(file, DIT)
 
 
 def test_shapes_say_the_config_where_the_metadata_does_not():
@@ -383,9 +433,11 @@ def test_loaders_list_files_after_folders_and_check_them(quiet_host, files):
 
 
 def test_a_workflow_that_names_files_paints_the_picture_of_the_folder(files, models, tmp_path):
-    workflow = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text("utf-8"))
+    workflow = json.loads((ROOT / "workflows" / "api" / "separate_loaders.json").read_text("utf-8"))
     for node in workflow.values():
         small = {"width": 256, "height": 256, "steps": 1}
+        if node["class_type"] == "GLMImageGeneratePrior":
+            node["inputs"] |= {"width": 256, "height": 256}  # in place of links from GLM-Image Size
         node["inputs"] |= {key: value for key, value in small.items() if not isinstance(node["inputs"].get(key, []), list)}
     pictures = []
     for name, folder in (("folder", models), ("files", files)):

@@ -1,8 +1,9 @@
 """The headers of safetensors and GGUF files: names, shapes and formats, no weights."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +13,9 @@ from ..weights.formats import FORMAT_KEY, Header, Mark, NotUnderstood, mark_of, 
 from ..weights.unreadable import unreadable
 from .folders import read_json
 
+CONFIG_TENSOR = "config_json"
+"""A model's config as a tensor of bytes beside its weights: ComfyUI lets a model add tensors to its file, and no metadata."""
+MOST_CONFIG_BYTES = 2**20
 LAYERS_KEY = "_quantization_metadata"  # in a file's metadata: the format of each layer, as ComfyUI documents it
 # Others, of which torch has no numbers or a weight has no use, are refused by name.
 SAFETENSORS_DTYPES = {
@@ -36,13 +40,14 @@ class FileHeader(NamedTuple):
     """A safetensors file without its weights.
 
     tensors: by the names that this pack writes. stored_as: the names in the file, by these. marks: of the quantized layers, by
-    the layer's name.
+    the layer's name. configs: what each CONFIG_TENSOR holds, by what stands before its name.
     """
 
     tensors: dict[str, Header]
     stored_as: dict[str, str]
     marks: dict[str, Mark]
     metadata: dict[str, str]
+    configs: Mapping[str, dict] = {}
 
     @property
     def formats(self) -> dict[str, str]:
@@ -51,7 +56,10 @@ class FileHeader(NamedTuple):
 
 
 def read_header(file: Path) -> FileHeader:
-    """The header of a safetensors file. Raises ValueError for one that is truncated or none, NotUnderstood for another."""
+    """The header of a safetensors file, with the configs that it carries as tensors.
+
+    Raises ValueError for a file that is truncated or none and for a broken config, NotUnderstood for another file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -66,13 +74,17 @@ def read_header(file: Path) -> FileHeader:
                 key: Header(SAFETENSORS_DTYPES[piece.get_dtype()], tuple(piece.get_shape())) for key, piece in slices.items()
             }
             metadata = opened.metadata() or {}
+            carried = [key for key in headers if key.rpartition(".")[2] == CONFIG_TENSOR]
+            if long := [key for key in carried if headers.pop(key).bytes > MOST_CONFIG_BYTES]:
+                raise ValueError(f"{long[0]} in {file} is too long to be a config; save the model again")
+            configs = {key.removesuffix(CONFIG_TENSOR): _config_in(file, key, opened.get_tensor(key)) for key in carried}
             layers = [key.removesuffix(f".{FORMAT_KEY}") for key in headers if key.endswith(f".{FORMAT_KEY}")]
             marks = {layer: _mark_at(file, layer, opened.get_tensor(f"{layer}.{FORMAT_KEY}")) for layer in layers}
     except SafetensorError as error:
         raise unreadable(file, error) from error
     marks = _marks_by_name(headers) | _marks_in_metadata(file, metadata) | marks
     stored_as = {name: key for key in headers if (name := _own_name(key, marks))}
-    return FileHeader({name: headers[key] for name, key in stored_as.items()}, stored_as, marks, metadata)
+    return FileHeader({name: headers[key] for name, key in stored_as.items()}, stored_as, marks, metadata, configs=configs)
 
 
 def tensor_names(file: Path) -> list[str]:
@@ -84,6 +96,21 @@ def tensor_names(file: Path) -> list[str]:
             return list(opened.keys())
     except SafetensorError as error:
         raise unreadable(file, error) from error
+
+
+def config_tensor(config: Mapping[str, Any]) -> torch.Tensor:
+    """A config of JSON's values as the content of a CONFIG_TENSOR, uint8."""
+    return torch.frombuffer(bytearray(json.dumps(config).encode()), dtype=torch.uint8)
+
+
+def _config_in(file: Path, key: str, content: torch.Tensor) -> dict:
+    try:
+        config = parse_json(bytes(content.tolist()))
+    except (TypeError, ValueError) as error:  # numbers that are no bytes, bytes that are no JSON
+        raise ValueError(f"{key} in {file} is no config ({error}); save the model again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{key} in {file} is no config but {str(config)[:40]!r}; save the model again")
+    return config
 
 
 def _mark_at(file: Path, layer: str, format_tensor: torch.Tensor) -> Mark:

@@ -161,23 +161,18 @@ def dequantized(tensor: torch.Tensor) -> torch.Tensor:
 
 def stored_tensors(layer: str, weight: torch.Tensor, quantization: str) -> dict[str, torch.Tensor]:
     """The tensors that a file holds for a layer's quantized weight, by name."""
-    return weight.state_dict(f"{layer}.weight") | {f"{layer}.{FORMAT_KEY}": _format_tensor(quantization)}
+    return weight.state_dict(f"{layer}.weight") | {f"{layer}.{FORMAT_KEY}": mark_tensor(Mark(quantization))}
 
 
 def stored_headers(layer: str, shape: tuple[int, ...], quantization: str) -> dict[str, Header]:
     """The headers of `stored_tensors` for a weight [rows, columns], by name."""
-    form, (rows, columns), format_tensor = FORMATS[quantization], shape, _format_tensor(quantization)
+    form, (rows, columns), format_tensor = FORMATS[quantization], shape, mark_tensor(Mark(quantization))
     headers = (
         Header(form.codes, (rows, columns // form.packed)),
         Header(torch.float32, form.scale(rows, columns)),
         Header(format_tensor.dtype, tuple(format_tensor.shape)),
     )
     return {f"{layer}.{suffix}": header for suffix, header in zip(STORED_SUFFIXES, headers, strict=True)}
-
-
-def _format_tensor(quantization: str) -> torch.Tensor:
-    """ComfyUI's name of a format as the bytes of a JSON object, uint8."""
-    return torch.tensor(list(json.dumps({"format": FORMATS[quantization].stored}).encode()), dtype=torch.uint8)
 
 
 class NotUnderstood(ValueError):
@@ -189,6 +184,13 @@ class Mark(NamedTuple):
 
     quantization: str
     options: Mapping[str, Any] = {}
+
+
+def mark_tensor(mark: Mark) -> torch.Tensor:
+    """The FORMAT_KEY tensor that says a mark: ComfyUI's name of the format, and options, as the bytes of a JSON object, uint8."""
+    return torch.tensor(
+        list(json.dumps({"format": FORMATS[mark.quantization].stored, **mark.options}).encode()), dtype=torch.uint8
+    )
 
 
 def read_mark(format_tensor: torch.Tensor) -> Mark:

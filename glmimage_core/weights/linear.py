@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 
 from .compiled import product
-from .formats import FORMAT_KEY, FORMATS, Mark, comfy_kitchen_tensor, stored_headers
+from .formats import FORMAT_KEY, FORMATS, Mark, comfy_kitchen_tensor, mark_tensor, stored_headers
 
 # Attention and feed-forward of every layer, by transformers' names in a language model and diffusers' names in a transformer.
 # Embeddings, the head, norms with their AdaLN inputs, and projections stay as they are.
@@ -102,9 +102,25 @@ def set_quantized_weight(layer: torch.nn.Linear, weight: torch.Tensor) -> None:
 
 def quantization_of(model: torch.nn.Module) -> str:
     """The format of a model's quantized layers, or none."""
+    return next((mark.quantization for mark in marks(model).values()), "none")
+
+
+def marks(model: torch.nn.Module) -> dict[str, Mark]:
+    """What stands beside the weight of each quantized layer of a model in a file, by the layer's name."""
     formats = {form.layout: name for name, form in FORMATS.items()}
-    found = (formats[layer.weight._layout_cls] for layer in model.modules() if isinstance(layer, QuantizedLinear))
-    return next(found, "none")
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            params = layer.weight.params
+            rotated = getattr(params, "convrot", False)
+            options = {"convrot": True, "convrot_groupsize": params.convrot_groupsize} if rotated else {}
+            found[name] = Mark(formats[layer.weight._layout_cls], options)
+    return found
+
+
+def mark_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a file must hold beside a model's state dict so that its quantized weights are understood, by name."""
+    return {f"{layer}.{FORMAT_KEY}": mark_tensor(mark) for layer, mark in marks(model).items()}
 
 
 def parameter_bytes(model: torch.nn.Module, quantization: str, itemsize: int) -> dict[str, int]:

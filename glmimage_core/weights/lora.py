@@ -1,6 +1,7 @@
 """LoRA files: read one, match its keys to a model's layers, apply it to the weights and remove it again.
 
 read_lora            the tensors of a safetensors file, with the alphas that some makers keep beside the weights
+states_other_scale   whether a file's metadata says what a reader of its tensors alone does not know
 match                these tensors under the names of a model's layers, and the keys that match nothing
 applied_loras        W + strength * alpha / rank * up @ down, for as long as a with block runs
 applied_loras_bytes  the memory that this takes
@@ -35,6 +36,7 @@ OTHER_SUFFIXES = (
     *(".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale"),
 )
 SUFFIXES = (*(suffix for pair in PAIRS for suffix in pair), ALPHA, *OTHER_SUFFIXES)
+DIFFUSERS_CONFIG = "lora_adapter_metadata"  # where diffusers puts PEFT's config in a file's metadata
 PEFT_PREFIXES = ("base_model.model.", "transformer.")  # PEFT's own, and diffusers' for files that PEFT's config goes into
 WRAPPERS = {
     *("base_model", "model", "module", "_orig_mod", "_fsdp_wrapped_module"),  # PEFT, DDP, torch.compile, FSDP
@@ -114,13 +116,25 @@ def _has_lora_shape(key: str, tensor: torch.Tensor) -> bool:
 
 def _peft_config(file: Path, metadata: Mapping[str, str]) -> dict:
     """PEFT's settings (r, lora_alpha and so on): diffusers' metadata, or the adapter_config.json beside PEFT's own file."""
-    if "lora_adapter_metadata" in metadata:
-        config = parse_json(metadata["lora_adapter_metadata"])
+    if DIFFUSERS_CONFIG in metadata:
+        config = parse_json(metadata[DIFFUSERS_CONFIG])
         return {key.removeprefix("transformer."): value for key, value in config.items()}
     config_file = file.parent / "adapter_config.json"
     if file.stem == "adapter_model" and config_file.is_file():
         return dict(parse_json(config_file.read_bytes()).items())
     return {}
+
+
+def states_other_scale(metadata: Mapping[str, str]) -> bool:
+    """Whether a file's metadata gives its layers an alpha that is not their rank, so that who ignores it applies another LoRA."""
+    try:
+        config = _peft_config(Path(), metadata)
+    except (ValueError, AttributeError):
+        return False  # it cannot be read, and so says nothing
+    patterns = config.get("alpha_pattern") or config.get("rank_pattern")
+    return config.get("lora_alpha") is not None and bool(
+        patterns or config.get("use_rslora") or config["lora_alpha"] != config.get("r")
+    )
 
 
 def _config_alphas(config: Mapping, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

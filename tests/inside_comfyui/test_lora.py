@@ -1,13 +1,21 @@
 """LoRA on both halves: the stock loader and ours, names of every maker, strength, and weights that come back bit for bit."""
 
+import inspect
+import json
 import logging
+import re
+from pathlib import Path
 
+import comfy.model_base
+import comfy.sd
 import pytest
 import torch
+from comfy_execution.utils import CurrentNodeContext
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
-from glm_image_pack.nodes.host.comfyui.glm_image import dit_patcher
-from safetensors.torch import save_file
+from glm_image_pack.nodes.host.comfyui.cogview3 import CogView3BaseModel, CogView3PlusModel
+from glm_image_pack.nodes.host.comfyui.glm_image import GlmImageModel, dit_patcher
+from safetensors.torch import load_file, save_file
 
 DIT_LAYERS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.net.2", "glyph_projector.net.2")
 AR_LAYERS = ("model.language_model.layers.0.self_attn.q_proj", "model.language_model.layers.1.mlp.down_proj")
@@ -54,10 +62,14 @@ def loras(folder, library):
                 "diffusers": (".lora_A.weight", ".lora_B.weight", f"transformer.{layer}"),
                 "peft": (".lora_A.weight", ".lora_B.weight", f"base_model.model.{layer}"),
                 "plain": (".lora_A.weight", ".lora_B.weight", layer),
+                "onetrainer": (".lora_down.weight", ".lora_up.weight", f"lora_transformer_{flat}"),
+                "wrapped": (".lora_A.weight", ".lora_B.weight", f"base_model.model.transformer.{layer}"),
+                "simpletuner": (".lora_down.weight", ".lora_up.weight", f"lycoris_{flat}"),
+                "adapter": (".lora_A.default.weight", ".lora_B.default.weight", f"base_model.model.{layer}"),
             }[form]
             tensors |= {prefix + first: down, prefix + second: up}
-            if form == "kohya":
-                tensors[prefix + ".alpha"] = torch.tensor(float(RANK))
+            if form in ("kohya", "simpletuner"):
+                tensors[prefix + ".alpha"] = torch.tensor(float(RANK if form == "kohya" else 2 * RANK))
         save_file(tensors, folder.parents[1] / "loras" / name)
         return name
 
@@ -97,12 +109,63 @@ def test_a_lora_of_any_maker_changes_the_dit_as_merged_weights_would(folder, lib
     assert all(torch.equal(value, before[key]) for key, value in dit.state_dict().items())
 
 
-def test_the_stock_loader_takes_comfyuis_names(model, loras, paint, run):
+@pytest.mark.parametrize("form", ["comfyui", "kohya", "diffusers", "peft", "plain", "simpletuner", "adapter"])
+def test_the_stock_loader_does_the_same_with_the_names_of_any_maker(model, loras, paint, run, form):
     with_model, _ = paint
-    name = loras("stock.safetensors", "comfyui")
+    name = loras("stock.safetensors", form)
     (stock,) = run("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=0.7)
     ours, _ = run("GLMImageLoadLoRA", lora_name=name, strength_model=0.7, strength_ar=1.0, model=model)
+    assert {layer: len(patches) for layer, patches in stock.patches.items()} == dict.fromkeys(ours.patches, 1)
+    assert len(ours.patches) == len(DIT_LAYERS)
     assert torch.equal(with_model(stock), with_model(ours))
+
+
+@pytest.mark.parametrize("form", ["onetrainer", "wrapped"])
+def test_names_that_only_our_loader_knows(model, loras, run, form):
+    """As the help page of Load GLM-Image LoRA says."""
+    name = loras("other.safetensors", form)
+    (stock,) = run("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=1.0)
+    ours, _ = run("GLMImageLoadLoRA", lora_name=name, strength_model=1.0, strength_ar=1.0, model=model)
+    assert not stock.patches and len(ours.patches) == len(DIT_LAYERS)
+
+
+def test_nothing_but_names_comes_from_the_classes_by_which_comfyui_tells_them():
+    """The DiT counts as a QwenImage and a HunyuanDiT where ComfyUI reads a LoRA, and nowhere else."""
+    borrowed = (comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT)
+    for kind in (GlmImageModel, CogView3PlusModel, CogView3BaseModel):
+        of_others = [name for other in borrowed for name in vars(other) if getattr(kind, name) is vars(other)[name]]
+        assert of_others == []
+    asked = re.compile(r"isinstance\([^\n]*\b(QwenImage|HunyuanDiT)\b")
+    package = Path(comfy.model_base.__file__).parent
+    sources = [*package.rglob("*.py"), *package.parent.glob("*.py"), *(package.parent / "comfy_extras").rglob("*.py")]
+    assert {file.name for file in sources if asked.search(file.read_text("utf-8"))} == {"lora.py"}
+
+
+@pytest.mark.parametrize(("alpha", "said"), [(RANK, False), (2 * RANK, True)])
+def test_a_scale_that_the_stock_loader_does_not_read_is_said_on_the_node(model, loras, folder, paint, run, texts, alpha, said):
+    if "lora_metadata" not in inspect.signature(comfy.sd.load_lora_for_models).parameters:
+        pytest.skip("this ComfyUI's loader does not keep the metadata of a LoRA")
+    with_model, _ = paint
+    path = folder.parents[1] / "loras" / loras("scaled.safetensors", "diffusers")
+    config = {"transformer.r": RANK, "transformer.lora_alpha": alpha}
+    save_file(load_file(path), path, {"lora_adapter_metadata": json.dumps(config)})
+    pictures = []
+    for node, out in {
+        "LoraLoaderModelOnly": run("LoraLoaderModelOnly", model=model, lora_name=path.name, strength_model=1.0)[0],
+        "GLMImageLoadLoRA": run("GLMImageLoadLoRA", model=model, lora_name=path.name, strength_model=1.0, strength_ar=1.0)[0],
+    }.items():
+        with CurrentNodeContext(node, "7"):
+            pictures.append(with_model(out))
+        assert (
+            any(
+                "the alpha in a LoRA's metadata has no effect with ComfyUI's loader; use Load GLM-Image LoRA" in text
+                for _, text in texts
+            )
+            == said
+        )
+        texts.clear()
+        said = False
+    assert torch.equal(*pictures) == (alpha == RANK)
 
 
 def test_what_is_injected_into_the_layers_makes_no_cache_that_others_find(model, conditioned, paint, run):

@@ -18,10 +18,15 @@ HEAD_WIDTH = 128  # of AR model and DiT
 VISION_HEAD_WIDTH = 96
 VAE_BLOCKS = [128, 512, 1024, 1024]
 
+SCHEDULER = "scheduler"
+BESIDE_A_DIT = (SCHEDULER, "latents_mean", "latents_std")  # what a file of a DiT may state of schedule and latent space
+
 
 @dataclass(frozen=True)
 class IdentifiedFile:
     """A component of GLM-Image as the header of a file describes it.
+
+    stated_config: the config in its metadata or its CONFIG_TENSOR.
 
     keys maps the names of tensors in the model to those in the file. headers, and formats of the layers that are quantized,
     go by the names in the model.
@@ -33,11 +38,17 @@ class IdentifiedFile:
     headers: dict[str, Header]
     formats: dict[str, str]
     config_from_shapes: dict
-    config_from_metadata: dict
+    stated_config: dict
 
     @property
     def config(self) -> dict:
-        return _merged(self.kind.assumed_config, self.config_from_shapes, self.config_from_metadata)
+        return _merged(self.kind.assumed_config, self.config_from_shapes, self.stated_config)
+
+    @property
+    def model_config(self) -> dict:
+        """The part of the config that the class of the model takes."""
+        beside = BESIDE_A_DIT if self.kind is DIT else ()
+        return {name: value for name, value in self.config.items() if name not in beside}
 
 
 def identify(file: Path, header: FileHeader) -> IdentifiedFile:
@@ -59,9 +70,9 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
             f"{file} does not hold a whole {kind.title}: there is no {error}. It may be one part of several; those belong into a "
             "checkpoint folder, with their index"
         ) from error
-    config_from_metadata = _config_from_metadata(header.metadata)
-    check_class(config_from_metadata, kind.class_name, file)
-    if kind is VAE and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(config_from_metadata, file) is None:
+    stated_config = header.configs.get(prefix) or _config_from_metadata(header.metadata)
+    check_class(stated_config, kind.class_name, file)
+    if kind is VAE and config_from_shapes["block_out_channels"] != VAE_BLOCKS and space_in(stated_config, file) is None:
         widths, released = ("/".join(map(str, blocks)) for blocks in (config_from_shapes["block_out_channels"], VAE_BLOCKS))
         raise ValueError(
             f"{file} is another model's VAE: its blocks are {widths} wide and GLM-Image's {released}. One that was made "
@@ -74,7 +85,7 @@ def identify(file: Path, header: FileHeader) -> IdentifiedFile:
         headers=headers,
         formats=formats,
         config_from_shapes=config_from_shapes,
-        config_from_metadata=config_from_metadata,
+        stated_config=stated_config,
     )
 
 

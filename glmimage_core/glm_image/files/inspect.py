@@ -24,6 +24,12 @@ from ..trained_on import TrainedOn
 from .components import AR, COMPONENTS, DIT, LAYOUT, PIPELINE_CLASS, SIDE_FILES, VAE, ComponentKind, is_checkpoint, space_in
 from .processor import side_problems
 
+SHIFT_SETTINGS = {
+    "base": ("base_shift", finite),
+    "slope": ("max_shift", finite),
+    "base_tokens": ("base_image_seq_len", positive),
+}
+"""Of each field of a shift, the scheduler's setting and what it must be."""
 Problem = ValueError | FileNotFoundError | ImportError
 
 
@@ -132,8 +138,17 @@ def scheduler_shift(folder: Path) -> Shift:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return Shift()
-    config = read_json(file)
+    return shift_in(read_json(file), file)
+
+
+def shift_in(config: dict, source: Path) -> Shift:
+    """The shift that a scheduler's config, read from `source`, states. Raises ValueError for one that is not possible."""
     if config.get("time_shift_type", "linear") != "linear":
-        raise ValueError(f"{file} asks for a time shift that is {config['time_shift_type']}; GLM-Image's is linear")
-    names = {"base": ("base_shift", finite), "slope": ("max_shift", finite), "base_tokens": ("base_image_seq_len", positive)}
-    return Shift(**{field: check(config[name], f"{name} in {file}") for field, (name, check) in names.items() if name in config})
+        raise ValueError(f"{source} asks for a time shift that is {config['time_shift_type']}; GLM-Image's is linear")
+    stated = [(field, name, check) for field, (name, check) in SHIFT_SETTINGS.items() if name in config]
+    return Shift(**{field: check(config[name], f"{name} in {source}") for field, name, check in stated})
+
+
+def settings_of(shift: Shift) -> dict[str, float]:
+    """A scheduler's config that states a shift."""
+    return {name: getattr(shift, field) for field, (name, _) in SHIFT_SETTINGS.items()}

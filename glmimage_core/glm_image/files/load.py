@@ -7,7 +7,7 @@ load_*             the component, with what it needs beside its weights
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from ...weights.external import fill_from_gguf, import_library
 from ...weights.linear import parameter_bytes, quantize
 from ..ar_model import ArModel, halves_of
 from ..dit import Dit
+from ..experience import Experience
 from ..glyphs import GlyphEncoder
 from ..schedule import Shift
 from ..token_preview import codebook_palette
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 NF4_KERNELS = ("bitsandbytes", "triton")  # either has kernels that read 4-bit codes, on CUDA
 CPU = torch.device("cpu")
+CODEBOOK = "model.vqmodel.quantize.embedding.weight"  # its name in the AR model
+CODEBOOK_ROWS = 64  # that identify it
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class InFile:
         return self.source if self.source.suffix == GGUF_SUFFIX else None
 
     def build(self) -> torch.nn.Module:
-        return self.kind.build(self.identified.config, self.source, buffers=True)
+        return self.kind.build(self.identified.model_config, self.source, buffers=True)
 
     def load(self, dtype: torch.dtype) -> torch.nn.Module:
         """Tensors that are stored in the dtype stay in the file until they are read."""
@@ -116,7 +119,7 @@ class InFile:
 
         with safe_open(self.source, framework="pt") as tensors:
             weights = {name: tensors.get_tensor(key).to(dtype) for name, key in self.names.items()}
-        model_class, config = self.kind.model_class, self.identified.config
+        model_class, config = self.kind.model_class, self.identified.model_config
         if self.kind.library == "transformers":
             config = model_class.config_class.from_dict(config)
             return model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
@@ -204,11 +207,12 @@ def load_ar(
     """Load the AR model with its tokenizer and image processor. source, roots: as `stored_component` takes them."""
     stored = stored_component(source, AR, roots)
     model = load_model(stored, dtype, quantization, device)
-    return ar_model(model, stored.side_folder(), stored.report.quantized_by)
+    loaded = ar_model(model, stored.side_folder(), stored.report.quantized_by)
+    return replace(loaded, codebook="") if stored.gguf else loaded
 
 
 def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_by: str = "") -> ArModel:
-    """The AR model with the tokenizer and the image processor in a folder's `processor`."""
+    """The AR model with the tokenizer and the image processor in a checkpoint folder, and what its plans have shown."""
     processor = load_processor(folder)
     codebook = model.model.vqmodel.quantize.embedding.weight.detach().cpu()
     return ArModel(
@@ -218,6 +222,7 @@ def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_
         codebook=_codebook_id(codebook),
         palette=codebook_palette(codebook),
         trained_on=TrainedOn.stated_in(model.config, folder),
+        experience=Experience.stored_in(folder / AR.folder, len(codebook)),
         quantized_by=quantized_by,
     )
 
@@ -255,6 +260,7 @@ def load_dit(
         checkpoint=source,
         roots=roots,
         quantized_by=stored.report.quantized_by,
+        codebook="" if source.is_file() else _codebook_beside(source),
     )
 
 
@@ -287,7 +293,21 @@ def _space_at(source: Path, roots: list[Path]) -> LatentSpace | None:
         return None  # a VAE without statistics, or of another number of channels
 
 
+def _codebook_beside(checkpoint: Path) -> str:
+    """The id of the codebook of the AR model in a checkpoint, "" where there is none that can be read. Reads a few rows."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted((checkpoint / AR.folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                if CODEBOOK in opened.keys():  # noqa: SIM118, not a dict
+                    return _codebook_id(opened.get_slice(CODEBOOK)[:CODEBOOK_ROWS])
+        except (SafetensorError, OSError):
+            return ""  # whoever loads the AR model is told
+    return ""
+
+
 def _codebook_id(codebook: torch.Tensor) -> str:
-    """Tells codebooks apart, and is the same for one codebook stored in bfloat16 and in float32."""
-    rows = codebook[:64].to(torch.bfloat16)
+    """Tells codebooks apart by their first rows, and is the same for one codebook stored in bfloat16 and in float32."""
+    rows = codebook[:CODEBOOK_ROWS].to(torch.bfloat16)
     return hashlib.sha256(rows.view(torch.uint8).cpu().numpy().tobytes()).hexdigest()[:16]

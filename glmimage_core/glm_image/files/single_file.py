@@ -12,12 +12,13 @@ from ...checkpoints.build import check_libraries
 from ...checkpoints.folders import read_json, stamp, walk
 from ...checkpoints.header import FileHeader, read_gguf_header, read_header, tensor_names
 from ...checkpoints.report import ComponentReport, add_external_tensors, compare_with_config, unquantized_shapes
-from ...vae import LatentSpace
+from ...vae import LatentSpace, Vae
 from ...weights.formats import NotUnderstood
+from ..dit import Dit
 from ..schedule import Shift
-from .components import AR, RELEASED_SPACE, VAE, ComponentKind, is_checkpoint, space_in
-from .identify import IdentifiedFile, identify, kind_and_prefix
-from .inspect import latent_space, scheduler_shift
+from .components import AR, DIT, RELEASED_SPACE, VAE, ComponentKind, is_checkpoint, space_in
+from .identify import SCHEDULER, IdentifiedFile, identify, kind_and_prefix
+from .inspect import latent_space, scheduler_shift, settings_of, shift_in
 from .processor import side_problems
 
 SUFFIX, GGUF_SUFFIX = SUFFIXES = (".safetensors", ".gguf")
@@ -95,7 +96,7 @@ def _inspect_file(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentRep
     if file.suffix != GGUF_SUFFIX:
         report.add_tensors(identified.headers, identified.formats)
     try:
-        model = kind.build(identified.config, file, tensors=len(identified.headers))
+        model = kind.build(identified.model_config, file, tensors=len(identified.headers))
         if file.suffix == GGUF_SUFFIX:
             add_external_tensors(report, identified.headers, method="gguf", model=model, folder=file)
             return identified, report
@@ -111,7 +112,7 @@ def _inspect_file(file: Path, *stamp: int) -> tuple[IdentifiedFile, ComponentRep
             "; its metadata has no config (as JSON), so settings that shapes do not reveal were taken from the released model: a "
             "model of other sizes needs its config.json there, as config"
         )
-        report.problems.append(error if identified.config_from_metadata else ValueError(f"{error}{assumed}"))
+        report.problems.append(error if identified.stated_config else ValueError(f"{error}{assumed}"))
     return identified, report
 
 
@@ -155,9 +156,24 @@ def file_space(identified: IdentifiedFile, roots: Iterable[Path]) -> LatentSpace
 
 
 def file_shift(identified: IdentifiedFile, roots: Iterable[Path]) -> Shift:
-    """The shift of a checkpoint's scheduler, else the released one."""
+    """The shift of a DiT: its own, a checkpoint's, or the released one. Raises ValueError for one that is not possible."""
+    own = identified.stated_config.get(SCHEDULER)
+    if isinstance(own, dict):  # others may keep something else under that name
+        return shift_in(own, identified.file)
     beside = next(_companions(identified, "scheduler/scheduler_config.json", roots), None)
     return scheduler_shift(beside) if beside else Shift()
+
+
+def config_to_carry(component: Dit | Vae) -> dict:
+    """The config that a file of this component's weights needs, so that the component loads again as it is.
+
+    Beside the model's own settings it has the latent space, and of a DiT the shift of the scheduler.
+    """
+    kind = DIT if isinstance(component, Dit) else VAE
+    settings = {name: value for name, value in component.model.config.items() if not name.startswith("_")}
+    space = {"latents_mean": component.space.mean, "latents_std": component.space.std}
+    scheduler = {SCHEDULER: settings_of(component.shift)} if kind is DIT else {}
+    return {"_class_name": kind.class_name, **settings, **space, **scheduler}
 
 
 def _companions(identified: IdentifiedFile, small_file: str, roots: Iterable[Path]) -> Iterator[Path]:
