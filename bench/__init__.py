@@ -5,6 +5,7 @@
     vae          the VAE, whole and in tiles
     e2e          the shipped workflows from prompt to picture
     memory       predicted against measured peaks of each stage
+    regrow       a part of a plan drawn anew
     checks       whether a device computes what it should
     card         all of these on one GPU, a process each, in one file
     counts       what a GPU would be asked for, computed without one

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from PIL import Image
+from torch.nn import LayerNorm
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..cli.version import version_of
@@ -128,7 +129,7 @@ def _operations(glm: RandomGlmImage, seed: int) -> str | None:
     if version_of("comfy-kitchen") is None:
         raise NotHereError("comfy-kitchen is not installed")
     generator = torch.Generator().manual_seed(seed)
-    angles, norm = torch.randn(7, 32, generator=generator).repeat(1, 2), torch.nn.LayerNorm(128, elementwise_affine=False)
+    angles, norm = torch.randn(7, 32, generator=generator).repeat(1, 2), LayerNorm(128, elementwise_affine=False)
     query, keys, values = (torch.randn(2, tokens, 4, 128, generator=generator).bfloat16() for tokens in (7, 7, 7))
     lengths = torch.tensor([3, 7], dtype=torch.int32)
 

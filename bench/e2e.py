@@ -175,12 +175,12 @@ class _Graphs:
         timed = {name: _timed_node(nodes[name], stage, self.stopwatch) for stage, name in STAGES.items()}
         self.runner = Runner(nodes | timed, Folders(folder, folder / "output", []), keep=True)
         values = {"width": case.width, "height": case.height, "batch_size": case.batch, "steps": steps, "cfg": CFG}
-        values |= {"megapixels": case.width * case.height / 2**20, "checkpoint": LAYOUT.name}
+        values["checkpoint"] = LAYOUT.name
         self.workflows = {name: _workflow(name, nodes, values) for name in ("text_to_image", "image_edit")}
 
     def text(self, seed: int) -> dict[str, Times]:
         workflow = self.workflows["text_to_image"]
-        _set_all(workflow, seed=seed, value=prompt(seed))
+        _set_all(workflow, seed=seed, prompt=prompt(seed))
         return {"all new": self._run(workflow), "new sampler seed": self._with_another_sampler_seed(workflow, seed)}
 
     def edit(self, seed: int) -> dict[str, Times]:
@@ -188,9 +188,9 @@ class _Graphs:
         self.dit.cached_references.clear()
         name = f"{self.case.width}x{self.case.height}-{seed}.png"
         picture(self.case, seed).save(self.folder / name)
-        _set_all(workflow, seed=seed, value=prompt(seed), image=name)
+        _set_all(workflow, seed=seed, prompt=prompt(seed), image=name)
         times = {"all new": self._run(workflow)}
-        _set_all(workflow, seed=seed, value=prompt(seed + 1))
+        _set_all(workflow, seed=seed, prompt=prompt(seed + 1))
         times["same reference"] = self._run(workflow)
         return times | {"new sampler seed": self._with_another_sampler_seed(workflow, seed)}
 
@@ -237,6 +237,9 @@ def picture(case: Case, seed: int) -> Image.Image:
 
 def _workflow(name: str, nodes: Nodes, values: dict) -> Workflow:
     workflow = read_workflow(WORKFLOWS / f"{name}.json", nodes)
+    for node in workflow.prompt.values():
+        if node["class_type"] == STAGES["prior"]:
+            node["inputs"] |= {side: values[side] for side in ("width", "height")}  # in place of links from GLM-Image Size
     _set_all(workflow, **values)
     return workflow
 

@@ -70,6 +70,8 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         help="resident: each model whole on the device; recommended: quantized, streamed and tiled as `inspect` recommends for a "
         "card of --cap; default: %(default)s",
     )
+    regrow = add("regrow", "seconds and passes to draw a part of a plan anew, against all of it")
+    _add_batch(regrow, "plans at once")
     add("checks", "whether a device computes what it should, with a reason where it does not")
     card.add_parser(benches, common)
     title = "kernels, traffic, memory and times that a GPU would be asked for, computed without one"

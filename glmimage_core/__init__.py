@@ -9,7 +9,9 @@
     units           bytes as people read them
     json_text       JSON that others wrote
     libraries       what is installed: how old it may be, whether it starts
+    version         the version of the pack
     images          picture tensors to and from PIL
+    masks           which cells a mask touches; old and new pixels put together
     quotation_marks  which characters are quotation marks, which are apostrophes and inches
     quoted          the texts between quotation marks in a prompt
     component       a model with its device, precision and LoRAs

@@ -9,4 +9,4 @@ from glm_image_pack.glmimage_core.glm_image.prior import Prior
 def plan(width=256, height=256, batch=1, seed=0, rows=256) -> Prior:
     """A prior of `batch` images whose tokens are below `rows`, the size of the tiny AR model's codebook."""
     tokens = torch.randint(0, rows, (batch, *prior_grid(width, height)), generator=torch.Generator().manual_seed(seed))
-    return Prior(tokens, None, width, height, "", seed, Sampling(), "codebook")
+    return Prior(tokens, None, width, height, "", seed, Sampling(), codebook="")

@@ -75,6 +75,13 @@ def test_ar_compares_every_size_and_batch_with_generate_and_with_the_bare_produc
     assert rows[0]["tokens"] == 256 + 64  # the preview's and the picture's own
 
 
+def test_regrow_keeps_to_its_bound_on_passes(bench):
+    (rows,) = bench("regrow")
+    assert [(row["run"], row["masked %"]) for row in rows] == [(run, share) for run in ("text", "edit") for share in (10, 50, 90)]
+    assert all(row["passes"] <= row["drawn"] + math.ceil(row["tokens"] / 32) for row in rows)
+    assert all(row["drawn"] < row["tokens"] and row["whole plan / this"] > 0 for row in rows)
+
+
 def test_dit_compares_text_to_image_and_edits_with_the_pipeline(bench):
     (rows,) = bench("dit", *STEPS, *AGAINST)
     assert [row["run"] for row in rows] == ["text-to-image", "edit, new reference", "edit, same reference"]

@@ -1,11 +1,13 @@
 """The DiT stage: batches, guidance, latents, masks, reference caches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from glm_image_pack.glmimage_core import diffusion
 from glm_image_pack.glmimage_core.diffusion import Grid, initial_noise
 from glm_image_pack.glmimage_core.glm_image import reference_cache as caching
-from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, CfgConditions, guided_velocity, sample
+from glm_image_pack.glmimage_core.glm_image.denoise import Approximations, CfgConditions, check_sample, guided_velocity, sample
 from glm_image_pack.glmimage_core.glm_image.dit import encode_conditions
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
@@ -20,9 +22,19 @@ def test_each_image_of_a_batch_can_be_painted_again_alone(dit, glyphs):
     prior = plan(batch=3)
     batch = sample(dit, prior, *glyphs, seeds=[4, 5, 6], steps=3)
     for i, seed in enumerate([4, 5, 6]):
-        alone = Prior(prior.tokens[i : i + 1], None, 256, 256, "", 0, Sampling(), "codebook")
+        alone = Prior(prior.tokens[i : i + 1], None, 256, 256, "", 0, Sampling(), codebook="")
         assert torch.allclose(batch[i : i + 1], sample(dit, alone, *glyphs, seeds=[seed], steps=3), atol=1e-4)
     assert batch.shape == (3, 16, 32, 32)
+
+
+def test_a_plan_of_another_checkpoint_is_refused_before_the_model_runs(dit, glyphs):
+    own = replace(plan(), codebook=dit.codebook)
+    check = {"glyphs": glyphs, "batch": 1, "denoise": 1.0, "latents": None, "mask": None}
+    check_sample(dit, own, **check)
+    check_sample(dit, plan(), **check)  # whose codebook nobody knows
+    check_sample(replace(dit, codebook=""), replace(own, codebook="other"), **check)
+    with pytest.raises(ValueError, match="another checkpoint's codebook"):
+        sample(dit, replace(own, codebook="other"), *glyphs, seeds=[0], steps=1)
 
 
 def test_one_prior_serves_several_seeds(dit, glyphs):

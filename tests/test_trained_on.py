@@ -19,6 +19,7 @@ from glm_image_pack.training import captions, layout, world
 from single_files import write_file
 
 CONFIG = f"{AR.folder}/config.json"
+SIDES = TrainedOn(sides=(192, 384))
 SMALL_WORLD = {"sides": [192, 384], "words": ["a", "red", "star"]}
 
 
@@ -86,6 +87,27 @@ def test_nano_knows_every_word_of_its_captions(language):
 )
 def test_words_that_nano_does_not_know_are_found_outside_quotation_marks(prompt, unknown):
     assert trained_on(BUILT_IN[NANO]).unknown_words(prompt) == unknown
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "nearest"),
+    [
+        (SIDES, (1280, 1280), (384, 384)),
+        (SIDES, (1728, 960), (384, 224)),
+        (SIDES, (960, 1728), (224, 384)),
+        (SIDES, (100, 150), (192, 288)),
+        (SIDES, (1600, 200), (384, 192)),
+        (SIDES, (250, 330), (256, 320)),
+        (TrainedOn(sides=(200, 390)), (1280, 100), (384, 224)),
+        (RELEASED, (1184, 896), (1184, 896)),
+        (RELEASED, (512, 512), (1024, 1024)),
+        (RELEASED, (4000, 3000), (2368, 1760)),
+        (TrainedOn(), (5000, 100), (4096, 192)),
+    ],
+)
+def test_the_nearest_size_is_one_that_is_known_in_whole_tokens(limits, asked, nearest):
+    assert limits.nearest_size(*asked) == nearest
+    assert limits.size_warnings(*nearest) == [] and limits.nearest_size(*nearest) == nearest
 
 
 def test_many_unknown_words_are_not_all_named():

@@ -9,10 +9,14 @@ rope             the rotary position embedding
 split_decode     the attention of one token by comfy-kitchen
 decoder          the AR model over a static key/value cache, a window of tokens a pass
 recording        a pass with its draws, on CUDA as a recorded graph
+experience       what the plans of a model have shown
 drafts           guesses of the tokens that follow
 lookahead        how many of them a pass computes
 prior            prior tokens: pass after pass
 token_preview    the token grid as a picture
+regrow           a part of a plan drawn anew, the rest forced
+inpaint          a picture's own plan kept outside a mask; room around a picture
+edited           what an edit changed
 trained_on       which sizes and words a checkpoint knows
 references       reference images: one fitted picture, seen by both models
 schedule         timesteps, shifted sigmas and the map between them
@@ -27,5 +31,6 @@ pipeline         GlmImage: load, plan, paint, edit
 memory           bytes that each stage needs
 settings         how to load the models on a card
 remote           the same model behind SGLang or vLLM-Omni
+plans/           plans by themselves: kept, looked at, taken from pictures
 files/           its files on disk
 """

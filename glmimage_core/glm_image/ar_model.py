@@ -11,7 +11,7 @@ from ..component import Component
 from ..diffusion import Grid
 from ..weights.formats import FORMATS
 from ..weights.linear import quantization_of
-from .drafts import Experience
+from .experience import Experience
 from .geometry import PRIOR_PX, reference_grid
 from .lookahead import AssumedCosts, PassCosts
 from .trained_on import RELEASED, TrainedOn
@@ -62,7 +62,8 @@ class ArModel(Component):
 
     halves are those of the model, which are placed one without the other. image_processor is transformers' PIL one.
     shortest_edge and longest_edge, in pixels, are its limits for references. codebook identifies the codebook that prior and
-    vision tokens index; palette gives each of its rows a colour, [N, 3] uint8. trained_on: the sizes and words that it knows.
+    vision tokens index, "" where a file may hold it in fewer bits; palette gives each of its rows a colour, [N, 3] uint8.
+    trained_on: the sizes and words that it knows.
     experience: what its plans have shown so far. measured: what a pass of the decoder costs, by where and how the model computes.
     cannot_record: the devices on which recording a pass has failed.
     """

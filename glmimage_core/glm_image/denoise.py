@@ -17,7 +17,7 @@ from ..diffusion import LATENT_PX, batches_cfg, check_start, initial_noise, late
 from ..progress import Progress, no_progress
 from .dit import Conditions, Dit, check_attention, encode_conditions, velocity
 from .kv_cache import LayerKVCache
-from .prior import Prior
+from .prior import Prior, check_codebook
 from .reference_cache import reference_kv_caches
 from .references import Reference
 from .schedule import partial_schedule, run_progress
@@ -148,7 +148,7 @@ def sample(
     without_guidance = cfg == 1
     conditions = CfgConditions(
         dit,
-        positive=encode_conditions(dit, positive, width, height, batch=batch, tokens=prior.tokens),
+        positive=encode_conditions(dit, positive, width, height, batch=batch, tokens=prior.tokens, dropped=prior.dropped),
         negative=None if without_guidance else encode_conditions(dit, negative, width, height, batch=batch),
         kv_caches=reference_kv_caches(dit, references, caches_on_device),
         step_cache=StepCache(approximations.step_cache) if approximations.step_cache else None,
@@ -191,18 +191,25 @@ def check_sample(
         raise ValueError(
             f"the prior plans {prior.batch} images and {batch} were asked for; give Generate Prior and the latent one batch_size"
         )
+    check_codebook(prior, dit.codebook)
     rows = config.prior_vq_quantizer_codebook_size
     if prior.tokens.max() >= rows:
         raise ValueError(f"the prior has token {prior.tokens.max()}, but this DiT knows {rows}: another model made it")
-    for embeddings in glyphs:
-        if embeddings.shape[-1] != config.text_embed_dim:
-            raise ValueError(
-                f"the conditioning is {embeddings.shape[-1]} wide and this DiT takes {config.text_embed_dim}; "
-                "it comes from another text encoder than GLM-Image's"
-            )
+    check_glyphs(dit, *glyphs)
     if latents is not None:
         _check_latents(dit, prior, latents)
     check_start(latents, mask, batch=batch, denoise=denoise)
+
+
+def check_glyphs(dit: Dit, *glyphs: torch.Tensor) -> None:
+    """Raise ValueError for embeddings, [1, L, D] each, that are not of this model's glyph encoder."""
+    width = dit.model.config.text_embed_dim
+    for embeddings in glyphs:
+        if embeddings.shape[-1] != width:
+            raise ValueError(
+                f"the conditioning is {embeddings.shape[-1]} wide and this DiT takes {width}; it comes from another text encoder "
+                "than GLM-Image's; connect GLM-Image Encode Prompt"
+            )
 
 
 def _check_latents(dit: Dit, prior: Prior, latents: torch.Tensor) -> None:

@@ -27,7 +27,8 @@ class Dit(Component):
     cached_references: keys and values of the references used last, on the CPU, by `weights_key` and reference. They depend
     on nothing else, so a new seed, prompt or number of steps finds them.
     checkpoint: the folder that all this was read from, or a single file; roots: the folders below which its small files
-    were looked for. attention and compiled: how the model computes.
+    were looked for. attention and compiled: how the model computes. codebook: identifies the one that its prior tokens index, ""
+    where no AR model lies beside it.
     """
 
     model: "GlmImageDit"
@@ -38,6 +39,7 @@ class Dit(Component):
     roots: tuple[Path, ...] = ()
     attention: str = "auto"
     compiled: bool = False
+    codebook: str = ""
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:
@@ -65,14 +67,24 @@ class Conditions:
 
 
 def encode_conditions(
-    dit: Dit, glyphs: torch.Tensor, width: int, height: int, *, batch: int, tokens: torch.Tensor | None = None
+    dit: Dit,
+    glyphs: torch.Tensor,
+    width: int,
+    height: int,
+    *,
+    batch: int,
+    tokens: torch.Tensor | None = None,
+    dropped: torch.Tensor | None = None,
 ) -> Conditions:
     """The conditions of one side of the guidance. Without prior tokens it is the negative side, where the prior is dropped.
 
-    glyphs: [1, L, text width] embeddings. tokens: [1 or B, height / 32, width / 32] prior tokens. width, height: pixels.
+    glyphs: [1, L, text width] embeddings. tokens: [1 or B, height / 32, width / 32] prior tokens. dropped: of the same shape,
+    bool, those that count for nothing. width, height: pixels.
     """
     model = dit.model
     prior = model.null_prior(dit.device) if tokens is None else model.embed_prior(prior_for_dit(tokens).to(dit.device))
+    if dropped is not None:
+        prior = torch.where(prior_for_dit(dropped)[..., None].to(dit.device), model.null_prior(dit.device), prior)
     return Conditions(
         prior_embeds=prior.to(dit.dtype).expand(batch, dit_token_count(width, height), -1),
         glyph_embeds=model.embed_glyphs(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),

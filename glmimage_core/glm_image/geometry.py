@@ -24,6 +24,11 @@ def check_size(width: int, height: int) -> None:
             raise ValueError(f"{name} {side} is not a multiple of {PRIOR_PX}; use {below} or {below + PRIOR_PX}")
 
 
+def whole_tokens(width: float, height: float) -> tuple[int, int]:
+    """The nearest multiples of 32 pixels."""
+    return round(width / PRIOR_PX) * PRIOR_PX, round(height / PRIOR_PX) * PRIOR_PX
+
+
 def size_of(aspect: float, megapixels: float) -> tuple[int, int]:
     """Width and height in pixels of about `megapixels` (of 1024 x 1024) whose width / height is about `aspect`.
 

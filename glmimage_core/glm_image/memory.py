@@ -14,6 +14,7 @@ from ..vae import vae_decode_bytes, vae_encode_bytes
 from .geometry import preview_grid, prior_grid
 from .glyphs import MAX_GLYPH_BYTES
 from .lookahead import SIZES
+from .plans.entropy import ROWS_AT_ONCE
 from .prior import SYNC_EVERY
 
 
@@ -43,6 +44,14 @@ def prior_bytes(config: Any, itemsize: int, job: Job, rows: int = 1) -> int:
     decoding = cache + rotation + job.batch * (noise + max(drawing, feeding))
     prefilling = prompt * (token_bytes + (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize)
     return max(decoding, prefilling)
+
+
+def entropy_bytes(config: Any, itemsize: int, tokens: int) -> int:
+    """The entropies of a plan: one pass over `tokens` of prompt and plan without a cache, or the logits of a part of them."""
+    text = config.text_config
+    feeding = tokens * (4 * text.intermediate_size + 6 * text.hidden_size) * itemsize
+    asking = min(tokens, ROWS_AT_ONCE) * 3 * text.vision_vocab_size * 4 + 2 * tokens * text.hidden_size * itemsize
+    return max(feeding, asking)
 
 
 def most_rows(config: Any, itemsize: int, job: Job, free: int | None) -> int:

@@ -21,7 +21,8 @@ from typing_extensions import Self
 
 from ..component import Component
 from ..diffusion import image_seeds
-from ..images import to_pictures
+from ..images import from_picture, to_pictures
+from ..masks import composite
 from ..placement.prediction import Job
 from ..placement.residency import Residency, current
 from ..progress import Progress, no_progress
@@ -34,10 +35,13 @@ from .draw import Sampling
 from .files.components import BUILT_IN, LAYOUT, NANO, is_checkpoint
 from .files.load import load_ar, load_dit, load_glyph_encoder, load_vae
 from .glyphs import GlyphEncoder, encode_glyph_texts
+from .inpaint import latent_mask, padded, reference_plan, to_be_read
 from .lookahead import AUTO
 from .memory import dit_bytes, glyph_bytes, most_rows, prior_bytes, vision_bytes
+from .plans.from_picture import plan_size, prior_from_pictures
 from .prior import Prior, generate_prior
 from .references import Reference, check_references, latents_of, sizes_of
+from .regrow import check_regrow, forced_tokens
 
 log = logging.getLogger(__name__)
 SIDE, NANO_SIDE = 1024, 256  # pixels along each side of a picture without references whose size is not given
@@ -121,6 +125,7 @@ class GlmImage:
         references: Sequence[Reference] = (),
         sampling: Sampling = Sampling(),  # noqa: B008, immutable
         lookahead: int = AUTO,
+        forced: torch.Tensor | None = None,
         progress: Progress = no_progress,
     ) -> Prior:
         """The prior tokens of `batch` pictures: their composition. Takes what `generate_prior` takes and raises as it does.
@@ -149,8 +154,75 @@ class GlmImage:
                 references=references,
                 lookahead=lookahead,
                 most_rows=most_rows(config, itemsize, job, free),
+                forced=forced,
                 progress=progress,
             )
+
+    def plan_of(self, picture: Image.Image, width: int = 0, height: int = 0, *, prompt: str = "") -> Prior:
+        """A picture's own plan. width, height: pixels; 0 follows from the picture, see `plan_size`.
+
+        prompt: words for the picture, in which `paint` finds the texts to be drawn. Raises ValueError for a bad size.
+        """
+        width, height = plan_size(picture.size, width, height)
+        working = vision_bytes(self.ar.model.config, self.ar.dtype.itemsize, width, height)
+        with self._placed(self.ar, "vision", working) as ar:
+            return prior_from_pictures(ar, [picture], width, height, prompt=prompt)
+
+    def regrow(self, plan: Prior, mask: torch.Tensor, prompt: str, *, batch: int | None = None, **settings) -> Prior:
+        """A plan whose tokens under a mask are drawn anew, for a prompt. Takes and raises what `regrow_prior` does.
+
+        settings: seed, sampling, references, lookahead and progress, as `plan` takes them.
+        """
+        check_regrow(self.ar, plan, mask, batch=batch)
+        forced = forced_tokens(plan, mask, with_preview=not settings.get("references"))
+        batch = batch or len(forced)
+        return self.plan(prompt, plan.width, plan.height, batch=batch, forced=forced.expand(batch, -1), **settings)
+
+    def inpaint(
+        self,
+        picture: Image.Image,
+        mask: torch.Tensor,
+        prompt: str,
+        *,
+        erase: bool = False,
+        references: Sequence[Reference] = (),
+        seed: int = 0,
+        steps: int = 50,
+        cfg: float = 1.5,
+        glyph_texts: Sequence[str] | None = None,
+        feather: int = 4,
+    ) -> Image.Image:
+        """A picture that is planned and painted anew under a mask, [H, W] of any size; its other pixels stay what they are.
+
+        erase: hide what is under the mask from the models, for a prompt that puts something else there. references: further ones,
+        after the picture. feather: pixels of the edge, inside the mask. Raises as `plan` and `paint` do.
+        """
+        image = from_picture(picture)
+        read, mask = to_be_read(self.ar, image, mask, erase=erase)
+        reference = self.reference(read)
+        references = (reference, *references)
+        plan = self.regrow(reference_plan(reference), mask, prompt, seed=seed, references=references)
+        painted = self.paint_tensor(
+            plan,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            references=references,
+            glyph_texts=glyph_texts,
+            latents=reference.latents,
+            mask=latent_mask(mask, plan.width, plan.height),
+        )
+        return to_pictures(composite(image, painted, mask, feather))[0]
+
+    def outpaint(
+        self, picture: Image.Image, prompt: str, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, **settings
+    ) -> Image.Image:
+        """A picture with so many pixels more on its sides, planned and painted; the old ones stay what they are.
+
+        settings: as `inpaint` takes them.
+        """
+        whole, mask = padded(from_picture(picture), left=left, top=top, right=right, bottom=bottom)
+        return self.inpaint(to_pictures(whole)[0], mask, prompt, erase=True, **settings)
 
     def paint(
         self,
@@ -194,9 +266,11 @@ class GlmImage:
         glyph_texts: Sequence[str] | None = None,
         avoided_texts: Sequence[str] = (),
         approximations: Approximations = Approximations(),  # noqa: B008, immutable
+        latents: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         progress: Progress = no_progress,
     ) -> torch.Tensor:
-        """What `paint` paints as [B, height, width, 3] float32 in 0..1."""
+        """What `paint` paints as [B, height, width, 3] float32 in 0..1. latents, mask: what stays, as `sample` takes them."""
         check_references(references, space=self.dit.space)
         texts = find_quoted_texts(plan.prompt) if glyph_texts is None else list(glyph_texts)
         sides = [texts, list(avoided_texts)]
@@ -223,6 +297,8 @@ class GlmImage:
                 cfg=cfg,
                 references=references,
                 approximations=approximations,
+                latents=latents,
+                mask=mask,
                 caches_on_device=caches_on_device,
                 progress=progress,
             )

@@ -12,7 +12,7 @@ Knows nothing of devices beyond where the model is, and nothing of the process's
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -22,8 +22,9 @@ from ..diffusion import image_seeds
 from ..progress import Progress, no_progress
 from .ar_model import ArModel
 from .decoder import prefill
-from .drafts import Experience, Foresight, at_same_place, in_preview
+from .drafts import Foresight, at_same_place, in_preview
 from .draw import Noise, Sampling, draw
+from .experience import Experience
 from .geometry import check_size, preview_grid, prior_grid
 from .layout import Layout, check_prompt, lay_out
 from .lookahead import AUTO, MARGIN, MARGIN_OF_BATCHES, SIZES, AssumedCosts, PassCosts, best_size, check_lookahead, least_chance
@@ -45,7 +46,8 @@ class Prior:
 
     tokens: [B, height / 32, width / 32] int64 on the CPU. preview: [B, h, w] int64 on the CPU, or None for an edit.
     Image i was drawn with seed + i. references are the ids of the references that the AR model saw, in order. passes: how often
-    the AR model ran after the prompt, all pictures at once.
+    the AR model ran after the prompt, all pictures at once. dropped: [B, height / 32, width / 32] bool, the tokens that the DiT
+    is not to see, or None where it sees them all.
     """
 
     tokens: torch.Tensor
@@ -58,6 +60,7 @@ class Prior:
     codebook: str
     references: tuple[str, ...] = ()
     passes: int = 0
+    dropped: torch.Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -74,6 +77,23 @@ class Prior:
         return (self.tokens_a_picture - 1) / max(self.passes, 1)
 
 
+def check_codebook(prior: Prior, codebook: str) -> None:
+    """Raise ValueError for a plan whose tokens index another codebook than a model's; "" on either side is not known."""
+    if prior.codebook and codebook and prior.codebook != codebook:
+        raise ValueError(
+            "the prior was made with another checkpoint's codebook, so its tokens mean something else to this model; load AR "
+            "model and DiT from one checkpoint, or a plan that was made with this one"
+        )
+
+
+def common_batch(counts: Mapping[str, int]) -> int:
+    """How many plans come of so many inputs, by what they are called. Raises ValueError for counts that do not go together."""
+    if len(set(counts.values()) - {1}) > 1:
+        counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"{counted} do not go together; use 1 or as many of each")
+    return max(counts.values())
+
+
 @torch.inference_mode()
 def generate_prior(
     ar: ArModel,
@@ -87,12 +107,14 @@ def generate_prior(
     references: Sequence[Reference] = (),
     lookahead: int = AUTO,
     most_rows: int = SIZES[-1],
+    forced: torch.Tensor | None = None,
     progress: Progress = no_progress,
 ) -> Prior:
     """Plan `batch` pictures of width x height pixels.
 
     Emits exactly the tokens of the preview grid (text-to-image only) and of the large grid, all of them indices into
-    the codebook. lookahead: how many tokens a pass computes, 1 to 64, or AUTO for as many as are fastest; it changes no token,
+    the codebook. forced: [batch, T] int64 over both grids, tokens that are taken whatever the model draws, NONE where its
+    draw counts. lookahead: how many tokens a pass computes, 1 to 64, or AUTO for as many as are fastest; it changes no token,
     except where a product of several rows rounds differently from one of a single row, as it may in bfloat16. most_rows: for
     how many there is memory. Raises ValueError for a bad size, prompt or lookahead before the model runs.
     """
@@ -104,9 +126,11 @@ def generate_prior(
     large = prior_grid(width, height)
     grids = [large] if references else [preview_grid(large), large]  # in the order they are emitted
     layout = lay_out(ar, prompt, grids, references)
-    sources = [at_same_place(reference.vision_tokens, grids) for reference in references] or [in_preview(grids)]
+    sources = {f"reference {number}": at_same_place(one.vision_tokens, grids) for number, one in enumerate(references, start=1)}
+    sources = sources or {"preview": in_preview(grids)}
     experience = ar.experience if ar.is_exact else Experience()  # else a plan would depend on those before it, by its rounding
-    writers = [Foresight(grids, sources, experience) for _ in range(batch)]
+    kept = [()] * batch if forced is None else forced.tolist()
+    writers = [Foresight(grids, sources, experience, forced=tokens) for tokens in kept]
     emitted, passes = decode_grids(
         ar,
         layout,
@@ -191,14 +215,15 @@ def decode_tokens(
         )
     for writer, tokens in zip(writers, first.tolist(), strict=True):
         writer.accept(tokens)
-    done, passes, costs = 1, 0, ar.pass_costs(len(seeds))
-    yield first, passes
+    passes, costs = 0, ar.pass_costs(len(seeds))
+    done = min(writer.known for writer in writers)
+    yield torch.tensor([writer.writing.tokens[:done] for writer in writers]), passes
     with decoder(state, sampling) as step:
         rest = resting = 0  # tokens without a guess, where guesses were not worth a row
         while done < total:
-            guesses = resting <= 0 and lookahead != 1
+            guesses = lookahead != 1 and (resting <= 0 or any(writer.is_forced for writer in writers))
             rows = _guess_and_size(writers, costs, lookahead, most_rows) if guesses else 1
-            count = min(at_once, total - done) if rows == 1 else 1
+            count = min(writer.until_forced(min(at_once, total - done)) for writer in writers) if rows == 1 else 1
             started = time.perf_counter()
             window = noise.windows([writer.known for writer in writers], rows * count).to(ar.device)
             drawn = _launch(step, writers, window, rows)

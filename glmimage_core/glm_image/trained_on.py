@@ -23,6 +23,7 @@ from typing import Any
 from typing_extensions import Self
 
 from ..quoted import without_quotations
+from .geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX, whole_tokens
 
 FIELD = "trained_on"
 ROUNDING = 0.95  # sides rounded to multiples of 32 may miss an area by this factor
@@ -70,6 +71,22 @@ class TrainedOn:
         if self.pixels and width * height > self.pixels[1] / ROUNDING:
             warnings.append(f"{size} has more pixels than {_square(self.pixels[1])}, the largest area that {_TRAINED_FOR}")
         return warnings
+
+    def nearest_size(self, width: int, height: int) -> tuple[int, int]:
+        """The size in pixels, in multiples of 32, nearest to width x height that pictures in the training had.
+
+        The aspect stays as near as the limits let it.
+        """
+        here = whole_tokens(width, height)
+        if not self.size_warnings(*here) and all(MIN_SIDE <= side <= MAX_SIDE for side in here):
+            return here
+        least, most = self.sides or (MIN_SIDE, MAX_SIDE)
+        least, most = math.ceil(least / PRIOR_PX) * PRIOR_PX, most // PRIOR_PX * PRIOR_PX
+        area = width * height
+        scale = 1.0 if self.pixels is None else math.sqrt(min(max(area, self.pixels[0]), self.pixels[1]) / area)
+        scale = max(min(scale, most / max(width, height)), least / min(width, height))
+        fitted = whole_tokens(width * scale, height * scale)
+        return tuple(min(max(side, least), most) for side in fitted)
 
     def prompt_warnings(self, prompt: str) -> list[str]:
         """What to say of a prompt: nothing, if the model knows all its words."""
