@@ -1,17 +1,23 @@
 """`python . score`: paints the held-out prompts of nano's world, reads the pictures back, prints one table."""
 
 import argparse
-import statistics
+import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 from ..bench.table import Table
+from .answers import Answer, comparison_rows, groups, score_row
 from .choices import DTYPES, QUANTIZATIONS
+from .clone import check_training
 from .progress import progress_bar, quiet_libraries
+from .workers import lines_of
 
-KEPT_DB = 28.0
-"""What an edit is not to change must come back within this PSNR."""
+LEAST_QUESTIONS = 20  # of a process: fewer do not repay its start
+LARGE = 10**9  # bytes of a checkpoint's weights from which on several processes are not started unasked
 
 
 def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
@@ -51,34 +57,136 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         help="tokens a pass of the AR model; default: 0, as many as are fastest",
     )
     parser.add_argument(
+        "--glyph-text",
+        action="store_true",
+        help="give the word that stays in an edit as glyph_text, as a user of Encode Prompt may",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="also score this checkpoint and print where they differ; p is of McNemar's exact test",
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="processes of one thread each; default: one a core, 1 for a large checkpoint"
+    )
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="answer every N-th question from the I-th on, in one thread, and print a line of JSON for each instead of the table",
+    )
+    parser.add_argument(
         "--save", type=Path, metavar="DIR", help="also save the pictures to this folder; names of wrong ones begin with x"
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.checkpoint and not (options.checkpoint / "model_index.json").is_file():
-        raise FileNotFoundError(f"{options.checkpoint} is no folder with a model_index.json")
-    if not 0 < options.share <= 1:
-        raise ValueError(f"--share is {options.share}; it must lie above 0 and not above 1")
-    if options.steps < 1:
-        raise ValueError(f"--steps is {options.steps}; at least one is needed")
+    check_training("score")
+    for checkpoint in filter(None, (options.checkpoint, options.compare)):
+        if not (checkpoint / "model_index.json").is_file():
+            raise FileNotFoundError(f"{checkpoint} is no folder with a model_index.json")
 
+    from ..training import scoring  # needs SciPy, which the pack itself does not
+
+    checkpoints = _checked(options)
+    quiet_libraries()
+    asked = list(scoring.questions(options.share))
+    if options.part:
+        part, parts = _part(options.part)
+        for answer in _answers(checkpoints[0], asked[part - 1 :: parts], options, one_thread=True):
+            print(json.dumps(asdict(answer)), flush=True)
+        return 0
+    began = time.monotonic()
+    scores = [_all_answers(checkpoint, asked, options) for checkpoint in checkpoints]
+    seconds = (time.monotonic() - began) / sum(map(len, scores))
+    settings = f"{options.steps} steps, cfg {options.cfg}, {seconds:.1f} s a picture"
+    if options.compare:
+        print(comparison(f"{checkpoints[0]} and {checkpoints[1]}, {settings}", *scores).markdown())
+    else:
+        print(table(f"{checkpoints[0].name}, {settings}", *scores).markdown())
+    return 0
+
+
+def _checked(options: argparse.Namespace) -> list[Path]:
+    """The checkpoints to score. Raises for options that mean nothing."""
     from ..glmimage_core.checkpoints.outputs import check_writable
-    from ..glmimage_core.glm_image.denoise import Approximations
     from ..glmimage_core.glm_image.files.components import BUILT_IN, NANO, is_checkpoint
     from ..glmimage_core.glm_image.lookahead import check_lookahead
-    from ..training import scoring  # needs SciPy, which the pack itself does not
-    from ..training.painter import Painter
 
+    checkpoints = [options.checkpoint or BUILT_IN[NANO], *([options.compare] if options.compare else [])]
+    for checkpoint in checkpoints:
+        if not is_checkpoint(checkpoint):
+            raise FileNotFoundError(f"{checkpoint / 'model_index.json'} does not name a GlmImagePipeline")
+    if not 0 < options.share <= 1:
+        raise ValueError(f"--share is {options.share}; it must lie above 0 and not above 1")
+    for name in ("steps", "processes"):
+        if (count := getattr(options, name)) is not None and count < 1:
+            raise ValueError(f"--{name} is {count}; at least one is needed")
     check_lookahead(options.lookahead)
-    checkpoint = options.checkpoint or BUILT_IN[NANO]
-    if not is_checkpoint(checkpoint):
-        raise FileNotFoundError(f"{checkpoint / 'model_index.json'} does not name a GlmImagePipeline")
+    if options.compare and (options.save or options.part):
+        raise ValueError("--compare prints a table of two checkpoints; it goes with neither --save nor --part")
+    if options.part:
+        _part(options.part)
     if options.save:
         check_writable(options.save / "picture.png")
         options.save.mkdir(parents=True, exist_ok=True)
-    quiet_libraries()
+    return checkpoints
+
+
+def _part(text: str) -> tuple[int, int]:
+    """The part and the number of parts that a text like 2/4 names."""
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers) or not 1 <= int(numbers[0]) <= int(numbers[1]):
+        raise ValueError(f"--part is {text}; it must be I/N with I from 1 to N, as in 2/4")
+    return int(numbers[0]), int(numbers[1])
+
+
+def _all_answers(checkpoint: Path, asked: Sequence, options: argparse.Namespace) -> list[Answer]:
+    """The answers of a checkpoint to all questions, in their order, while a bar shows progress."""
+    processes = options.processes or _processes(checkpoint, len(asked))
+    with progress_bar(f"Pictures of {checkpoint.name}", len(asked)) as bar:
+        found = _answers_of_processes(checkpoint, processes, options) if processes > 1 else _answers(checkpoint, asked, options)
+        answers = {}
+        with closing(found):
+            for answer in found:
+                answers[answer.subject, answer.number] = answer
+                bar.update()
+    return [answers[question.subject, question.number] for question in asked]
+
+
+def _processes(checkpoint: Path, questions: int) -> int:
+    """How many processes are worth their start, where there is memory for each to load the checkpoint."""
+    if sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")) > LARGE:
+        return 1
+    return max(1, min(os.cpu_count() or 1, questions // LEAST_QUESTIONS))
+
+
+def _answers_of_processes(checkpoint: Path, processes: int, options: argparse.Namespace) -> Iterator[Answer]:
+    settings = ["share", "steps", "cfg", "dtype", "quantization", "step_cache", "lookahead"]
+    arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in settings]
+    if options.glyph_text:
+        arguments.append("--glyph-text")
+    if options.save:
+        arguments.append(f"--save={options.save.absolute()}")
+    commands = [
+        ["score", str(checkpoint.absolute()), *arguments, f"--part={part}/{processes}"] for part in range(1, processes + 1)
+    ]
+    with closing(lines_of(commands)) as lines:
+        for line in lines:
+            yield Answer(**json.loads(line))
+
+
+def _answers(checkpoint: Path, asked: Sequence, options: argparse.Namespace, one_thread: bool = False) -> Iterator[Answer]:
+    """Paint and judge questions one by one in this process."""
+    import torch
+
+    from ..glmimage_core.glm_image.denoise import Approximations
+    from ..training import scoring
+    from ..training.painter import Painter
+
+    if one_thread:
+        torch.set_num_threads(1)
     paint = Painter.of(
         checkpoint,
         options.dtype,
@@ -88,19 +196,22 @@ def run(options: argparse.Namespace) -> int:
         approximations=Approximations(step_cache=options.step_cache),
         lookahead=options.lookahead,
     )
-    verdicts, began = [], time.monotonic()
-    asked = list(scoring.questions(options.share))
-    with progress_bar("Pictures", len(asked)) as bar:
-        for question in asked:
-            picture = scoring.answer(paint, question)
-            verdicts.append(scoring.judge(question, picture))
-            if options.save:
-                _keep(options.save, verdicts[-1], picture)
-            bar.update()
-    seconds = (time.monotonic() - began) / len(verdicts)
-    title = f"{checkpoint.name}, {options.steps} steps, cfg {options.cfg}, {seconds:.1f} s a picture"
-    print(table(title, verdicts, paint.planned).markdown())
-    return 0
+    for question in asked:
+        picture = scoring.answer(paint, question, says_word=options.glyph_text)
+        verdict, plan = scoring.judge(question, picture), paint.planned[-1]
+        if options.save:
+            _keep(options.save, verdict, picture)
+        yield Answer(
+            question.subject,
+            question.number,
+            kind=getattr(question.asked, "kind", None),  # an edit's
+            width=picture.shape[1],
+            height=picture.shape[0],
+            right=verdict.right,
+            kept=verdict.kept,
+            tokens_a_pass=plan.tokens_a_pass,
+            plan_seconds=plan.seconds,
+        )
 
 
 def _keep(folder: Path, verdict, picture) -> None:
@@ -110,26 +221,12 @@ def _keep(folder: Path, verdict, picture) -> None:
     to_pictures(picture[None])[0].save(folder / name)
 
 
-def table(title: str, verdicts: Sequence, planned: Sequence) -> Table:
-    """One row for each subject, and one for each kind of edit. planned: how the plan of each verdict's picture was made."""
-    groups: dict[str, list] = {}
-    answers = list(zip(verdicts, planned, strict=True))
-    for verdict, plan in answers:
-        groups.setdefault(verdict.question.subject, []).append((verdict, plan))
-    for verdict, plan in answers:
-        if verdict.kept is not None:
-            groups.setdefault(f"edit: {verdict.question.asked.kind}", []).append((verdict, plan))
-    return Table(title, [_row(name, *zip(*group, strict=True)) for name, group in groups.items()])
+def table(title: str, answers: Sequence[Answer]) -> Table:
+    """One row for each subject, each kind of edit and each size, and one for all."""
+    return Table(title, [score_row(name, group) for name, group in groups(answers).items()])
 
 
-def _row(name: str, verdicts: Sequence, planned: Sequence) -> dict:
-    kept = [verdict.kept for verdict in verdicts if verdict.kept is not None]
-    return {
-        "what": name,
-        "asked": len(verdicts),
-        "right %": round(100 * statistics.fmean(verdict.right for verdict in verdicts), 1),
-        "rest, median dB": round(statistics.median(kept), 1) if kept else None,
-        f"rest within {KEPT_DB:.0f} dB %": round(100 * statistics.fmean(db >= KEPT_DB for db in kept), 1) if kept else None,
-        "tokens a pass": round(statistics.fmean(plan.tokens_a_pass for plan in planned), 1),
-        "plan, median s": round(statistics.median(plan.seconds for plan in planned), 3),
-    }
+def comparison(title: str, ours: Sequence[Answer], theirs: Sequence[Answer]) -> Table:
+    """The same rows for two checkpoints that were asked the same questions."""
+    pairs = zip(groups(ours).items(), groups(theirs).values(), strict=True)
+    return Table(title, [row for (name, first), second in pairs for row in comparison_rows(name, first, second)])

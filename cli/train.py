@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .choices import DEVICE_HELP, TRAINED_PHASES
+from .clone import check_training
 from .progress import quiet_libraries
 
 
@@ -30,6 +31,7 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_training("train")
     if unknown := [name for name in options.parts if name not in TRAINED_PHASES]:
         raise ValueError(f"there is no phase {unknown[0]!r}; the phases are {', '.join(TRAINED_PHASES)}")
     if not options.minutes > 0:

@@ -5,14 +5,18 @@ drawing    a scene as a picture
 captions   prompts that ask for a scene, or for a change of one, in English and Chinese
 reading    a picture back as a scene
 scoring    held-out prompts, and whether a picture shows what its prompt asks for
+repainting pictures painted again from their own plans
+inpainting held-out inpaintings and outpaintings, and whether they show what was asked and kept the rest
 painter    a checkpoint as a function from prompt to picture
 make       the phases in which nano is trained, and the checkpoint that they write
 loop       the training loop of every phase
 layout     the checkpoint folder without its weights
 structure  initial values for tables over the codebook
 vae        the VAE's loss and initial weights
+decoder    how its decoder goes on while its latents stay
 vision     those of the AR model's vision half
 ar         those of its language half
+plans      how it goes on, with every size seen equally often
 dit        those of DiT and glyph encoder
 letters    how glyph encoder and DiT learn to write words
 """

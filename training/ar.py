@@ -186,7 +186,7 @@ def batch_loss(ar: ArModel, sequences: list[Sequence]) -> torch.Tensor:
     for row, sequence in zip(learned, sequences, strict=True):
         row[len(sequence.ids) - 1 - sequence.learned : len(sequence.ids) - 1] = True
     targets = torch.cat([s.ids[-s.learned :] for s in sequences])
-    padding = _rounded_up(len(targets), 1024) - len(targets)  # of weight 0
+    padding = _rounded_up(len(targets), 256) - len(targets)  # of weight 0
     rows = pad(learned.flatten().nonzero()[:, 0], (0, padding)).to(device)
     targets = pad(targets, (0, padding)).to(device)
     weights = pad(torch.cat([s.weights for s in sequences]), (0, padding)).to(device)

@@ -170,12 +170,22 @@ EDITS = ("recolour", "move", "add", "remove", "word", "ground", *COMBINATIONS)
 
 
 def random_edit(
-    rng: random.Random, rows: int, columns: int, language: str, *, kind: str | None = None, anywhere: bool = False
+    rng: random.Random,
+    rows: int,
+    columns: int,
+    language: str,
+    *,
+    kind: str | None = None,
+    anywhere: bool = False,
+    with_word: float = 0.35,
 ) -> Edit:
-    """A random edit, of a random kind by default. Scenes are drawn until one allows it. anywhere: as `random_scene` has it."""
+    """A random edit, of a random kind by default. Scenes are drawn until one allows it.
+
+    anywhere, with_word: as `random_scene` has them, of the scene that changes; an edit of a word always has one.
+    """
     kind = kind or rng.choice(EDITS)
     while True:
-        scene = random_scene(rng, rows, columns, with_word=1.0 if kind == "word" else 0.35, anywhere=anywhere)
+        scene = random_scene(rng, rows, columns, with_word=1.0 if kind == "word" else with_word, anywhere=anywhere)
         edit = _MAKERS[kind](rng, scene, _phrases()[language])
         if edit is not None:
             return replace(edit, prompt=_sentence(rng, edit.prompt, language))
@@ -239,6 +249,13 @@ def _add(rng, scene, phrases):
     shape_phrase = _say_claim(rng, phrases, Claim(1, shape.kind, shape.colour, size=shape.size, place=place))
     prompt = _template(rng, phrases, "add").format(shape=shape_phrase)
     return Edit("add", prompt, (scene,), into=scene, scene=target, free=target.shapes[-1], place=place)
+
+
+def add_phrase(rng: random.Random, language: str, shape: Shape, place: str) -> str:
+    """A prompt that adds a shape at a place, one of PLACES."""
+    phrases = _phrases()[language]
+    said = _say_claim(rng, phrases, Claim(1, shape.kind, shape.colour, size=shape.size, place=place))
+    return _sentence(rng, _template(rng, phrases, "add").format(shape=said), language)
 
 
 def _remove(rng, scene, phrases):

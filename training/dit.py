@@ -27,6 +27,7 @@ SCENES = 7  # in a batch
 DRAWS = 3  # of noise and timestep for each scene of a batch
 SIDES = (8, 8, 6, 7, 10, 12)  # cells
 PRIOR_DROPOUT = 0.12  # share of priors
+STAYING_TEXT = 0.4  # share of batches of edits whose glyph text says the word that stays, as a user may
 
 
 class DitModels(NamedTuple):
@@ -130,13 +131,15 @@ def _pictures(rng: random.Random, rows: int, columns: int, letters: int) -> Less
 
 
 def _edits(rng: random.Random, rows: int, columns: int, letters: int) -> Lesson:
+    """A batch of edits of one kind. Glyph texts are the words of the results where those are new, and in some other batches."""
     kind = rng.choice(EDITS)
+    has_text = kind == "word" or rng.random() < STAYING_TEXT
     edits = []
     while len(edits) < SCENES:
-        edit = random_edit(rng, rows, columns, "en", kind=kind, anywhere=True)
-        if kind != "word" or len(edit.scene.word.text) == letters:
+        edit = random_edit(rng, rows, columns, "en", kind=kind, anywhere=True, with_word=1.0 if has_text else 0.35)
+        if not has_text or (edit.scene.word and len(edit.scene.word.text) == letters):
             edits.append(edit)
-    texts = [edit.scene.word.text if kind == "word" else "" for edit in edits]
+    texts = [edit.scene.word.text if has_text else "" for edit in edits]
     return Lesson([edit.scene for edit in edits], texts, [edit.references for edit in edits])
 
 

@@ -6,6 +6,8 @@ ar        the language half of the AR model, on the tokens of scenes
 dit       DiT and glyph encoder, on the VAE's latents of scenes
 glyphs    the glyph encoder and one head of the DiT, which learn to find letters
 letters   the DiT again, which now reads the letters
+plans     the language half again, from the weights that the checkpoint has, with every size seen equally often
+decoder   the VAE's decoder again, from the weights that the checkpoint has; its encoder and all latents stay
 """
 
 import math
@@ -21,8 +23,8 @@ from torch.nn import Module, ModuleDict
 from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import scheduler_shift
-from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_vae
-from . import ar, dit, letters, vae, vision
+from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_ar, load_vae
+from . import ar, decoder, dit, letters, plans, vae, vision
 from .dit import DitModels
 from .layout import write_nano_layout
 from .loop import Loss, Recipe, averaged, train
@@ -86,6 +88,15 @@ def _vae(nano: Path, device: torch.device) -> Phase:
     return Phase(model, partial(vae.loss_of, model), vae.RECIPE, write)
 
 
+def _decoder(nano: Path, device: torch.device) -> Phase:
+    model = load_vae(nano, "float32").model.to(device)
+
+    def write() -> None:
+        model.to(STORED_DTYPE).save_pretrained(nano / "vae")
+
+    return Phase(model.decoder, partial(decoder.loss_of, model), decoder.RECIPE, write)
+
+
 def _vision(nano: Path, device: torch.device) -> Phase:
     model = _initial_model(nano, "vision_language_encoder").to(device)
     vision.init_weights(model)
@@ -99,6 +110,18 @@ def _ar(nano: Path, device: torch.device) -> Phase:
     loss_of = partial(ar.loss_of, ar_model(model, nano))
     layers = model.model.language_model.layers
     return Phase(_ar_halves(model)["ar"], loss_of, ar.RECIPE, partial(_write_ar, nano), layers=layers)
+
+
+def _plans(nano: Path, device: torch.device) -> Phase:
+    component = load_ar(nano, "float32")
+    model = component.model.to(device)
+    model.set_attn_implementation("eager")
+
+    def write() -> None:
+        model.to(STORED_DTYPE).save_pretrained(nano / "vision_language_encoder")
+
+    half = _ar_halves(model)["ar"]
+    return Phase(half, partial(plans.loss_of, component), plans.RECIPE, write, layers=model.model.language_model.layers)
 
 
 def _ar_halves(model: Module) -> dict[str, ModuleDict]:
@@ -207,6 +230,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 PHASES: dict[str, Callable[[Path, torch.device], Phase]] = {
-    "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters
+    "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters,
+    "plans": _plans, "decoder": _decoder,
 }  # fmt: skip
-"""In the order in which they are made: dit needs the VAE, glyphs needs dit, letters needs glyphs."""
+"""In the order in which they are made: dit needs the VAE, glyphs needs dit, letters needs glyphs, plans needs ar and decoder
+needs vae, or both a finished checkpoint."""

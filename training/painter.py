@@ -42,8 +42,20 @@ class Painter:
         """Paint with a checkpoint folder, on the CPU. quantization: of AR model and DiT."""
         return cls(GlmImage.load(checkpoint, dtype=dtype, quantization=quantization), **settings)
 
-    def __call__(self, prompt: str, pictures: Sequence[torch.Tensor], width: int, height: int, seed: int) -> torch.Tensor:
-        """pictures: the references, [H, W, 3] in 0..1. width, height: pixels. Returns [height, width, 3] float32 in 0..1."""
+    def __call__(
+        self,
+        prompt: str,
+        pictures: Sequence[torch.Tensor],
+        width: int,
+        height: int,
+        *,
+        seed: int,
+        glyph_texts: Sequence[str] | None = None,
+    ) -> torch.Tensor:
+        """pictures: the references, [H, W, 3] in 0..1. width, height: pixels. glyph_texts: as `GlmImage.paint` takes them.
+
+        Returns [height, width, 3] float32 in 0..1.
+        """
         references = [self.glm.reference(to_pictures(picture[None])[0]) for picture in pictures]
         began = time.perf_counter()
         plan = self.glm.plan(
@@ -62,6 +74,7 @@ class Painter:
             steps=self.steps,
             cfg=self.cfg,
             references=references,
+            glyph_texts=glyph_texts,
             approximations=self.approximations,
         )
         return painted[0]

@@ -40,7 +40,7 @@ class Verdict:
 
 
 Paint = Callable[..., torch.Tensor]
-"""(prompt, references, width, height, *, seed) -> picture. Pictures are [H, W, 3] in 0..1, sides in pixels."""
+"""(prompt, references, width, height, *, seed[, glyph_texts]) -> picture. Pictures are [H, W, 3] in 0..1, sides in pixels."""
 
 
 def questions(share: float = 1.0) -> Iterator[Question]:
@@ -50,12 +50,15 @@ def questions(share: float = 1.0) -> Iterator[Question]:
             yield Question(subject, number, _MAKERS[subject](random.Random(f"held out/{subject}/{number}"), number))
 
 
-def answer(paint: Paint, question: Question) -> torch.Tensor:
-    """Paint a question: [H, W, 3] in 0..1."""
+def answer(paint: Paint, question: Question, *, says_word: bool = False) -> torch.Tensor:
+    """Paint a question: [H, W, 3] in 0..1. says_word: give the word that an edit's result shows as glyph text, as a user may."""
     asked = question.asked
     references = [draw(scene) for scene in asked.references] if isinstance(asked, Edit) else []
     width, height = asked.scene.columns * CELL_PX, asked.scene.rows * CELL_PX
-    return paint(asked.prompt, references, width, height, seed=question.number)
+    given = {}
+    if says_word and isinstance(asked, Edit):
+        given["glyph_texts"] = [asked.scene.word.text] if asked.scene.word else []
+    return paint(asked.prompt, references, width, height, seed=question.number, **given)
 
 
 def judge(question: Question, picture: torch.Tensor) -> Verdict:

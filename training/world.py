@@ -258,10 +258,17 @@ def with_thing(
     return None
 
 
+def first_visible(thing: Shape | Word) -> int:
+    """The column, within the first row of a thing, of the first cell that shows it: the corners of some shapes are empty."""
+    return int(isinstance(thing, Shape) and (0, 0) in EMPTY_PARTS.get((thing.kind, thing.size), ()))
+
+
 def beginnings(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """The cells, as (row, column), at which a thing may start that `with_thing` puts into a scene."""
+    """The cells, as (row, column), at which a thing may show first that `with_thing` puts into a scene."""
     for span in SPANS.values():
         yield from itertools.product(_spots(rows, span), _spots(columns, span))
+    large = SPANS["large"]
+    yield from itertools.product(_spots(rows, large), (column + 1 for column in _spots(columns, large)))  # empty corners
     lengths = range(1, min(LONGEST_WORD, columns) + 1)
     yield from itertools.product(_spots(rows, 1), {(columns - length) // 2 for length in lengths})
 

@@ -1,0 +1,74 @@
+"""The phase plans: nano's language half goes on from the weights that the checkpoint has, with every size seen equally often.
+
+Off 256 x 256 pixels the plans of the phase ar are wrong mostly by one cell: a thing of a reference is copied beside its place. So
+lessons are of all sizes that `score` asks for, several in each step, and the cells around a thing of a reference count more.
+"""
+
+import random
+
+import torch
+
+from ..glmimage_core.glm_image.ar_model import ArModel
+from .ar import START_WEIGHT, Sequence, batch_loss, edit_lesson, picture_lesson
+from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, random_edit
+from .loop import Recipe
+from .world import Shape, Word, beginnings, first_visible
+
+RECIPE = Recipe(steps=6000, learning_rate=2e-4, warmup=100)
+SIZES = ((8, 8), (6, 6), (6, 10), (10, 6), (8, 12), (12, 8), (12, 12))  # rows and columns of cells
+OTHER_SIZES = 0.25  # share of batches whose sides are any of SIDES
+SIDES = (6, 7, 8, 9, 10, 11, 12)  # cells
+BATCHES = 3  # of pictures, and as many of edits, in a step
+LESSONS = 4  # in a batch: small batches stay in a CPU's cache, which halves the time of a lesson
+TWO_REFERENCES = 0.35  # share of batches of edits
+ANYWHERE = 0.3  # share of edits in whose scenes things stand at any cell
+NEAR_WEIGHT = 4.0  # in the loss: of the cells beside and above the start of a thing of a reference
+
+
+def random_size(rng: random.Random) -> tuple[int, int]:
+    """Rows and columns of a batch."""
+    return (rng.choice(SIDES), rng.choice(SIDES)) if rng.random() < OTHER_SIZES else rng.choice(SIZES)
+
+
+def random_pictures(ar: ArModel, rng: random.Random) -> list[Sequence]:
+    """A batch of scenes of one size."""
+    rows, columns = random_size(rng)
+    return [picture_lesson(ar, rng, rows, columns) for _ in range(LESSONS)]
+
+
+def random_edits(ar: ArModel, rng: random.Random) -> list[Sequence]:
+    """A batch of edits of one size and one number of references."""
+    rows, columns = random_size(rng)
+    with_two = rng.random() < TWO_REFERENCES
+    kinds = [kind for kind in EDITS if (kind in COMBINATIONS) == with_two]
+    edits = [
+        random_edit(rng, rows, columns, rng.choice(LANGUAGES), kind=rng.choice(kinds), anywhere=rng.random() < ANYWHERE)
+        for _ in range(LESSONS)
+    ]
+    return [edit_lesson(ar, edit)._replace(weights=edit_weights(edit).flatten()) for edit in edits]
+
+
+def edit_weights(edit: Edit) -> torch.Tensor:
+    """The weight of each token of an edited scene in the loss, [rows, columns].
+
+    It depends on the references alone and not on the result, so that no place becomes likelier by its weight.
+    """
+    weights = torch.ones(edit.scene.rows, edit.scene.columns)
+    starts = [start for scene in edit.references for thing in scene.things for start in _starts(thing)]
+    for row, column in starts:
+        around = weights[max(row - 1, 0) : row + 1, max(column - 1, 0) : column + 2]
+        around.clamp_(min=NEAR_WEIGHT)
+    for row, column in [*starts, *beginnings(edit.scene.rows, edit.scene.columns)]:
+        weights[row, column] = START_WEIGHT
+    return weights
+
+
+def _starts(thing: Shape | Word) -> set[tuple[int, int]]:
+    """The corner of a thing and its first cell that shows it, as (row, column)."""
+    return {(thing.row, thing.column), (thing.row, thing.column + first_visible(thing))}
+
+
+def loss_of(ar: ArModel, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+    """The mean loss of a step's batches."""
+    batches = [make(ar, rng) for _ in range(BATCHES) for make in (random_pictures, random_edits)]
+    return torch.stack([batch_loss(ar, batch) for batch in batches]).mean()
