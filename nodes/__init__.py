@@ -7,12 +7,18 @@ from .cogview3_base import (
     GLMImageLoadCogView3Base,
     GLMImageLoadT5,
 )
+from .from_image import GLMImagePriorFromImage
+from .inpaint import GLMImageCompositeMasked, GLMImageInpaint, GLMImagePadForOutpaint
+from .kept import GLMImageLoadPrior, GLMImageSavePrior
 from .language import GLMImageDescribe, GLMImageEnhancePrompt, GLMImageEnhancePromptAPI
-from .loaders import GLMImageLoadAR, GLMImageLoadDiT, GLMImageLoadGlyphEncoder, GLMImageLoadVAE, GLMImageLoadVLM
+from .loaders import GLMImageLoad, GLMImageLoadAR, GLMImageLoadDiT, GLMImageLoadGlyphEncoder, GLMImageLoadVAE, GLMImageLoadVLM
+from .look import GLMImageDraft, GLMImagePreviewPrior, GLMImagePriorEntropy
 from .lora import GLMImageLoadLoRA
+from .mix import GLMImageCropPrior, GLMImageDropPrior, GLMImageMixPriors, GLMImagePastePrior, GLMImageShiftPrior
 from .prior import GLMImageApplyPrior, GLMImageGeneratePrior
-from .prompt import GLMImageEncodePrompt
+from .prompt import GLMImageEncodePrompt, GLMImagePrompt
 from .references import GLMImageEncodeReference
+from .regrow import GLMImageChangedMask, GLMImageRegrowPrior
 from .remote import GLMImageRemote
 from .sampling import GLMImageModelSampling, GLMImageSampler, GLMImageScheduler
 from .size import GLMImageSize
@@ -48,6 +54,24 @@ NODE_CLASS_MAPPINGS = {
         GLMImageLoadCogView3Base,
         GLMImageCogView3BaseSampler,
         GLMImageCogView3Relay,
+        GLMImageLoad,
+        GLMImagePrompt,
+        GLMImageSavePrior,
+        GLMImageLoadPrior,
+        GLMImagePriorFromImage,
+        GLMImagePreviewPrior,
+        GLMImagePriorEntropy,
+        GLMImageDraft,
+        GLMImageMixPriors,
+        GLMImageCropPrior,
+        GLMImageShiftPrior,
+        GLMImagePastePrior,
+        GLMImageDropPrior,
+        GLMImageRegrowPrior,
+        GLMImageInpaint,
+        GLMImagePadForOutpaint,
+        GLMImageCompositeMasked,
+        GLMImageChangedMask,
     )
 }
 

@@ -1,4 +1,4 @@
-"""Loading: one node a component, so that a graph holds only what it uses."""
+"""Loading: one node for a whole checkpoint, and one a component for a graph that holds only what it uses."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from ..glmimage_core.language import vlm
 from ..glmimage_core.placement.compute import check_attention_backend, check_compiler
 from .checkpoint_loader import CheckpointLoader, QuantizingLoader
 from .host import host
-from .sockets import AR, GLYPH_ENCODER, VLM, validation_message
-from .widgets import ATTENTION, COMPILE
+from .sockets import AR, CATEGORY, GLYPH_ENCODER, VLM, validation_message
+from .widgets import ATTENTION, COMPILE, DEVICE, DTYPE, QUANTIZATION
 
 FOLDER = (
     "Checkpoint folder below models/diffusers whose model_index.json names GlmImagePipeline, such as the one downloaded from "
@@ -126,6 +126,47 @@ class GLMImageLoadVAE(_GlmImageLoader):
 
     def load(self, checkpoint, dtype, device="default"):
         return (host.wire(load_vae(self.find(checkpoint), dtype, roots=host.checkpoint_roots()), device),)
+
+
+class GLMImageLoad:
+    TITLE = "Load GLM-Image"
+    DESCRIPTION = (
+        "Loads the four parts of a GLM-Image checkpoint: DiT, AR model, glyph encoder and VAE. The loaders of single parts have "
+        "more settings, take single files, and let parts come from different places."
+    )
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm image checkpoint", "glm image all in one", "glm image model loader", "checkpoint loader")
+    FUNCTION = "load"
+    # Without ComfyUI each part is loaded when it is needed, and goes after its last use.
+    PARTS = (GLMImageLoadDiT, GLMImageLoadAR, GLMImageLoadGlyphEncoder, GLMImageLoadVAE)
+    RETURN_TYPES = tuple(part.RETURN_TYPES[0] for part in PARTS)
+    RETURN_NAMES = tuple(part.RETURN_NAMES[0] for part in PARTS)
+    OUTPUT_TOOLTIPS = tuple(part.OUTPUT_TOOLTIPS[0] for part in PARTS)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = [*list_checkpoints(host.checkpoint_roots()), *BUILT_IN]
+        where = f"{FOLDER}. {NANO} is a very small model that draws coloured shapes and words, to try a graph with."
+        return {
+            "required": {"checkpoint": (names, {"tooltip": where}), "dtype": DTYPE, "quantization": QUANTIZATION},
+            "optional": {"device": DEVICE},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, checkpoint, *, quantization="none", device="default"):
+        """Read configs and file headers of all parts before a graph runs."""
+
+        def check() -> None:
+            for part in cls.PARTS:
+                part.check(checkpoint, quantization if issubclass(part, QuantizingLoader) else "none", device)
+
+        return validation_message(check)
+
+    def load(self, checkpoint, dtype, quantization, device="default"):
+        quantized = {"checkpoint": checkpoint, "dtype": dtype, "quantization": quantization, "device": device}
+        whole = {"checkpoint": checkpoint, "dtype": dtype, "device": device}
+        loaded = (part().load(**(quantized if issubclass(part, QuantizingLoader) else whole)) for part in self.PARTS)
+        return tuple(wire for (wire,) in loaded)
 
 
 class GLMImageLoadVLM(QuantizingLoader):

@@ -1,16 +1,14 @@
 """Prior tokens: the AR stage, and how its plan reaches the sampler."""
 
 from ..glmimage_core.glm_image.ar_model import ArModel
-from ..glmimage_core.glm_image.draw import Sampling
 from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
 from ..glmimage_core.glm_image.layout import check_length, check_prompt
-from ..glmimage_core.glm_image.lookahead import AUTO, SIZES
-from ..glmimage_core.glm_image.memory import most_rows, prior_bytes
 from ..glmimage_core.glm_image.prior import Prior, generate_prior
-from ..glmimage_core.glm_image.references import check_references, sizes_of
-from ..glmimage_core.placement.prediction import Job
+from ..glmimage_core.glm_image.references import check_references
 from .host import host
 from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
+from .planning import TEMPERATURE, TOP_K, TOP_P, lookahead_input, planner_job, run_planner
+from .prompt import tell_of_choices
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, validation_message
 from .widgets import batch_input, seed_input, side_input
 
@@ -38,7 +36,6 @@ class GLMImageGeneratePrior:
                     "STRING",
                     {
                         "multiline": True,
-                        "dynamicPrompts": True,
                         "tooltip": "What the picture shows, or what an edit changes. Must not be empty. Long, precise "
                         "descriptions work best; put text to be drawn in quotation marks.",
                     },
@@ -47,47 +44,14 @@ class GLMImageGeneratePrior:
                 "height": side_input("Height"),
                 "batch_size": batch_input(64, "How many different compositions to plan. They are decoded together."),
                 "seed": seed_input("the composition"),
-                "temperature": (
-                    "FLOAT",
-                    {
-                        "default": 0.9,
-                        "min": 0.0,
-                        "max": 2.0,
-                        "step": 0.05,
-                        "tooltip": "Higher is more varied. 0 always takes the likeliest token, which gives poor pictures.",
-                    },
-                ),
-                "top_p": (
-                    "FLOAT",
-                    {
-                        "default": 0.75,
-                        "min": 0.01,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "Draw from the likeliest tokens that together have this probability. 1 is off.",
-                    },
-                ),
-                "top_k": (
-                    "INT",
-                    {
-                        "default": 50,
-                        "min": 0,
-                        "max": 16384,
-                        "tooltip": "Draw from this many likeliest tokens. 0 is off. transformers' default is 50.",
-                    },
-                ),
+                "temperature": TEMPERATURE,
+                "top_p": TOP_P,
+                "top_k": TOP_K,
             },
             "optional": {
                 "references": (REFERENCES, {"tooltip": "Images to edit or combine. Connect them to Apply Prior too."}),
-                "lookahead": (
-                    ["auto", *map(str, SIZES)],
-                    {
-                        "default": "auto",
-                        "advanced": True,
-                        "tooltip": "How many tokens to compute at once: the next one, and guesses of those after it. Right "
-                        "guesses save time, wrong ones change nothing. auto takes the fastest number. In bfloat16 another number "
-                        "may round differently and so give another plan; 1 is the reference's way.",
-                    },
+                "lookahead": lookahead_input(
+                    ": the next one, and guesses of those after it. Right guesses save time, wrong ones change nothing."
                 ),
             },
         }
@@ -105,29 +69,22 @@ class GLMImageGeneratePrior:
         check_size(width, height)
         model = glm_ar(ar)
         check_prompt(model, prompt)
+        tell_of_choices(prompt)
         check_references(references, codebook=model.codebook)
         for warning in (*model.trained_on.size_warnings(width, height), *model.trained_on.prompt_warnings(prompt)):
             host.warn(warning)
-        sampling = Sampling(temperature, top_p, top_k)
-        job = Job(width, height, batch_size, sizes_of(references), prompt_tokens=len(prompt.encode()))
-        config, itemsize = model.model.config, model.dtype.itemsize
 
-        def plan(placed: ArModel) -> Prior:
-            return generate_prior(
-                placed,
-                prompt,
-                width,
-                height,
-                seed=seed,
-                batch=batch_size,
-                sampling=sampling,
-                references=references,
-                lookahead=AUTO if lookahead == "auto" else int(lookahead),
-                most_rows=most_rows(config, itemsize, job, host.free_bytes(ar)),
-                progress=host.progress("Generate Prior", "tokens"),
-            )
+        def plan(placed: ArModel, **settings) -> Prior:
+            return generate_prior(placed, prompt, width, height, seed=seed, batch=batch_size, references=references, **settings)
 
-        prior = await host.run_in_background(ar, prior_bytes(config, itemsize, job), "language", plan)
+        prior = await run_planner(
+            ar,
+            plan,
+            job=planner_job(width, height, batch_size, references=references, prompt=prompt),
+            sampling=(temperature, top_p, top_k),
+            lookahead=lookahead,
+            label="Generate Prior",
+        )
         host.say(f"{prior.tokens_a_picture} tokens in {prior.passes} passes, {prior.tokens_a_pass:.1f} a pass")
         return (prior,)
 
@@ -173,6 +130,8 @@ class GLMImageApplyPrior:
                 "these are not the references that the prior was generated with, so the edit may not follow them; connect the "
                 "same references to Generate Prior and to Apply Prior"
             )
+        if any(PRIOR_KEY in options for _, options in positive):
+            host.warn("this replaces the prior of another Apply Prior: a picture has one plan; connect positive to Encode Prompt")
         on_positive = {PRIOR_KEY: prior, REFERENCES_KEY: references, DROP_KEY: False}
         on_negative = {PRIOR_KEY: prior, REFERENCES_KEY: (), DROP_KEY: True}
         positive = [[embeddings, options | on_positive] for embeddings, options in positive]

@@ -1,11 +1,49 @@
 """Prompt to conditioning: of a prompt, the DiT reads only the text to be drawn."""
 
+import re
+
 from ..glmimage_core.glm_image.glyphs import check_glyph_texts, encode_glyph_texts
 from ..glmimage_core.glm_image.layout import check_length
 from ..glmimage_core.glm_image.memory import glyph_bytes
 from ..glmimage_core.quoted import find_quoted_texts, is_json, marks_without_text
 from .host import host
 from .sockets import CATEGORY, GLYPH_ENCODER
+
+_CHOICE = re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*\}")  # {red|blue}
+
+
+class GLMImagePrompt:
+    TITLE = "GLM-Image Prompt"
+    DESCRIPTION = (
+        "The prompt, typed once for Generate Prior and Encode Prompt. A choice such as {red|blue} is drawn here, so that both "
+        "read the same words."
+    )
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ("glm text", "wildcard", "dynamic prompt", "string multiline")
+    FUNCTION = "say"
+    CONSTANT = True  # hands on what is typed: the command line checks it where it is read, before a graph runs
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("prompt",)
+    OUTPUT_TOOLTIPS = ("The prompt, for Generate Prior and Encode Prompt, or for what rewrites it.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "prompt": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "dynamicPrompts": True,
+                        "tooltip": "What the picture shows, or what an edit changes. Long, precise descriptions work best; put "
+                        "text to be drawn in quotation marks. {red|blue} draws one of several words, anew for each run.",
+                    },
+                )
+            }
+        }
+
+    def say(self, prompt):
+        return (prompt,)
 
 
 class GLMImageEncodePrompt:
@@ -34,7 +72,6 @@ class GLMImageEncodePrompt:
                     "STRING",
                     {
                         "multiline": True,
-                        "dynamicPrompts": True,
                         "tooltip": "The prompt of the picture. Text in quotation marks is drawn letter by letter. An "
                         "apostrophe is no quotation mark.",
                     },
@@ -63,6 +100,7 @@ class GLMImageEncodePrompt:
     def encode(self, glyph_encoder, prompt, negative_prompt="", glyph_text=""):
         for text in (prompt, negative_prompt, glyph_text):
             check_length(text)
+        tell_of_choices(prompt)
         given = [line.strip() for line in glyph_text.splitlines() if line.strip()]
         texts = given or find_quoted_texts(prompt)
         avoided = find_quoted_texts(negative_prompt)
@@ -78,6 +116,12 @@ class GLMImageEncodePrompt:
             positive = encode_glyph_texts(encoder, texts)
             negative = encode_glyph_texts(encoder, avoided)
         return ([[positive, {}]], [[negative, {}]], "\n".join(texts))
+
+
+def tell_of_choices(prompt: str) -> None:
+    """Say that {red|blue} is drawn elsewhere: drawn in two nodes, it would not be the same word in both."""
+    if choice := _CHOICE.search(prompt):
+        host.warn(f"{choice[0]} stays as it is here; type the prompt into GLM-Image Prompt, which draws one for both halves")
 
 
 def _tell_of_marks(prompt: str, texts: list[str]) -> None:

@@ -14,7 +14,8 @@ class GLMImageEncodeReference:
     TITLE = "GLM-Image Encode Reference"
     DESCRIPTION = (
         "Encodes reference images for an edit. Each may have any size and aspect, and is resized to the nearest size that both "
-        "models can read. Chain these nodes, or connect a batch, for several references; their order matters."
+        "models can read. For several references connect several images, chain these nodes, or connect a batch; their order "
+        "matters."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("glm image edit", "glm image to image", "glm reference image")
@@ -33,13 +34,15 @@ class GLMImageEncodeReference:
             },
             "optional": {
                 "references": (REFERENCES, {"tooltip": "References that come before this one."}),
+                **{f"image_{number}": ("IMAGE", {"tooltip": f"Reference {number}, if there is one."}) for number in (2, 3, 4)},
             },
         }
 
-    def encode(self, ar, vae, image, references=()):
+    def encode(self, ar, vae, image, references=(), image_2=None, image_3=None, image_4=None):
         reader, space = glm_ar(ar), glm_vae(vae).space
         check_references(references, codebook=reader.codebook, space=space)
-        pictures = [fit(reader, picture) for picture in to_pictures(image)]
+        images = [one for one in (image, image_2, image_3, image_4) if one is not None]
+        pictures = [fit(reader, picture) for one in images for picture in to_pictures(one)]
         progress = host.progress("Encode Reference")
         steps = 2 * len(pictures)
 

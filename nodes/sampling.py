@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import interpolate
 
-from ..glmimage_core.glm_image.denoise import Approximations, check_sample
+from ..glmimage_core.glm_image.denoise import Approximations, check_glyphs, check_sample
 from ..glmimage_core.glm_image.geometry import check_size
 from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.glm_image.schedule import partial_schedule
@@ -107,6 +107,7 @@ class GLMImageSampler:
         approximations = Approximations(cfg_start, cfg_end, step_cache)
         glyphs, options = one_conditioning(positive, "positive")
         unwanted, _ = one_conditioning(negative, "negative")
+        check_glyphs(dit, glyphs, unwanted)
         prior = applied_prior(options, "positive")
         references = options.get(REFERENCES_KEY, ())
         check_references(references, space=dit.space)

@@ -2,12 +2,12 @@
 
 import torch
 
-from ..glmimage_core.glm_image.geometry import size_of
+from ..glmimage_core.glm_image.geometry import check_size, size_of, whole_tokens
 from ..glmimage_core.glm_image.trained_on import RELEASED
 from .host import host
 from .sockets import AR, CATEGORY, glm_ar
 
-LIKE_IMAGE = "like image"
+LIKE_IMAGE, IMAGE_SIZE = "like image", "image size"
 ASPECTS = {
     f"{width}:{height}": width / height
     for width, height in ((1, 1), (4, 3), (3, 2), (16, 9), (21, 9), (3, 4), (2, 3), (9, 16), (9, 21))
@@ -40,11 +40,12 @@ class GLMImageSize:
         return {
             "required": {
                 "aspect": (
-                    [*ASPECTS, LIKE_IMAGE, *RECOMMENDED],
+                    [*ASPECTS, LIKE_IMAGE, *RECOMMENDED, IMAGE_SIZE],
                     {
                         "default": "1:1",
-                        "tooltip": f"Width to height. '{LIKE_IMAGE}' takes the aspect of the connected image. The sizes in "
-                        "pixels are those that z.ai recommends, of about 1.56 megapixels.",
+                        "tooltip": f"Width to height. '{LIKE_IMAGE}' takes the aspect of the connected image, '{IMAGE_SIZE}' "
+                        "its size, but not more megapixels than below. The sizes in pixels are those that z.ai recommends, of "
+                        "about 1.56 megapixels.",
                     },
                 ),
                 "megapixels": (
@@ -60,7 +61,7 @@ class GLMImageSize:
                 ),
             },
             "optional": {
-                "image": ("IMAGE", {"tooltip": f"Only its aspect is used, and only by '{LIKE_IMAGE}'."}),
+                "image": ("IMAGE", {"tooltip": f"Only its size is used, and only by '{LIKE_IMAGE}' and '{IMAGE_SIZE}'."}),
                 "ar": (
                     AR,
                     {
@@ -68,20 +69,38 @@ class GLMImageSize:
                         "trained on; without it, of one that the released model was not."
                     },
                 ),
+                "fit": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Where the model was not trained on the size, take the nearest one that it was trained on, "
+                        "and say so. Off: only warn.",
+                    },
+                ),
             },
         }
 
-    def size(self, aspect, megapixels, image=None, ar=None):
-        width, height = RECOMMENDED[aspect] if aspect in RECOMMENDED else size_of(_ratio(aspect, image), megapixels)
-        for warning in (RELEASED if ar is None else glm_ar(ar).trained_on).size_warnings(width, height):
+    def size(self, aspect, megapixels, image=None, ar=None, fit=False):
+        trained_on = RELEASED if ar is None else glm_ar(ar).trained_on
+        asked = _asked_size(aspect, megapixels, image)
+        width, height = trained_on.nearest_size(*asked) if fit else whole_tokens(*asked)
+        check_size(width, height)
+        if trained_on.size_warnings(*asked) and fit:
+            host.warn(f"{asked[0]}x{asked[1]} is no size that this model knows; the nearest one is taken: {width}x{height}")
+        for warning in trained_on.size_warnings(width, height):
             host.warn(warning)
         return (width, height)
 
 
-def _ratio(aspect: str, image: torch.Tensor | None) -> float:
-    """Width to height. Raises ValueError for the aspect of an image that is not connected."""
-    if aspect != LIKE_IMAGE:
-        return ASPECTS[aspect]
+def _asked_size(aspect: str, megapixels: float, image: torch.Tensor | None) -> tuple[int, int]:
+    """Width and height in pixels, of any image's. Raises ValueError where they follow an image that is not connected."""
+    if aspect in RECOMMENDED:
+        return RECOMMENDED[aspect]
+    if aspect in ASPECTS:
+        return size_of(ASPECTS[aspect], megapixels)
     if image is None:
-        raise ValueError(f"aspect is '{LIKE_IMAGE}', but no image is connected; connect one or choose an aspect")
-    return image.shape[2] / image.shape[1]
+        raise ValueError(f"aspect is '{aspect}', but no image is connected; connect one or choose an aspect")
+    height, width = image.shape[1:3]
+    if aspect == IMAGE_SIZE and width * height <= megapixels * 1024 * 1024:
+        return (width, height)
+    return size_of(width / height, megapixels)

@@ -34,10 +34,10 @@ VAE_LOADERS = {
 
 
 def validation_message(check: Callable[[], object]) -> bool | str:
-    """The answer of VALIDATE_INPUTS: True, or the message of what a check raises for a value or something missing."""
+    """The answer of VALIDATE_INPUTS: True, or the message of what a check raises for a value, a file or something missing."""
     try:
         check()
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         return import_failure(error) if isinstance(error, ModuleNotFoundError) else str(error)
     return True
 

@@ -25,12 +25,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))
 
 
+def inputs_of(node: type) -> dict[str, dict]:
+    """The inputs that a user sees, by section."""
+    return {section: entries for section, entries in node.INPUT_TYPES().items() if section != "hidden"}
+
+
 def described(node: type) -> dict:
     """What a saved workflow relies on: inputs in order with combo strings and defaults, outputs in order."""
     inputs = []
-    for section, entries in node.INPUT_TYPES().items():
+    for section, entries in inputs_of(node).items():
         for name, (kind, options) in entries.items():
-            combo = kind if isinstance(kind, list) and name not in ("checkpoint", "lora_name") else None
+            combo = kind if isinstance(kind, list) and name not in ("checkpoint", "lora_name", "file") else None
             kind = "COMBO" if isinstance(kind, list) else kind
             inputs.append([section, name, kind, combo, options.get("default")])
     return {
@@ -60,7 +65,7 @@ def test_every_node_input_and_output_says_what_it_is(node):
     assert node.CATEGORY == "GLM-Image" and len(node.DESCRIPTION) > 20
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
     assert all(len(text) > 10 for text in node.OUTPUT_TOOLTIPS)
-    for entries in node.INPUT_TYPES().values():
+    for entries in inputs_of(node).values():
         for name, (_, options) in entries.items():
             assert len(options["tooltip"]) > 10, name
 
@@ -121,6 +126,17 @@ def test_references_that_the_plan_did_not_see_are_noticed(encoder, ar, encode_re
     (prior,) = asyncio.run(NODES["GLMImageGeneratePrior"]().generate(ar, "a house", 256, 256, 1, 0))
     NODES["GLMImageApplyPrior"]().apply(positive, negative, prior, (encode_reference(pattern(128, 128, 3)),))
     assert "not the references" in caplog.text
+
+
+def test_a_second_apply_prior_says_that_it_replaces_the_first(encoder, caplog):
+    apply = NODES["GLMImageApplyPrior"]().apply
+    positive, negative, _ = NODES["GLMImageEncodePrompt"]().encode(encoder, "a house")
+    once, unwanted = apply(positive, negative, plan(256, 256))
+    apply(positive, unwanted, plan(256, 288))  # a negative has no plan that could be lost
+    assert not caplog.messages
+    twice, _ = apply(once, unwanted, plan(256, 288))
+    assert "this replaces the prior of another Apply Prior" in caplog.text
+    assert twice[0][1]["glm_image_prior"].height == 288
 
 
 def test_the_sampler_refuses_what_is_not_for_it(encoder, dit, vae):
@@ -250,7 +266,7 @@ def test_every_node_has_a_help_page_that_names_its_inputs(name):
     assert page.startswith(f"# {NODES[name].TITLE}\n")
     widgets = [
         name
-        for entries in NODES[name].INPUT_TYPES().values()
+        for entries in inputs_of(NODES[name]).values()
         for name, (kind, _) in entries.items()
         if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING")
     ]

@@ -61,6 +61,15 @@ def test_a_batch_is_several_references_and_a_chain_keeps_their_order(ar, vae, en
     assert len({r.id for r in chain}) == 3
 
 
+def test_several_images_of_one_node_follow_the_chain_and_what_is_not_connected_is_none(ar, vae):
+    node = NODE_CLASS_MAPPINGS["GLMImageEncodeReference"]()
+    first, second, third = (_tensor(pattern(160 + 32 * n, 128, 3 + n)) for n in range(3))
+    (chain,) = node.encode(ar, vae, first)
+    (together,) = node.encode(ar, vae, second, chain, image_3=third)
+    (again,) = node.encode(ar, vae, first, image_2=second, image_4=third)
+    assert [r.id for r in together] == [r.id for r in again] and len({r.id for r in again}) == 3
+
+
 def test_the_order_of_references_matters_to_the_plan(ar, encode_reference):
     first, second = encode_reference(pattern(160, 128, 3)), encode_reference(pattern(128, 192, 5))
     plans = [generate_prior(ar, "combine", 256, 256, seed=0, references=r).tokens for r in ((first, second), (second, first))]

@@ -38,6 +38,24 @@ def test_like_an_image():
         GLMImageSize().size("like image", 4.0, torch.zeros(1, 10, 1000, 3))
 
 
+def test_the_size_of_an_image_is_kept_in_whole_tokens_up_to_the_megapixels():
+    image = torch.zeros(1, 1000, 1205, 3)
+    assert GLMImageSize().size("image size", 1.15, image) == (1216, 992)
+    assert GLMImageSize().size("image size", 1.0, image) == GLMImageSize().size("like image", 1.0, image) == (1120, 928)
+    with pytest.raises(ValueError, match="'image size', but no image is connected"):
+        GLMImageSize().size("image size", 1.0)
+    with pytest.raises(ValueError, match="width 6016 is outside 192..4096"):
+        GLMImageSize().size("image size", 4.0, torch.zeros(1, 200, 6000, 3))
+
+
+def test_fit_takes_the_nearest_size_that_the_model_knows_and_says_so(caplog):
+    assert GLMImageSize().size("image size", 1.0, torch.zeros(1, 512, 768, 3), fit=True) == (1248, 832)
+    assert "768x512 is no size that this model knows; the nearest one is taken: 1248x832" in caplog.text
+    caplog.clear()
+    assert GLMImageSize().size("3:2", 1.0, fit=True) == GLMImageSize().size("3:2", 1.0)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("name", RECOMMENDED)
 def test_a_recommended_size_is_itself_whatever_the_megapixels(name, caplog):
     width, height = GLMImageSize().size(name, 0.06)

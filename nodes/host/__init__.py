@@ -14,9 +14,11 @@ from .protocol import Host
 
 def _find_host() -> Host:
     if "comfy.model_management" in sys.modules:  # ComfyUI imports it long before any pack
-        from .comfyui import families
+        from .comfyui import families, templates
         from .comfyui.services import ComfyHost
 
+        templates.put_pictures()
+        templates.serve_short_names()
         return ComfyHost(families.MODELS, families.SAMPLERS)
     from .standalone import StandaloneHost, families
 

@@ -22,6 +22,7 @@ class Host(Protocol):
     """
 
     sampler_names: Sequence[str]  # the choices of GLM-Image Sampler
+    saves_workflows: bool  # whether pictures carry the workflow that made them
 
     def checkpoint_roots(self) -> list[Path]:
         """The folders below which checkpoint folders lie."""
@@ -38,6 +39,15 @@ class Host(Protocol):
 
     def lora_file(self, name: str) -> Path:
         """The LoRA file of that name. Raises FileNotFoundError if there is no such file."""
+
+    def input_folder(self) -> Path:
+        """The folder of the files that a user gives."""
+
+    def output_folder(self) -> Path:
+        """The folder of the files that nodes write."""
+
+    def saved(self, files: Sequence[Path]) -> Any:
+        """Show the user the files that an output node without outputs has written. Returns what the node returns."""
 
     def device(self, choice: str = "default") -> torch.device:
         """The device for one of DEVICES; the default device if this machine has no such GPU."""

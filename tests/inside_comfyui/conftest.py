@@ -72,6 +72,24 @@ def no_gradients():
 
 
 @pytest.fixture
+def texts(monkeypatch):
+    """Texts as they are sent to the browser, each with the id of its node."""
+    from server import PromptServer
+
+    sent = []
+
+    class Browser:
+        def send_progress_text(self, text, node_id):
+            sent.append((node_id, text))
+
+        def __getattr__(self, name):  # the rest of a server: nobody listens
+            return lambda *arguments, **named: None
+
+    monkeypatch.setattr(PromptServer, "instance", Browser(), raising=False)
+    return sent
+
+
+@pytest.fixture
 def only_a_part_fits(monkeypatch):
     """Call it, and from then on half of every model is loaded and the rest is streamed."""
     import comfy.model_management as model_management

@@ -41,8 +41,10 @@ LOADERS = ["GLMImageLoadAR", "GLMImageLoadDiT", "GLMImageLoadGlyphEncoder", "GLM
 
 
 def test_a_missing_checkpoint_is_one_error_a_loader_and_says_what_to_download(faults):
-    found = faults("text_to_image", *LOADERS, checkpoint="absent")
+    found = faults("separate_loaders", *LOADERS, checkpoint="absent")
     assert [place for *place, _ in found] == [[loader, "checkpoint"] for loader in LOADERS]
+    found += faults("text_to_image", "GLMImageLoad", checkpoint="absent")
+    assert [place for *place, _ in found[len(LOADERS) :]] == [["GLMImageLoad", "checkpoint"]]
     assert all(
         "no GLM-Image checkpoint 'absent'" in words and "download zai-org/GLM-Image as it is" in words for *_, words in found
     )
@@ -54,9 +56,9 @@ def test_a_missing_checkpoint_is_one_error_a_loader_and_says_what_to_download(fa
         ("text_to_image", "GLMImageGeneratePrior", {"width": 1000}, "use 992 or 1024"),
         ("text_to_image", "GLMImageGeneratePrior", {"width": 160}, "outside 192..4096"),
         ("text_to_image", "GLMImageGeneratePrior", {"height": 160}, "smaller than min of 192"),
-        ("text_to_image", "GLMImageLoadDiT", {"quantization": "int4"}, "'int4' not in"),
-        ("text_to_image", "GLMImageLoadDiT", {"attention": "bogus"}, "'bogus' not in"),
-        ("text_to_image", "GLMImageLoadAR", {"device": "gpu:9"}, "'gpu:9' not in"),
+        ("separate_loaders", "GLMImageLoadDiT", {"quantization": "int4"}, "'int4' not in"),
+        ("separate_loaders", "GLMImageLoadDiT", {"attention": "bogus"}, "'bogus' not in"),
+        ("separate_loaders", "GLMImageLoadAR", {"device": "gpu:9"}, "'gpu:9' not in"),
         ("remote", "GLMImageRemote", {"prompt": " "}, "prompt is empty"),
     ],
 )

@@ -1,26 +1,8 @@
 """What is written on a node while it runs: warnings stay, above the latest other text."""
 
-import pytest
 from comfy_execution.utils import CurrentNodeContext
 from glm_image_pack.glmimage_core.glm_image.files.components import NANO
 from glm_image_pack.nodes.host import host
-from server import PromptServer
-
-
-@pytest.fixture
-def texts(monkeypatch):
-    """Texts as they are sent to the browser, each with the id of its node."""
-    sent = []
-
-    class Browser:
-        def send_progress_text(self, text, node_id):
-            sent.append((node_id, text))
-
-        def __getattr__(self, name):  # the rest of a server: nobody listens
-            return lambda *arguments, **named: None
-
-    monkeypatch.setattr(PromptServer, "instance", Browser(), raising=False)
-    return sent
 
 
 def test_a_warning_is_on_the_node_before_the_plan_begins_and_when_it_is_done(run, texts):
@@ -35,11 +17,11 @@ def test_a_warning_is_on_the_node_before_the_plan_begins_and_when_it_is_done(run
     assert texts[-1][1].splitlines()[-1].endswith("a pass")
 
 
-def test_the_warnings_of_one_run_are_not_those_of_another(texts):
+def test_a_warning_is_shown_once_in_a_run_and_not_in_another(texts):
     for prompt_id, node_id in (("first", "7"), ("first", "8"), ("second", "7")):
         with CurrentNodeContext(prompt_id, node_id):
             host.warn(f"{prompt_id} {node_id}")
             host.warn(f"{prompt_id} {node_id}")
             host.say("done")
     each = [("7", "first 7"), ("8", "first 8"), ("7", "second 7")]
-    assert texts == [(node, text) for node, warning in each for text in (warning, warning, f"{warning}\ndone")]
+    assert texts == [(node, text) for node, warning in each for text in (warning, f"{warning}\ndone")]

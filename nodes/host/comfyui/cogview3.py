@@ -57,6 +57,14 @@ class CogView3Model(ComponentModel):
         bring_own_tensors(self._with_own_tensors, device)
         return super().component_on(device)
 
+    def check_text(self, embeddings: torch.Tensor, width: int) -> None:
+        """Raise ValueError for the conditioning of another family, whose embeddings are not `width` wide."""
+        if embeddings.shape[-1] != width:
+            raise ValueError(
+                f"the conditioning is not for {self.title}: its embeddings are {embeddings.shape[-1]} wide, and this model reads "
+                f"{width}; connect CogView3 Encode Prompt"
+            )
+
     @staticmethod
     def _job(input_shape: Sequence[int], tokens: int) -> Job:
         """One pass of input_shape [B, C, height / 8, width / 8]."""
@@ -87,6 +95,7 @@ class CogView3PlusModel(CogView3Model):
         super().__init__(dit, ModelType.V_PREDICTION, sampling=sampling, device=device, offload=offload)
 
     def extra_conds(self, *, noise, cross_attn, **options) -> dict[str, comfy.conds.CONDRegular]:
+        self.check_text(cross_attn, self.diffusion_model.config.text_embed_dim)
         height, width = (side * LATENT_PX for side in noise.shape[2:])
         sizes = zip(("original_size", "crop_coords", "target_size"), micro_conditions(options, width, height), strict=True)
         conds = {name: comfy.conds.CONDRegular(torch.tensor([size], dtype=torch.float32)) for name, size in sizes}
@@ -97,7 +106,7 @@ class CogView3PlusModel(CogView3Model):
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **sizes):  # noqa: B006
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
-        self.warn_of_no_effect(control, transformer_options)
+        self.warn_of_no_effect(transformer_options)
         dit = self.component_on(x.device)
         scaled = self.model_sampling.calculate_input(t, x)
         timestep = self.model_sampling.timestep(t).float()
@@ -118,8 +127,11 @@ class CogView3BaseModel(CogView3Model):
         sampling = NoiseSampling()
         sampling.set_sigmas(unet.sigmas)
         super().__init__(unet, ModelType.EPS, sampling=sampling, device=device, offload=offload)
+        if unet.is_distilled:
+            self.unread = {name: text for name, text in self.unread.items() if name != "guidance"}
 
     def extra_conds(self, *, noise, cross_attn, guidance=GUIDANCE, **options) -> dict[str, comfy.conds.CONDRegular]:
+        self.check_text(cross_attn, self.diffusion_model.config.cross_attention_dim)
         height, width = (side * LATENT_PX for side in noise.shape[2:])
         sizes = sizes_embedding(self.component, micro_conditions(options, width, height))
         conds = {"c_crossattn": cross_attn, "sizes": sizes}
@@ -133,7 +145,7 @@ class CogView3BaseModel(CogView3Model):
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds):  # noqa: B006
         """x: [B, 4, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 4, h, w] float32."""
-        self.warn_of_no_effect(control, transformer_options)
+        self.warn_of_no_effect(transformer_options)
         unet = self.component_on(x.device)
         scaled = self.model_sampling.calculate_input(t, x)
         timestep = self.model_sampling.timestep(t).float()

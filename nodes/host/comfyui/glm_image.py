@@ -16,10 +16,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
+from ....glmimage_core.checkpoints.header import CONFIG_TENSOR, config_tensor
 from ....glmimage_core.diffusion import LATENT_PX, dit_token_count, image_seeds, initial_noise, latent_grid, whole_steps
-from ....glmimage_core.glm_image.denoise import check_sample
+from ....glmimage_core.glm_image.denoise import check_glyphs, check_sample
 from ....glmimage_core.glm_image.dit import Conditions, Dit, configure_compute, encode_conditions, velocity
 from ....glmimage_core.glm_image.files.load import load_dit, load_vae, load_vae_of
+from ....glmimage_core.glm_image.files.single_file import config_to_carry
 from ....glmimage_core.glm_image.memory import dit_bytes
 from ....glmimage_core.glm_image.reference_cache import reference_kv_caches
 from ....glmimage_core.glm_image.references import Reference, check_references, sizes_of
@@ -28,7 +30,7 @@ from ....glmimage_core.glm_image.step_cache import StepCache
 from ....glmimage_core.latent_preview import LatentColours, fit_latent_colours
 from ....glmimage_core.placement.prediction import Job
 from ....glmimage_core.vae import LatentSpace
-from ....glmimage_core.weights.linear import quantization_of
+from ....glmimage_core.weights.linear import mark_tensors, quantization_of
 from ..requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, GlmImageRequest, applied_prior
 from .attention_patches import attention_patches, chosen_attention
 from .models import ComponentModel, NormalisedLatents, model_patcher
@@ -141,6 +143,8 @@ class GlmImageModel(ComponentModel):
     title = "GLM-Image"
     patches = frozenset({"attn1_output_patch"})
     wrappers = attention = True
+    unread = ComponentModel.unread | {"reference_latents": "ReferenceLatent has no effect; use GLM-Image Encode Reference"}
+    lora_loader = "Load GLM-Image LoRA"
 
     def __init__(self, dit: Dit, device: torch.device, offload: torch.device):
         super().__init__(
@@ -158,6 +162,7 @@ class GlmImageModel(ComponentModel):
         The negative side gets neither prior nor references, whatever its conditioning carries.
         """
         drop = prompt_type == "negative" or (prompt_type != "positive" and bool(options.get(DROP_KEY)))
+        check_glyphs(self.component, cross_attn)
         if PRIOR_KEY in options or not drop:
             prior = options[PRIOR_KEY] if drop else applied_prior(options, prompt_type)
             check_sample(self.component, prior, glyphs=(cross_attn,), batch=len(noise), denoise=1, latents=noise, mask=None)
@@ -165,9 +170,9 @@ class GlmImageModel(ComponentModel):
         check_references(references, space=self.component.space)
         dit = self._dit_for_references(device)
         height, width = (side * LATENT_PX for side in noise.shape[2:])
-        batch, tokens = (1, None) if drop else (prior.batch, prior.tokens)
+        planned = {"batch": 1} if drop else {"batch": prior.batch, "tokens": prior.tokens, "dropped": prior.dropped}
         with torch.inference_mode():
-            inputs = encode_conditions(dit, cross_attn, width=width, height=height, batch=batch, tokens=tokens)
+            inputs = encode_conditions(dit, cross_attn, width=width, height=height, **planned)
             conds = {
                 "glyphs": comfy.conds.CONDRegular(inputs.glyph_embeds),
                 "prior": comfy.conds.CONDRegular(inputs.prior_embeds),
@@ -178,6 +183,17 @@ class GlmImageModel(ComponentModel):
                 on_device = self._caches_fit(_job(2 * len(noise), height, width, glyph_tokens=cross_attn.shape[1], sizes=sizes))
                 conds["cache"] = ReferenceCacheCond(reference_kv_caches(dit, references, on_device), sizes)
         return conds
+
+    def state_dict_for_saving(self, *arguments, **options) -> dict[str, torch.Tensor]:
+        """What ModelSave writes: the weights, and what they need to load again: the config, and the format of quantized ones.
+
+        Raises ValueError for weights that another library quantized.
+        """
+        if library := self.component.quantized_by:
+            raise ValueError(f"weights that {library} quantized cannot be saved; copy the file that they were loaded from")
+        beside = {CONFIG_TENSOR: config_tensor(config_to_carry(self.component))} | mark_tensors(self.diffusion_model)
+        saved = super().state_dict_for_saving(*arguments, **options)
+        return saved | self.model_config.process_unet_state_dict_for_saving(beside)
 
     def extra_conds_shapes(self, **options) -> dict[str, list]:
         """What takes memory beside the latents, for `memory_required`."""
@@ -218,7 +234,7 @@ class GlmImageModel(ComponentModel):
     # Not process_timestep: ComfyUI gives it the timestep of the MODEL's schedule, and the DiT's follows from the sigma.
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds):  # noqa: B006
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
-        self._warn_of_no_effect(control, transformer_options)
+        self._warn_of_no_effect(transformer_options)
         timestep = self.timestep_at(t, x).clamp(min=0)
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
@@ -246,8 +262,8 @@ class GlmImageModel(ComponentModel):
                 self.warn_once("compile has no effect with an attention that a node or a flag chose; choose one in the loader")
             return velocity(dit, x, temb, conditions, kv_caches=conds.get("cache"), step_cache=branch)
 
-    def _warn_of_no_effect(self, control: object, transformer_options: dict) -> None:
-        self.warn_of_no_effect(control, transformer_options)
+    def _warn_of_no_effect(self, transformer_options: dict) -> None:
+        self.warn_of_no_effect(transformer_options)
         patched = "attn1_output_patch" in transformer_options.get("patches", {})
         if patched and set(transformer_options.get("cond_or_uncond", (0, 1))) != {0, 1}:
             self.warn_once("attention patches such as NAG's have no effect, because positive and negative do not run in one pass")

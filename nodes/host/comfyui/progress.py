@@ -63,9 +63,10 @@ def write_on_node(text: str) -> None:
 
 
 def warn_on_node(text: str) -> None:
-    """Show a warning on the node that runs for as long as it runs, and after."""
-    _warned.set((get_executing_context(), tuple(dict.fromkeys((*_warnings(), text)))))
-    _show(*_warnings())
+    """Show a warning on the node that runs, once, for as long as it runs, and after."""
+    if text not in _warnings():
+        _warned.set((get_executing_context(), (*_warnings(), text)))
+        _show(*_warnings())
 
 
 def _warnings() -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Folders, device, progress and placement in the running ComfyUI."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,7 @@ class ComfyHost:
     """
 
     sampler_names = comfy.samplers.KSampler.SAMPLERS
+    saves_workflows = not args.disable_metadata
 
     def __init__(
         self,
@@ -68,6 +69,22 @@ class ComfyHost:
         if path is None:
             raise FileNotFoundError(f"there is no LoRA {name!r}; put it below models/loras")
         return Path(path)
+
+    def input_folder(self) -> Path:
+        return Path(folder_paths.get_input_directory())
+
+    def output_folder(self) -> Path:
+        return Path(folder_paths.get_output_directory())
+
+    def saved(self, files: Sequence[Path]) -> dict:
+        output = self.output_folder().resolve()
+        names = [file.resolve().relative_to(output) for file in files]
+        self.say("\n".join(name.as_posix() for name in names))
+        pictures = [name for name in names if name.suffix == ".png"]
+        shown = [
+            {"filename": name.name, "subfolder": name.parent.as_posix().removeprefix("."), "type": "output"} for name in pictures
+        ]
+        return {"ui": {"images": shown}}
 
     def device(self, choice: str = "default") -> torch.device:
         default = model_management.get_torch_device()

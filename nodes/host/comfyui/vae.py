@@ -4,7 +4,9 @@ import comfy.model_management as model_management
 import comfy.sd
 import torch
 
+from ....glmimage_core.checkpoints.header import CONFIG_TENSOR, config_tensor
 from ....glmimage_core.diffusion import LATENT_PX
+from ....glmimage_core.glm_image.files.single_file import config_to_carry
 from ....glmimage_core.vae import Vae, vae_decode_bytes, vae_encode_bytes
 from .background import at_work
 from .patchers import Holder, Patcher, offload_device, streamable
@@ -45,6 +47,10 @@ class ComponentVae(comfy.sd.VAE):
         )
         rest = offload_device(self.device, model_management.vae_offload_device())
         self.patcher = Patcher(self.first_stage_model, load_device=self.device, offload_device=rest)
+
+    def get_sd(self) -> dict[str, torch.Tensor]:
+        """What VAESave writes: the weights, and the config without which a VAE of other sizes does not load again."""
+        return super().get_sd() | {f"model.{CONFIG_TENSOR}": config_tensor(config_to_carry(self.component))}
 
     def encode(self, *arguments, **options):
         with at_work(self.patcher):

@@ -1,7 +1,7 @@
 """Folders, device, progress and placement without ComfyUI."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,18 +43,22 @@ def usable_device(name: str) -> torch.device:
 
 
 class StandaloneHost:
-    """The nodes' surroundings without ComfyUI. Set `models` and `on_progress` before running nodes.
+    """The nodes' surroundings without ComfyUI. Set what its __init__ sets in public before running nodes.
 
-    models: a folder laid out like ComfyUI's: diffusers/NAME, loras, and the kinds of `Host.model_roots`. on_progress is called
-    with (label, done, total); any exception that it raises stops the stage. samplers: by request type, the function that
-    answers such a request.
+    models: a folder laid out like ComfyUI's: diffusers/NAME, loras, and the kinds of `Host.model_roots`. input, output: the
+    folders that nodes read and write. on_saved is called with each file that was written. on_progress is called with (label,
+    done, total); any exception that it raises stops the stage. samplers: by request type, the function that answers such a
+    request.
     """
 
     sampler_names = ("euler",)
+    saves_workflows = True
 
     def __init__(self, samplers: Mapping[type[SampleRequest], Callable[..., torch.Tensor]]):
         self._sampler_for = samplers
         self.models = Path("models")
+        self.input, self.output = Path("input"), Path("output")
+        self.on_saved: Callable[[Path], object] = lambda file: None
         self.on_progress: Callable[[str, int, int], None] = lambda label, done, total: None
         self.residency: Residency | None = None  # the default device's; set on first use if nobody has set it
         self._others: dict[torch.device, Residency] = {}
@@ -73,6 +77,17 @@ class StandaloneHost:
         if name not in self.loras():
             raise FileNotFoundError(f"there is no LoRA {name!r} in {self.models / 'loras'}")
         return self.models / "loras" / name
+
+    def input_folder(self) -> Path:
+        return self.input
+
+    def output_folder(self) -> Path:
+        return self.output
+
+    def saved(self, files: Sequence[Path]) -> tuple:
+        for file in files:
+            self.on_saved(file)
+        return ()
 
     def device(self, choice: str = "default") -> torch.device:
         default = self._residency_of().device

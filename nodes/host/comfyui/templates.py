@@ -1,0 +1,40 @@
+"""What ComfyUI's template browser needs of the pack: the pictures that shipped workflows load, and their links of old."""
+
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+
+import folder_paths
+from aiohttp import web
+from server import PromptServer
+
+from ....workflows import FOLDER, TEMPLATES, template_file
+
+log = logging.getLogger(__name__)
+PACK = Path(__file__).parents[3].name  # as ComfyUI calls the pack: the name of its folder, or of the link to it
+
+
+def put_pictures() -> None:
+    """Put the pictures that the shipped workflows load into ComfyUI's input folder, where they are missing."""
+    folder = Path(folder_paths.get_input_directory())
+    missing = [picture for picture in (FOLDER / "input").glob("*.png") if not (folder / picture.name).exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in missing:
+            shutil.copyfile(picture, folder / picture.name)
+    except OSError as error:
+        log.warning("the pictures of the shipped workflows cannot be put into %s: %s", folder, error)
+
+
+def serve_short_names() -> None:
+    """Answer links to a shipped workflow by its short name: as files were called before the browser sorted them."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None:  # ComfyUI's modules without its server
+        return
+    for name in TEMPLATES:
+        server.routes.get(f"/workflow_templates/{PACK}/{name}.json")(partial(_answer, template_file(name)))
+
+
+async def _answer(file: Path, request: web.Request) -> web.FileResponse:
+    return web.FileResponse(file)
