@@ -1,15 +1,19 @@
-"""Draws the reference pictures that the shipped workflows name, into workflows/input.
+"""Draws the pictures that the shipped workflows name, into workflows/input.
 
 python scripts/make_pictures.py
 """
 
 from _pack import ROOT
+from glm_image_pack.glmimage_core.glm_image.pipeline import GlmImage
+from glm_image_pack.glmimage_core.glm_image.plans.kept import TEXT_KEY, prior_text
 from glm_image_pack.glmimage_core.images import to_pictures
 from glm_image_pack.training.drawing import draw
 from glm_image_pack.training.world import Scene, Shape
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 INPUT = ROOT / "workflows" / "input"
+PLANNED = 'A large red star in the centre and the word "HI" in white at the bottom on a blue background.'
 SMOOTH = 4  # drawn larger, then reduced
 SHAPES = Scene(8, 8, "white", (Shape("circle", "red", "large", 1, 1), Shape("square", "green", "small", 5, 5)))
 
@@ -58,8 +62,28 @@ def shapes() -> Image.Image:
     return to_pictures(draw(SHAPES)[None])[0]
 
 
+def masked() -> Image.Image:
+    """SHAPES with the circle and some room around it transparent, as the mask editor saves a mask."""
+    picture = shapes().convert("RGBA")
+    alpha = Image.new("L", picture.size, 255)
+    alpha.paste(0, (16, 16, 144, 144))
+    picture.putalpha(alpha)
+    return picture
+
+
+def with_plan() -> tuple[Image.Image, PngInfo]:
+    """A picture that nano paints, 256 x 256, and the texts with which its PNG carries the plan."""
+    glm, carried = GlmImage.load(ROOT / "nano", dtype="float32"), PngInfo()
+    plan = glm.plan(PLANNED, 256, 256, seed=0)
+    carried.add_text(TEXT_KEY, prior_text(plan))
+    return glm.paint(plan, seed=0, steps=20)[0], carried
+
+
 if __name__ == "__main__":
     INPUT.mkdir(parents=True, exist_ok=True)
     scene().save(INPUT / "glm-image-scene.png", optimize=True)
     mug().save(INPUT / "glm-image-mug.png", optimize=True)
     shapes().save(INPUT / "glm-image-shapes.png", optimize=True)
+    masked().save(INPUT / "glm-image-shapes-masked.png", optimize=True)
+    picture, carried = with_plan()
+    picture.save(INPUT / "glm-image-plan.png", optimize=True, pnginfo=carried)

@@ -1,10 +1,11 @@
-"""Retakes the pictures of the shipped workflows, workflows/NAME.jpg, in a real ComfyUI with its real front end.
+"""Retakes the pictures of the shipped workflows in a real ComfyUI with its real front end.
 
     python scripts/take_pictures.py --comfyui DIR [--python INTERPRETER] [--chromium FILE] [NAME ...]
 
-A graph that the built-in model can run is filled with a prompt of its world and run. What the picture shows is read back by
-training/reading.py and compared with the prompt; a wrong picture is refused and the next seed is tried. The other graphs need
-models or a server that are not here: their pictures show the graph before a run, never a result.
+docs/graphs/NAME.jpg shows the graph, and the template browser shows the picture beside the workflow's file: what was painted,
+with what it was made from. A graph that the built-in model can run is filled with a prompt of its world and run. What the picture
+shows is read back by training/reading.py and compared with the prompt; a wrong picture is refused and the next seed is tried. The
+other graphs need models or a server that are not here: both their pictures show the graph before a run, never a result.
 
 The comment of each JPEG says how it was made, and a test reads it: `{"shows": "the graph alone"}`, or the prompt, the seed of
 Generate Prior, and each painted picture as it was read back.
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,14 +35,16 @@ from glm_image_pack.training.captions import Claim, Edit, Request, WordClaim
 from glm_image_pack.training.drawing import draw
 from glm_image_pack.training.reading import read
 from glm_image_pack.training.scoring import does_what_is_asked, is_edited
-from glm_image_pack.training.world import CELL_PX, Scene, Shape
-from PIL import Image
+from glm_image_pack.training.world import Scene, Shape
+from glm_image_pack.workflows import FOLDER, TEMPLATES, template_file
+from PIL import Image, ImageOps
 
-from make_pictures import SHAPES
+from make_pictures import PLANNED, SHAPES
 from make_workflows import NANO_EDIT, NANO_PROMPT
 
-WORKFLOWS = ROOT / "workflows"
-WIDTH = 1200  # pixels of every picture
+GRAPHS = ROOT / "docs" / "graphs"
+WIDTH = 1200  # pixels of every picture of a graph
+SIDE = 512  # pixels of a picture in the template browser
 MARGIN = 40  # around the graph, in the graph's own units
 SEEDS = 20  # tried before a workflow is given up
 SECONDS = 300  # for one run
@@ -74,6 +77,7 @@ STAR_AND_CIRCLES = _request(
     NANO_PROMPT, "blue", Claim(1, "star", "red", "large", "centre"), Claim(2, "circle", "yellow", "small", None)
 )
 RECOLOURED = Edit("recolour", NANO_EDIT, (SHAPES,), SHAPES, replace(SHAPES, shapes=(replace(CIRCLE, colour="blue"), SQUARE)))
+STAR_AT_LEFT = Claim(1, "star", "red", "large", "left")
 PAINTINGS = {
     "nano": Painting(STAR_AND_CIRCLES),
     "nano_edit": Painting(RECOLOURED),
@@ -108,7 +112,7 @@ PAINTINGS = {
             Claim(1, "circle", "blue", "large", None),
             Claim(1, "square", "green", "small", None),
         ),
-        {"Picture": {"image": FIRST}, "GLMImageSize": {"megapixels": 0.06}},
+        {"Picture": {"image": FIRST}, "GLMImageSize": {"megapixels": 0.06}},  # and the picture's aspect
     ),
     "lora": Painting(
         _request("Two large orange crosses on a blue background.", "blue", Claim(2, "cross", "orange", "large", None))
@@ -120,25 +124,83 @@ PAINTINGS = {
             Claim(1, "star", "purple", "large", "top left"),
             Claim(1, "square", "red", "small", "bottom right"),
         ),
-        {"GLMImageSize": {"megapixels": 0.06}},
     ),
     "stock_sampler": Painting(
         _request(
             "A large green triangle on the right on a black background.", "black", Claim(1, "triangle", "green", "large", "right")
         ),
-        {"GLMImageSize": {"megapixels": 0.08}},
+    ),
+    "separate_loaders": Painting(
+        _request(
+            "A large purple cross in the centre on a yellow background.", "yellow", Claim(1, "cross", "purple", "large", "centre")
+        )
+    ),
+}
+
+RED_STAR, HI = Claim(1, "star", "red", "large", "centre"), WordClaim("HI", "white", "bottom")
+PAINTINGS |= {  # the last two have no prompt
+    "inpaint": Painting(
+        Edit(
+            "recolour",
+            "Change the red circle to purple.",
+            (SHAPES,),
+            SHAPES,
+            replace(SHAPES, shapes=(replace(CIRCLE, colour="purple"), SQUARE)),
+        )
+    ),
+    "outpaint": Painting(
+        _request(
+            "Add a small yellow star at the right.",
+            "white",
+            Claim(1, "circle", "red", "large", None),
+            Claim(1, "square", "green", "small", None),
+            Claim(1, "star", "yellow", "small", "right"),
+        )
+    ),
+    "edit_untouched": Painting(RECOLOURED),
+    "regions": Painting(
+        _request(
+            "A large red star at the left on a blue background.",
+            "blue",
+            STAR_AT_LEFT,
+            Claim(1, "circle", "yellow", "small", None),
+        )
+    ),
+    "mix_plans": Painting(
+        _request(
+            "A large red star and a small yellow circle on a blue background.",
+            "blue",
+            Claim(1, "star", "red", "large", None),
+            Claim(1, "circle", "yellow", "small", None),
+        )
+    ),
+    "keep_plan": Painting(_request(PLANNED, "blue", RED_STAR, word=HI)),
+    "load_plan": Painting(_request("the plan in glm-image-plan.png", "blue", RED_STAR, word=HI)),
+    "picture_plan": Painting(
+        _request(
+            f"the plan of {FIRST}",
+            "white",
+            Claim(1, "circle", "red", "large", "top left"),
+            Claim(1, "square", "green", "small", "bottom right"),
+        )
     ),
 }
 
 
+GIVEN = dict.fromkeys(("nano_edit", "edit_untouched", "inpaint", "outpaint", "picture_plan"), FIRST)
+"""The picture that a workflow names by itself."""
+
+
 def widget_values(painting: Painting, seed: int) -> dict[str, dict]:
     """What to set in a workflow so that nano paints it, by the node's title or type; inputs that are linked stay linked."""
-    loader = {"checkpoint": NANO, "dtype": "float32"}
-    scene = painting.asked.scene
-    values = dict.fromkeys(("GLMImageLoadAR", "GLMImageLoadGlyphEncoder", "GLMImageLoadDiT", "GLMImageLoadVAE"), loader)
-    values |= {sampler: {"steps": 20} for sampler in ("GLMImageSampler", "GLMImageScheduler", "KSampler")}
-    values["Prompt"] = {"value": painting.asked.prompt}
-    values["GLMImageGeneratePrior"] = {"width": scene.columns * CELL_PX, "height": scene.rows * CELL_PX, "seed": seed}
+    loader, fixed = {"checkpoint": NANO, "dtype": "float32"}, {"control_after_generate": "fixed"}
+    loaders = ("GLMImageLoad", "GLMImageLoadAR", "GLMImageLoadGlyphEncoder", "GLMImageLoadDiT", "GLMImageLoadVAE")
+    values = dict.fromkeys(loaders, loader)
+    values |= {sampler: {"steps": 20} | fixed for sampler in ("GLMImageSampler", "GLMImageScheduler", "KSampler")}
+    values |= {title: {"steps": 20} | fixed for title in ("Sampler 1", "Sampler 2")} | {"RandomNoise": fixed}
+    values["Prompt"] = {"prompt": painting.asked.prompt}
+    values["GLMImageSize"] = {"aspect": "1:1", "megapixels": 0.06}
+    values |= dict.fromkeys(("GLMImageGeneratePrior", "GLMImageInpaint", "GLMImageRegrowPrior"), {"seed": seed} | fixed)
     return values | painting.inputs
 
 
@@ -196,24 +258,29 @@ FIT_GRAPH = """([width, margin]) => {
 
 
 @contextmanager
-def comfyui(folder: Path, interpreter: Path):
-    """A ComfyUI on the CPU with this pack. Yields its address and its base folder."""
+def comfyui(options: argparse.Namespace, settings: Mapping = SETTINGS):
+    """A ComfyUI on the CPU with this pack and these settings of its front end. Yields its address and its base folder.
+
+    options: those of `parser`.
+    """
     with tempfile.TemporaryDirectory() as temporary, socket.socket() as free:
         base = Path(temporary)
         (base / "custom_nodes").mkdir()
         (base / "custom_nodes" / "comfyui-glm-image").symlink_to(ROOT)
-        shutil.copytree(WORKFLOWS / "input", base / "input")
+        shutil.copytree(FOLDER / "input", base / "input")
         to_pictures(draw(STARRED)[None])[0].save(base / "input" / SECOND)
         (base / "user" / "default").mkdir(parents=True)
-        (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS))
+        (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings))
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         arguments = ("--cpu", "--preview-method", "latent2rgb", "--base-directory", str(base), "--port", str(port))
+        if options.front_end:
+            arguments += ("--front-end-root", str(options.front_end.resolve()))
         with (base / "log").open("w") as log:
             environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-            command = [str(interpreter), "main.py", *arguments]
-            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            command = [str(options.python), "main.py", *arguments]
+            process = subprocess.Popen(command, cwd=options.comfyui, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_for_server(process, address, base / "log")
@@ -235,8 +302,8 @@ def _wait_for_server(process: subprocess.Popen, address: str, log: Path) -> None
     raise TimeoutError(f"ComfyUI did not answer within {SECONDS} s")
 
 
-def run(page, address: str, base: Path) -> list[Scene]:
-    """Run the graph on the page. Returns the saved pictures as they are read back."""
+def run(page, address: str, base: Path) -> list[Path]:
+    """Run the graph on the page. Returns the files of the saved pictures."""
     before = set(requests.get(f"{address}/history", timeout=60).json())
     page.evaluate("() => window.app.queuePrompt(0, 1)")
     for _ in range(SECONDS * 2):
@@ -250,27 +317,42 @@ def run(page, address: str, base: Path) -> list[Scene]:
     if result["status"]["status_str"] != "success":
         raise RuntimeError(f"a run failed: {result['status']['messages'][-1]}")
     images = [image for output in result["outputs"].values() for image in output.get("images", ())]
-    files = [base / "output" / image["subfolder"] / image["filename"] for image in images if image["type"] == "output"]
-    return [read(from_picture(Image.open(file))[0]) for file in files]
+    return [base / "output" / image["subfolder"] / image["filename"] for image in images if image["type"] == "output"]
 
 
-def paint(page, address: str, base: Path, painting: Painting) -> dict:
-    """Try seeds until every picture of a run is what was asked for. Returns the record. Raises RuntimeError if none is."""
-    for seed in range(SEEDS):
+def paint(page, address: str, base: Path, painting: Painting, first: int = 0) -> tuple[dict, list[Path]]:
+    """Try seeds until every picture of a run is what was asked for. Returns the record and the pictures' files.
+
+    first: the seed of the picture before, which is tried first. Raises RuntimeError if none is right.
+    """
+    for seed in dict.fromkeys([first, *range(SEEDS)]):
         page.evaluate(SET_WIDGETS, widget_values(painting, seed))
-        seen = run(page, address, base)
+        files = run(page, address, base)
+        seen = [read(from_picture(Image.open(file))[0]) for file in files]
         if is_right(painting, seen):
-            return {"prompt": painting.asked.prompt, "seed": seed, "seen": [asdict(scene) for scene in seen]}
+            return {"prompt": painting.asked.prompt, "seed": seed, "seen": [asdict(scene) for scene in seen]}, files
         print(f"seed {seed} is refused: {seen}", file=sys.stderr)
     raise RuntimeError(f"none of {SEEDS} seeds gives what the prompt asks for: {painting.asked.prompt}")
 
 
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a square: up to four, in rows of two."""
+    across = 1 if len(pictures) == 1 else 2
+    square, side = Image.new("RGB", (SIDE, SIDE), "white"), SIDE // across
+    top = (SIDE - -(-len(pictures) // across) * side) // 2
+    for number, picture in enumerate(pictures):
+        small = ImageOps.pad(picture.convert("RGB"), (side - 4, side - 4), Image.Resampling.LANCZOS, color="white")
+        square.paste(small, (number % across * side + 2, top + number // across * side + 2))
+    return square
+
+
 def take(page, address: str, base: Path, name: str) -> None:
-    """One workflow's picture, with its record as the comment."""
-    page.evaluate("graph => window.app.loadGraphData(graph)", json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8")))
+    """One workflow's pictures, with their record as the comment."""
+    page.evaluate("graph => window.app.loadGraphData(graph)", json.loads(template_file(name).read_text("utf-8")))
     time.sleep(2)  # the front end lays nodes out and fetches the pictures that Load Image shows
     painting = PAINTINGS.get(name)
-    record = {"shows": "the graph alone"} if painting is None else paint(page, address, base, painting)
+    before = record_of(GRAPHS / f"{name}.jpg").get("seed", 0) if (GRAPHS / f"{name}.jpg").exists() else 0
+    record, files = ({"shows": "the graph alone"}, []) if painting is None else paint(page, address, base, painting, first=before)
     height = page.evaluate(FIT_GRAPH, [2 * WIDTH, MARGIN])
     page.set_viewport_size({"width": 2 * WIDTH, "height": height})
     page.evaluate(FIT_GRAPH, [2 * WIDTH, MARGIN])
@@ -278,24 +360,38 @@ def take(page, address: str, base: Path, name: str) -> None:
     shot = base / "shot.png"
     page.screenshot(path=shot)
     with Image.open(shot) as image:
-        small = image.convert("RGB").resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-    small.save(WORKFLOWS / f"{name}.jpg", quality=85, optimize=True, comment=json.dumps(record))
+        graph = image.convert("RGB").resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
+    if files:
+        given = [inputs["image"] for inputs in painting.inputs.values() if "image" in inputs]
+        given += [GIVEN[name]] if name in GIVEN and not given else []
+        thumbnail = side_by_side([Image.open(path) for path in (*(base / "input" / picture for picture in given), *files)])
+    else:
+        thumbnail = graph.crop((0, 0, graph.height, graph.height)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    for picture, file in ((graph, GRAPHS / f"{name}.jpg"), (thumbnail, template_file(name).with_suffix(".jpg"))):
+        picture.save(file, quality=85, optimize=True, comment=json.dumps(record))
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options that say where ComfyUI and the browser are."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
+    options.add_argument("--python", type=Path, default=Path(sys.executable), metavar="INTERPRETER", help="ComfyUI's interpreter")
+    options.add_argument("--front-end", type=Path, metavar="DIR", help="the static folder of another comfyui-frontend-package")
+    options.add_argument("--chromium", type=Path, default=Path("/usr/bin/chromium"), metavar="FILE")
+    return options
 
 
 def main() -> None:
-    names = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-    parser = argparse.ArgumentParser(description="Retakes the pictures of the shipped workflows in a real ComfyUI.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a workflow's file name without its ending; all by default")
-    parser.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), metavar="INTERPRETER", help="ComfyUI's interpreter")
-    parser.add_argument("--chromium", type=Path, default=Path("/usr/bin/chromium"), metavar="FILE")
-    options = parser.parse_args()
+    names = sorted(TEMPLATES)
+    arguments = parser("Retakes the pictures of the shipped workflows in a real ComfyUI.")
+    arguments.add_argument("names", nargs="*", metavar="NAME", help="a workflow's short name; all by default")
+    options = arguments.parse_args()
     if unknown := set(options.names) - set(names):
-        parser.error(f"{', '.join(sorted(unknown))}: no such workflow; there are {', '.join(names)}")
+        arguments.error(f"{', '.join(sorted(unknown))}: no such workflow; there are {', '.join(names)}")
 
     from playwright.sync_api import sync_playwright  # not needed by the tests, which import this file
 
-    with comfyui(options.comfyui, options.python) as (address, base), sync_playwright() as playwright:
+    with comfyui(options) as (address, base), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chromium, args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 2 * WIDTH, "height": 1400})
         page.goto(address)
@@ -304,7 +400,7 @@ def main() -> None:
         time.sleep(3)  # the extensions load after the app
         for name in options.names or names:
             take(page, address, base, name)
-            print(WORKFLOWS / f"{name}.jpg", flush=True)
+            print(GRAPHS / f"{name}.jpg", flush=True)
 
 
 if __name__ == "__main__":

@@ -128,9 +128,12 @@ def quiet_host(models):
 
 
 @pytest.fixture
-def folders(tmp_path) -> Folders:
-    """The shipped reference pictures to read, a folder of the test's own to write."""
-    return Folders(ROOT / "workflows" / "input", tmp_path / "output", [])
+def folders(tmp_path, quiet_host, monkeypatch) -> Folders:
+    """The shipped reference pictures to read, a folder of the test's own to write; also for nodes that ask the host."""
+    folders = Folders(ROOT / "workflows" / "input", tmp_path / "output", [])
+    for name, value in (("input", folders.input), ("output", folders.output), ("on_saved", folders.written.append)):
+        monkeypatch.setattr(quiet_host, name, value)
+    return folders
 
 
 @pytest.fixture

@@ -3,18 +3,32 @@
 from pathlib import Path
 
 from glm_image_pack.cli.graph.nodes import ALL_NODES
-from glm_image_pack.cli.graph.runner import Runner
+from glm_image_pack.cli.graph.runner import Runner, in_parts
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.cli.graph.workflow import Workflow, read_workflow
+from glm_image_pack.workflows import TEMPLATES, template_file
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-NANO = ["nano", "nano_edit"]  # with the built-in model
+NAMES = sorted(TEMPLATES)
+# With the built-in model
+NANO = [
+    "nano",
+    "nano_edit",
+    "keep_plan",
+    "load_plan",
+    "picture_plan",
+    "mix_plans",
+    "regions",
+    "inpaint",
+    "outpaint",
+    "edit_untouched",
+]
+UNPLANNED = ["load_plan", "picture_plan", "mix_plans", "inpaint", "outpaint"]  # whose plan is not Generate Prior's alone
 WITH_SERVER = ["enhance_prompt_api", "remote"]  # which run in tests/test_language.py and tests/test_remote.py
 COMFYUI_ONLY = ["custom_sampler", "stock_sampler"]
 WITH_VLM = ["enhance_prompt", "describe"]
 COGVIEW3 = ["cogview3_plus", "cogview3_base"]
-SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25, "max_tokens": 64, "relay_steps": 1}
+SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25, "fit": False, "max_tokens": 64, "relay_steps": 1}
 SMALL_ASPECTS = {"1728 x 960": "16:9", "1088 x 1472": "3:4"}  # for sizes in pixels, which heed no megapixels
 SIZES = {
     "cogview3_plus": (512, 544),
@@ -22,7 +36,12 @@ SIZES = {
     "restyle": (576, 448),
     "stock_sampler": (672, 384),
     "custom_sampler": (448, 576),
+    "load_plan": (256, 256),
+    "edit_untouched": (256, 256),
+    "inpaint": (256, 256),
+    "outpaint": (384, 256),
 }  # of the others: 256 x 288
+BY_SIZE = ["restyle", "stock_sampler", "custom_sampler"]  # where the node GLM-Image Size sets more than the plan's
 ADDED = {  # since version 1
     "GLMImageSampler": {"sampler_name": "euler", "cfg_start": 0.0, "cfg_end": 1.0, "step_cache": 0.0},
     "GLMImageGeneratePrior": {"lookahead": "auto"},
@@ -31,16 +50,30 @@ ADDED = {  # since version 1
 } | {f"GLMImageLoad{model}": {"device": "default"} for model in ("AR", "GlyphEncoder", "VAE")}
 
 
+def api_file(name: str) -> Path:
+    """A shipped workflow in API format."""
+    return ROOT / "workflows" / "api" / f"{name}.json"
+
+
 def shipped(name: str, kind: str = "api") -> Workflow:
     """A shipped workflow at a size for tests."""
-    workflow = read_workflow(ROOT / "workflows" / ("api" if kind == "api" else "") / f"{name}.json", ALL_NODES)
+    return smaller(read_workflow(api_file(name) if kind == "api" else template_file(name), ALL_NODES), name)
+
+
+def smaller(workflow: Workflow, name: str) -> Workflow:
+    """The shipped workflow of that name with values for tests."""
     for node in workflow.prompt.values():
         small = dict(SMALL)
         if node["class_type"] == "GLMImageCogView3Sampler":
             small |= dict(zip(("width", "height"), SIZES["cogview3_plus"], strict=True))
+        if node["class_type"] == "GLMImageSize":
+            small["aspect"] = SMALL_ASPECTS.get(node["inputs"]["aspect"], node["inputs"]["aspect"])
         for key, value in small.items():
             if not isinstance(node["inputs"].get(key, []), list):  # neither absent nor linked
                 node["inputs"][key] = value
+        if node["class_type"] == "GLMImageGeneratePrior" and name not in BY_SIZE:
+            width, height = SIZES.get(name, (SMALL["width"], SMALL["height"]))
+            node["inputs"] |= {"width": width, "height": height}  # in place of links from GLM-Image Size
     return workflow
 
 
@@ -58,4 +91,5 @@ def set_input(workflow: Workflow, class_type: str, **values) -> None:
 
 def executed(runner: Runner, workflow: Workflow) -> set[str]:
     """The classes of the nodes that ran in the last run."""
-    return {workflow.prompt[node_id]["class_type"] for node_id in runner.executed}
+    prompt = in_parts(workflow, ALL_NODES).prompt
+    return {prompt[node_id]["class_type"] for node_id in runner.executed}

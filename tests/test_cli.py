@@ -22,15 +22,16 @@ import torch
 import transformers
 from glm_image_pack.bench.models import FULL
 from glm_image_pack.bench.table import Table
-from glm_image_pack.cli import choices, info, progress, version
+from glm_image_pack.cli import choices, info, progress
 from glm_image_pack.cli.main import main
-from glm_image_pack.glmimage_core import libraries
+from glm_image_pack.glmimage_core import libraries, version
 from glm_image_pack.glmimage_core.checkpoints import report
 from glm_image_pack.glmimage_core.cogview3 import base as cogview3
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
 from glm_image_pack.glmimage_core.tiny import spec
 from glm_image_pack.glmimage_core.weights import formats
 from glm_image_pack.training import make
+from glm_image_pack.workflows import template_file
 from PIL import Image
 
 from shipped import ROOT
@@ -80,7 +81,7 @@ def test_a_bypassed_node_can_be_switched_on(models, folder, tmp_path, command):
     tensors = {f"{layer}.lora_A.weight": torch.ones(2, width), f"{layer}.lora_B.weight": torch.ones(width, 2)}
     save_file(tensors, models / "loras" / "mine.safetensors")
     small = [f"--set=GLM-Image {key}" for key in ("Generate Prior.width=256", "Generate Prior.height=256", "Sampler.steps=2")]
-    workflow, pictures = str(ROOT / "workflows" / "lora.json"), []
+    workflow, pictures = str(template_file("lora")), []
     choose = "--set=Load GLM-Image LoRA.lora_name=mine.safetensors"
     for extra in ([], ["--enable", "Load GLM-Image LoRA", choose]):
         ran = command("render", workflow, "--models", str(models), "--output", str(tmp_path / str(len(pictures))), *small, *extra)
@@ -117,13 +118,13 @@ def test_render_prints_each_written_path_and_keeps_progress_apart(models, output
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--set", "GLM-Image Sampler.steps=0"], "node 10 (GLM-Image Sampler): steps is 0"),
-        (["--set", "10.cfg=high"], "node 10 (GLM-Image Sampler): cfg is 'high', which is no FLOAT"),
+        (["--set", "GLM-Image Sampler.steps=0"], "node 9 (GLM-Image Sampler): steps is 0"),
+        (["--set", "9.cfg=high"], "node 9 (GLM-Image Sampler): cfg is 'high', which is no FLOAT"),
         (["--set", "GLM-Image Sampler.stepz=1"], "no input 'stepz'"),
         (["--set", "Nobody.steps=1"], "no node has the id or title 'Nobody'"),
         (["--set", "nonsense"], "NODE.INPUT=VALUE"),
         (["--set", "GLM-Image Generate Prior.width=1000"], "992 or 1024"),
-        (["--set", "Prompt.value="], "GLM-Image Generate Prior): width, height, prompt: the prompt is empty"),
+        (["--set", "Prompt.prompt="], "GLM-Image Generate Prior): width, height, prompt: the prompt is empty"),
         (["--models", "nowhere"], "no GLM-Image checkpoint 'GLM-Image' in nowhere/diffusers"),
     ],
 )
@@ -138,18 +139,18 @@ def test_render_ends_with_the_seconds_of_each_node_and_of_all(models, output, co
     header, *rows = command.timings
     seconds = {name: float(value) for value, name in rows}
     assert header == ("seconds", "what ran") and [*seconds][-2:] == ["checks and imports", "total"]
-    assert [*seconds][-3].endswith("(Save Image)") and 0 < seconds["node 10 (GLM-Image Sampler)"] < seconds["total"]
+    assert [*seconds][-3].endswith("(Save Image)") and 0 < seconds["node 9 (GLM-Image Sampler)"] < seconds["total"]
     total = seconds.pop("total")
     assert sum(seconds.values()) == pytest.approx(total, abs=0.005 * len(rows))  # each is rounded
 
 
 def test_a_render_that_fails_prints_no_timings(models, output, command):
-    command(*render(models, output, "--set", "Prompt.value=a house <|image|>"))
+    command(*render(models, output, "--set", "Prompt.prompt=a house <|image|>"))
     assert command.status == 2 and command.timings == [] and len(command.messages) == 1
 
 
 def test_verbose_shows_the_log(models, output, command):
-    line = "INFO: node 10 (GLM-Image Sampler) runs"
+    line = "INFO: node 9 (GLM-Image Sampler) runs"
     for arguments, shown in (([], False), (["-v"], True)):
         done = process(*render(models, output, *arguments))
         assert done.returncode == 0 and (line in done.stderr.splitlines()) == shown
@@ -389,7 +390,7 @@ def test_a_path_that_the_terminal_cannot_show_is_printed_with_escapes(models, ou
 
 
 def test_an_error_shows_where_it_was_raised_when_asked(models, output):
-    done = process("-v", *render(models, output, "--set", "Prompt.value=a house <|image|>"))
+    done = process("-v", *render(models, output, "--set", "Prompt.prompt=a house <|image|>"))
     assert done.returncode == 2 and "Traceback" in done.stderr and "raise ValueError" in done.stderr
 
 
@@ -403,7 +404,7 @@ def test_an_error_shows_where_it_was_raised_when_asked(models, output):
 )
 def test_a_prompt_that_would_be_read_for_minutes_is_refused_at_once(models, output, command, prompt, message):
     began = time.process_time()
-    command(*render(models, output, "--set", f"Prompt.value={prompt}"))
+    command(*render(models, output, "--set", f"Prompt.prompt={prompt}"))
     assert command.status == 2 and message in command.messages[-1]
     assert time.process_time() - began < 5  # some of it for a model of this suite to be loaded
 

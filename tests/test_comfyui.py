@@ -21,12 +21,18 @@ import pytest
 from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import Folders
-from glm_image_pack.cli.graph.workflow import Workflow
+from glm_image_pack.cli.graph.workflow import Workflow, parse_workflow
+from glm_image_pack.glmimage_core.glm_image.files.components import NANO
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS
+from glm_image_pack.workflows import TEMPLATES, template_file
 from PIL import Image, ImageChops
 
+from blueprints import COGVIEW3 as COGVIEW3_BLUEPRINT
+from blueprints import LOADED, definition_of, placed
+from blueprints import NAMES as BLUEPRINTS
 from endpoint_server import painted
-from shipped import COGVIEW3, COMFYUI_ONLY, NAMES, SIZES, SMALL, SMALL_ASPECTS, saved, shipped
+from plan_graphs import PLANNING, STOCK, graph, painted_again
+from shipped import COGVIEW3, COMFYUI_ONLY, NAMES, SIZES, UNPLANNED, api_file, saved, shipped, smaller
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = os.environ.get("COMFYUI_DIR")
@@ -38,7 +44,7 @@ pytestmark = [
 
 
 class Server:
-    """A ComfyUI with this pack, the tiny checkpoint and the shipped reference pictures."""
+    """A ComfyUI with this pack and the tiny checkpoint."""
 
     def __init__(self, base: Path, models: Path):
         import websocket  # websocket-client: who names a ComfyUI wants these tests to run, so without it they fail
@@ -48,7 +54,6 @@ class Server:
         (base / "models").mkdir()
         for kind in ("diffusers", "LLM"):
             (base / "models" / kind).symlink_to(models / kind)
-        (base / "input").symlink_to(ROOT / "workflows" / "input")
         self.output = base / "output"
         self.previews: list[Image.Image] = []  # of the run that was watched last
         self.texts: list[str] = []  # written on nodes in it
@@ -152,12 +157,7 @@ def for_comfyui(name: str) -> Workflow:
     """A shipped workflow at a size for tests, also one with nodes that only ComfyUI has."""
     if name not in COMFYUI_ONLY:
         return shipped(name)
-    prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
-    for node in prompt.values():
-        node["inputs"] |= {key: value for key, value in SMALL.items() if not isinstance(node["inputs"].get(key, []), list)}
-        if node["class_type"] == "GLMImageSize":
-            node["inputs"]["aspect"] = SMALL_ASPECTS[node["inputs"]["aspect"]]
-    return Workflow(prompt, None)
+    return smaller(Workflow(json.loads(api_file(name).read_text("utf-8")), None), name)
 
 
 def nodes_of(workflow: Workflow, *classes: str) -> set[str]:
@@ -175,7 +175,19 @@ def test_the_nodes_and_templates_are_there(server):
     for name, node in NODE_CLASS_MAPPINGS.items():
         assert nodes[name]["display_name"] == node.TITLE and nodes[name]["category"] == "GLM-Image"
         assert nodes[name]["output_tooltips"] == list(node.OUTPUT_TOOLTIPS)
-    assert sorted(server.get("/workflow_templates")["comfyui-glm-image"]) == NAMES
+    assert sorted(server.get("/workflow_templates")["comfyui-glm-image"]) == sorted(TEMPLATES.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_is_served_by_its_name_and_by_its_short_name(server, name):
+    template = server.get(f"/api/workflow_templates/comfyui-glm-image/{urllib.parse.quote(TEMPLATES[name])}.json")
+    assert template == server.get(f"/api/workflow_templates/comfyui-glm-image/{name}.json")
+    assert template == json.loads(template_file(name).read_text("utf-8"))
+
+
+def test_the_pictures_that_templates_load_are_there(server):
+    names, options = server.get("/object_info")["LoadImage"]["input"]["required"]["image"]
+    assert {path.name for path in (ROOT / "workflows" / "input").glob("*.png")} <= {*names, *options.get("options", ())}
 
 
 def test_help_pages_and_translations_are_served(server):
@@ -187,7 +199,7 @@ def test_help_pages_and_translations_are_served(server):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, chat_server, name, tmp_path):
+def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, chat_server, name, folders):
     def answered(workflow: Workflow) -> Workflow:
         with_values(workflow, "GLMImageRemote", base_url=chat_server.url)
         return with_values(workflow, "GLMImageEnhancePromptAPI", base_url=chat_server.url)
@@ -201,11 +213,10 @@ def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, chat_s
     progress = [message["data"] for message in messages if message["type"] == "progress"]
     if name != "remote":
         assert {step["value"] for step in progress if step["max"] == 2} == {1, 2}  # the sampler
-    if name not in [*COGVIEW3, "remote"]:
+    if name not in [*COGVIEW3, *UNPLANNED, "remote"]:
         assert any(step["value"] == step["max"] > 60 for step in progress)  # the AR stage
     if name in COMFYUI_ONLY:
         return
-    folders = Folders(ROOT / "workflows" / "input", tmp_path, [])
     Runner(ALL_NODES, folders).run(answered(shipped(name)))
     assert len(pictures) == len(saved(folders))
     ours = {Image.open(path).tobytes() for path in saved(folders)}
@@ -293,15 +304,16 @@ def test_a_second_run_is_cached_and_a_new_sampler_seed_leaves_the_ar_stage_alone
     workflow = with_values(shipped("image_edit"), "GLMImageSampler", seed=100)
     server.run(workflow)
     _, cached, _ = server.run(workflow)
-    assert cached == set(workflow.prompt)
+    needed = set(workflow.prompt) - nodes_of(workflow, "GLMImageSize")  # whose place a size for tests takes
+    assert cached == needed
     _, cached, _ = server.run(with_values(workflow, "GLMImageSampler", seed=101))
-    assert cached == set(workflow.prompt) - nodes_of(workflow, "GLMImageSampler", "GLMImageVAEDecode", "SaveImage")
+    assert cached == needed - nodes_of(workflow, "GLMImageSampler", "GLMImageVAEDecode", "SaveImage")
 
 
 def test_a_new_prompt_does_not_encode_the_reference_again(server):
     workflow = shipped("image_edit")
     server.run(workflow)
-    _, cached, _ = server.run(with_values(workflow, "PrimitiveStringMultiline", value="something else"))
+    _, cached, _ = server.run(with_values(workflow, "GLMImagePrompt", prompt="something else"))
     assert nodes_of(workflow, "GLMImageEncodeReference", "LoadImage") <= cached
     assert not nodes_of(workflow, "GLMImageGeneratePrior", "GLMImageEncodePrompt") & cached
 
@@ -313,7 +325,7 @@ def test_a_new_prompt_does_not_encode_the_reference_again(server):
         ("GLMImageGeneratePrior", {"height": 8192}, "bigger than max of 4096"),
         ("GLMImageGeneratePrior", {"top_p": 0}, "min"),
         ("GLMImageSampler", {"steps": 0}, "min"),
-        ("GLMImageLoadDiT", {"checkpoint": "none"}, "no GLM-Image checkpoint 'none'"),
+        ("GLMImageLoad", {"checkpoint": "none"}, "no GLM-Image checkpoint 'none'"),
         ("GLMImageVAEDecode", {"tiling": "maybe"}, "maybe"),
     ],
 )
@@ -326,7 +338,7 @@ def test_a_bad_value_is_refused_when_it_is_queued(server, class_type, values, me
 
 
 def test_what_only_shows_while_running_names_the_node(server):
-    workflow = with_values(shipped("text_to_image"), "PrimitiveStringMultiline", value=" ")
+    workflow = with_values(shipped("text_to_image"), "GLMImagePrompt", prompt=" ")
     last = list(server.messages(server.queue(workflow)))[-1]
     assert last["type"] == "execution_error"
     assert last["data"]["node_type"] == "GLMImageGeneratePrior" and "prompt is empty" in last["data"]["exception_message"]
@@ -361,5 +373,34 @@ def test_memory_can_be_freed_and_the_graph_runs_again(server):
     assert server.post("/free", {"unload_models": True, "free_memory": True})[0] == 200
     time.sleep(2)
     after, cached, _ = server.run(with_values(workflow, "SaveImage", filename_prefix="after"))
-    assert not nodes_of(workflow, "GLMImageLoadAR", "GLMImageGeneratePrior") & cached
+    assert not nodes_of(workflow, "GLMImageLoad", "GLMImageGeneratePrior") & cached
     assert Image.open(before[0]).tobytes() == Image.open(after[0]).tobytes()
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_a_blueprint_is_in_the_node_library_and_paints(name, server):
+    try:
+        offered = {one["name"]: one["info"]["node_pack"] for one in server.get("/global_subgraphs").values()}
+    except urllib.error.HTTPError as error:
+        assert error.code == 404  # before ComfyUI had a library of them; the graph runs all the same
+    else:
+        assert offered[name] == "custom_nodes.comfyui-glm-image"
+    sides = {"width": 512, "height": 512} if name == COGVIEW3_BLUEPRINT else {"checkpoint": NANO}
+    slots = [slot["name"] for slot in definition_of(name)["inputs"] if slot["type"] in LOADED and "shape" not in slot]
+    ui = placed(name, dict.fromkeys(slots, "glm-image-shapes.png"), prompt="A red star.", steps=1, **sides)
+    pictures, _, _ = server.run(parse_workflow(ui, ALL_NODES))
+    assert len(pictures) == 1
+
+
+def test_a_plan_is_kept_and_painted_again_by_our_sampler_and_by_ksampler(server):
+    """The front end is told of the pictures only; the plan's own file lies beside them."""
+    planned, _, _ = server.run(graph(PLANNING))
+    assert [path.name for path in planned] == ["picture 256_00001_.png", "picture 256_00002_.png"]
+    for file, expected in (("GLM-Image_00001_.safetensors", planned), (planned[0].name, planned[:1])):
+        again, _, _ = server.run(painted_again(f"prior/{file} [output]"))
+        for one, other in zip(again, expected, strict=True):
+            assert max(high for _, high in ImageChops.difference(Image.open(one), Image.open(other)).getextrema()) <= 1
+        stock, _, _ = server.run(painted_again(f"prior/{file} [output]", **STOCK))
+        assert [Image.open(path).size for path in stock] == [(256, 288)] * len(expected)
+    status, answer = server.post("/prompt", {"prompt": painted_again("glm-image-mug.png").prompt})
+    assert status == 400 and "carries no plan" in json.dumps(answer["node_errors"])

@@ -33,9 +33,11 @@ ROOMS = {
         "endpoint",
         "quotation_marks",
         "quoted",
+        "masks",
         "units",
         "json_text",
         "libraries",
+        "version",
     ],
     "plumbing": ["checkpoints", "weights", "placement"],
 }

@@ -11,6 +11,7 @@ from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.language.chat import chat_endpoint
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.keys import key_for
+from glm_image_pack.workflows import template_file
 from PIL import Image
 
 from endpoint_server import KEY
@@ -161,11 +162,11 @@ def test_the_shipped_workflow_paints_what_was_rewritten(chat_server, models, tmp
     title = NODE.TITLE
     values = {
         f"{title}.base_url": chat_server.url, f"{title}.key_variable": "GLM_IMAGE_API_KEY", f"{title}.model": "glm",
-        "Prompt.value": VALUES["prompt"], "GLM-Image Generate Prior.width": 256, "GLM-Image Generate Prior.height": 256,
+        "Prompt.prompt": VALUES["prompt"], "GLM-Image Generate Prior.width": 256, "GLM-Image Generate Prior.height": 256,
         "GLM-Image Sampler.steps": 1,
     }  # fmt: skip
     settings = [f"--set={name}={value}" for name, value in values.items()]
-    file = ROOT / "workflows" / "enhance_prompt_api.json"
+    file = template_file("enhance_prompt_api")
     assert main(["render", str(file), "--models", str(models), "--output", str(tmp_path), "--device", "cpu", *settings]) == 0
     said = capsys.readouterr()
     (picture,) = tmp_path.rglob("*.png")
@@ -175,7 +176,7 @@ def test_the_shipped_workflow_paints_what_was_rewritten(chat_server, models, tmp
 
 
 def test_the_shipped_workflow_hands_one_rewritten_prompt_on():
-    prompt = read_workflow(ROOT / "workflows" / "enhance_prompt_api.json", ALL_NODES).prompt
+    prompt = read_workflow(template_file("enhance_prompt_api"), ALL_NODES).prompt
     (enhancer,) = (node_id for node_id, node in prompt.items() if node["class_type"] == NODE.__name__)
     fed = [node["class_type"] for node in prompt.values() if node["inputs"].get("prompt") == [enhancer, 0]]
     assert sorted(fed) == ["GLMImageEncodePrompt", "GLMImageGeneratePrior"]

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 from glm_image_pack.cli.graph.errors import NodeError, WorkflowError
 from glm_image_pack.cli.graph.nodes import ALL_NODES
-from glm_image_pack.cli.graph.runner import Run, Runner
+from glm_image_pack.cli.graph.runner import Run, Runner, in_parts
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.cli.graph.workflow import Workflow
+from PIL import Image
 
 from pictures import pattern
 from shipped import ROOT, executed, set_input, shipped
@@ -36,7 +37,7 @@ def test_a_second_edit_with_the_same_reference_does_not_run_it_again(runner, mon
     monkeypatch.setattr(caching, "reference_keys_values", lambda dit, reference: runs.append(1) or original(dit, reference))
     workflow = shipped("image_edit")
     runner.run(workflow)
-    set_input(workflow, "PrimitiveStringMultiline", value="another edit")
+    set_input(workflow, "GLMImagePrompt", prompt="another edit")
     runner.run(workflow)
     assert {"GLMImageGeneratePrior", "GLMImageSampler"} < executed(runner, workflow)
     assert "GLMImageEncodeReference" not in executed(runner, workflow)
@@ -101,13 +102,13 @@ def counting(node_class: type, asked: Counter) -> type:
 def test_a_class_is_asked_for_its_inputs_once_a_run(folders):
     """A loader looks through folders to answer. The workflow has two nodes of one class."""
     workflow, asked = shipped("several_references"), Counter()
-    names = Counter(node["class_type"] for node in workflow.prompt.values())
+    names = Counter(node["class_type"] for node in in_parts(workflow, ALL_NODES).prompt.values())
     assert names["LoadImage"] == 2
     runner = Runner({name: counting(node, asked) for name, node in ALL_NODES.items()}, folders, keep=True)
     for _ in range(2):
         asked.clear()
         runner.run(workflow)
-        assert asked == Counter(names.keys())
+        assert asked == Counter(names.keys() - {"GLMImageSize"})  # whose place a size for tests takes
 
 
 def test_each_node_that_ran_is_told_with_its_seconds(folders):
@@ -115,18 +116,20 @@ def test_each_node_that_ran_is_told_with_its_seconds(folders):
     runner = Runner(ALL_NODES, folders, keep=True, on_finished=lambda title, seconds: finished.append((title, seconds)))
     workflow = shipped("text_to_image")
     runner.run(workflow)
-    assert [title for title, _ in finished] == [workflow.title(node_id) for node_id in runner.executed]
-    slow = dict(finished)["node 10 (GLM-Image Sampler)"]
+    parts = in_parts(workflow, ALL_NODES)
+    assert [title for title, _ in finished] == [parts.title(node_id) for node_id in runner.executed]
+    slow = dict(finished)["node 9 (GLM-Image Sampler)"]
     assert slow > 0 and all(seconds >= 0 for _, seconds in finished)
+    count = len(finished)
     runner.run(workflow)
-    assert len(finished) == len(workflow.prompt)  # nothing ran again
+    assert len(finished) == count  # nothing ran again
 
 
 # Bad workflows
 
 
 def broken(change) -> Workflow:
-    workflow = shipped("text_to_image")
+    workflow = shipped("separate_loaders")
     ids = {node["class_type"]: node_id for node_id, node in workflow.prompt.items()}
     change(workflow.prompt, ids)
     return workflow
@@ -137,7 +140,7 @@ BAD = {
     "an unknown node": (lambda p, i: p[i["GLMImageVAEDecode"]].update(class_type="Nowhere"), "no such node here: Nowhere"),
     "an unknown output": (lambda p, i: p[i["SaveImage"]].update(class_type="Nowhere"), "no output.*no such node here"),
     "an empty prompt": (
-        lambda p, i: p[i["PrimitiveStringMultiline"]]["inputs"].update(value=" "),
+        lambda p, i: p[i["GLMImagePrompt"]]["inputs"].update(prompt=" "),
         "Generate Prior.*prompt is empty",
     ),
     "a link to a wrong output": (
@@ -191,7 +194,7 @@ BAD = {
     **{
         f"a file name that is the folder, {prefix}": (
             lambda p, i, prefix=prefix: p[i["SaveImage"]]["inputs"].update(filename_prefix=prefix),
-            "names no picture in it",
+            "names no file in it",
         )
         for prefix in (".", "./", "a/..", "x/../")
     },
@@ -210,7 +213,7 @@ def test_a_bad_workflow_is_refused_before_anything_runs(name, runner, folders):
 
 def test_what_shows_only_while_a_node_runs_names_the_node(runner):
     workflow = shipped("text_to_image")
-    set_input(workflow, "PrimitiveStringMultiline", value="a house <|image|>")
+    set_input(workflow, "GLMImagePrompt", prompt="a house <|image|>")
     with pytest.raises(NodeError, match="GLM-Image Generate Prior.*control token"):
         runner.run(workflow)
 
@@ -337,14 +340,36 @@ def test_a_name_in_a_folder_is_found_however_windows_spells_it(folders):
 @pytest.mark.parametrize("value", [None, [], ["a"], {}, {"a": 1}])
 def test_what_is_no_text_is_no_prompt(value, runner):
     workflow = shipped("text_to_image")
-    set_input(workflow, "PrimitiveStringMultiline", value=value)
-    with pytest.raises(WorkflowError, match="value is .*, which is no STRING"):
+    set_input(workflow, "GLMImagePrompt", prompt=value)
+    with pytest.raises(WorkflowError, match="prompt is .*, which is no STRING"):
         runner.run(workflow)
 
 
 @pytest.mark.parametrize("value", [5, True, None, {}])
 def test_a_choice_that_is_no_text_is_refused_also_where_the_class_checks_its_choices(value, runner):
-    workflow = shipped("text_to_image")
+    workflow = shipped("separate_loaders")
     set_input(workflow, "GLMImageLoadVAE", checkpoint=value)
     with pytest.raises(WorkflowError, match="Load GLM-Image VAE.: checkpoint is"):
         runner.run(workflow)
+
+
+# Loaders of several models
+
+
+def test_a_loader_of_several_models_loads_each_when_it_is_needed_and_lets_it_go(folders, runner):
+    workflow = shipped("text_to_image")
+    (loader,) = (node_id for node_id, node in workflow.prompt.items() if node["class_type"] == "GLMImageLoad")
+    runner.run(workflow)
+    ran = runner.executed
+    parts = [node_id for node_id in ran if node_id.startswith(f"{loader}:")]
+    assert sorted(parts) == [f"{loader}:{part}" for part in ("ar", "glyph_encoder", "model", "vae")]
+    planned = next(node_id for node_id, node in workflow.prompt.items() if node["class_type"] == "GLMImageGeneratePrior")
+    assert ran.index(f"{loader}:ar") < ran.index(planned) < ran.index(f"{loader}:model")
+    assert loader in workflow.prompt and not set(parts) & set(workflow.prompt)  # pictures carry the graph as it was
+
+
+def test_a_loader_of_several_models_gives_what_the_loaders_of_each_give(folders, runner):
+    for name in ("text_to_image", "separate_loaders"):
+        runner.run(shipped(name))
+    one, other = (Image.open(path).tobytes() for path in folders.written)
+    assert one == other

@@ -10,8 +10,8 @@ import torch
 from glm_image_pack.cli.graph.errors import WorkflowError
 from glm_image_pack.cli.graph.stock import STOCK_NODES, Folders
 from glm_image_pack.cli.graph.stock.files import _write_whole
-from glm_image_pack.cli.graph.stock.names import check_names
 from glm_image_pack.cli.graph.stock.reading import read_frames
+from glm_image_pack.glmimage_core.checkpoints.names import check_names
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -70,7 +70,7 @@ def test_a_masked_part_of_a_picture_is_kept(runner, folders, tmp_path):
     ids = {node["class_type"]: node_id for node_id, node in workflow.prompt.items()}
     more = {
         "50": ("LoadImage", {"image": "in.png"}),
-        "51": ("GLMImageVAEEncode", {"vae": [ids["GLMImageLoadVAE"], 0], "image": ["50", 0]}),
+        "51": ("GLMImageVAEEncode", {"vae": [ids["GLMImageLoad"], 3], "image": ["50", 0]}),
         "52": ("SetLatentNoiseMask", {"samples": ["51", 0], "mask": ["50", 1]}),
     }
     workflow.prompt |= {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in more.items()}
@@ -269,7 +269,7 @@ def test_an_inpainting_workflow_runs_without_a_screen(runner, folders, tmp_path)
     runner.folders = Folders(tmp_path, folders.output, [])
     workflow = shipped("text_to_image")
     ids = {node["class_type"]: node_id for node_id, node in workflow.prompt.items()}
-    vae, painted = [ids["GLMImageLoadVAE"], 0], [ids["GLMImageVAEDecode"], 0]
+    vae, painted = [ids["GLMImageLoad"], 3], [ids["GLMImageVAEDecode"], 0]
     more = {
         "50": ("LoadImage", {"image": "in.png"}),
         "51": ("ImageScale", {"image": ["50", 0], "upscale_method": "area", "width": 256, "height": 288, "crop": "center"}),

@@ -289,7 +289,7 @@ def test_a_primitive_that_holds_no_text_is_refused_for_a_prompt():
 
 
 def prior_prompt(text: str, seed: int = 0) -> str:
-    ui = graph(node(3, "GLMImageGeneratePrior", values=[text, 512, 640, 1, seed]))
+    ui = graph(node(3, "GLMImagePrompt", values=[text]), node(4, "GLMImageGeneratePrior", values=["", 512, 640, 1, seed]))
     return parse_workflow(ui, ALL_NODES).prompt["3"]["inputs"]["prompt"]
 
 
@@ -319,13 +319,15 @@ def test_a_choice_repeats_and_follows_the_seed():
 def test_choices_are_left_alone_where_the_front_end_leaves_them():
     """In API format, in a node without dynamic prompts, and where a link carries the text."""
     text = "{a|b} // c"
-    api = {"3": {"class_type": "GLMImageGeneratePrior", "inputs": {"prompt": text}}}
+    api = {"3": {"class_type": "GLMImagePrompt", "inputs": {"prompt": text}}}
     assert parse_workflow(api, ALL_NODES).prompt["3"]["inputs"]["prompt"] == text
     ui = graph(node(6, "PrimitiveStringMultiline", values=[text]))
     assert parse_workflow(ui, ALL_NODES).prompt["6"]["inputs"]["value"] == text
+    ui = graph(node(3, "GLMImageGeneratePrior", values=[text]))
+    assert parse_workflow(ui, ALL_NODES).prompt["3"]["inputs"]["prompt"] == text
     ui = graph(
         node(4, "PrimitiveNode", values=[text], outputs=["STRING"]),
-        node(3, "GLMImageGeneratePrior", inputs=[("prompt", "STRING", 1)], values=["own"]),
+        node(3, "GLMImagePrompt", inputs=[("prompt", "STRING", 1)], values=["own"]),
         links=[[1, 4, 0, 3, 0, "STRING"]],
     )
     assert parse_workflow(ui, ALL_NODES).prompt["3"]["inputs"]["prompt"] == text

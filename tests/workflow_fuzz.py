@@ -10,6 +10,7 @@ from typing import Any
 
 from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.ui_format import LINK_FIELDS
+from glm_image_pack.workflows import template_file
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -27,12 +28,12 @@ def api() -> dict:
 
 
 def ui() -> dict:
-    return json.loads((ROOT / "workflows" / "nano_edit.json").read_text("utf-8"))
+    return json.loads((template_file("nano_edit")).read_text("utf-8"))
 
 
 def folded() -> dict:
     """The shipped workflow of nano with all but its output in a subgraph, which promotes prompt, seed and steps."""
-    whole = json.loads((ROOT / "workflows" / "nano.json").read_text("utf-8"))
+    whole = json.loads((template_file("nano")).read_text("utf-8"))
     (save,) = (node for node in whole["nodes"] if node["type"] == "SaveImage")
     inside = [node for node in whole["nodes"] if node is not save]
     links = [dict(zip(LINK_FIELDS, link, strict=True)) for link in whole["links"]]
@@ -40,7 +41,7 @@ def folded() -> dict:
         if link["target_id"] == save["id"]:
             link |= {"target_id": -20, "target_slot": 0}
     inputs = []
-    promoted = [("PrimitiveStringMultiline", "value"), ("GLMImageGeneratePrior", "seed"), ("GLMImageSampler", "steps")]
+    promoted = [("GLMImagePrompt", "prompt"), ("GLMImageGeneratePrior", "seed"), ("GLMImageSampler", "steps")]
     for place, (kind, name) in enumerate(promoted):
         (node,) = (node for node in inside if node["type"] == kind)
         slot = next(slot for slot in node["inputs"] if slot["name"] == name)
