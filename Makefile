@@ -12,8 +12,8 @@ venv: .venv/ready
 
 # Adds its pictures to those that DEMO holds.
 demo: .venv/ready
-	.venv/bin/python . render workflows/nano.json $(HERE)
-	.venv/bin/python . render workflows/nano_edit.json $(HERE)
+	.venv/bin/python . render nano $(HERE)
+	.venv/bin/python . render nano_edit $(HERE)
 	@echo "The pictures are in $(DEMO)/output/glm-image."
 
 HERE = --input workflows/input --output $(DEMO)/output --device cpu

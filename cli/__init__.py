@@ -13,10 +13,13 @@ train        trains nano, the built-in model
 info         versions and devices, for a bug report
 predictions  predicted memory, and settings for cards: the second half of inspect
 device       the option --device
+clone        what only a clone of the repository has
 choices      the values that options take, listed without importing torch
 messages     words of others in one line that a terminal does not obey
+answers      what score keeps of each answer: groups, rows of its tables, whether two checkpoints differ
+workers      several processes of this program, for score
 progress     progress bars, and lines in a log
 interrupts   Ctrl+C, from the first moment on
-version      the versions of the pack and of its libraries
+version      the versions of the libraries
 graph/       workflow files: read, check, run
 """

@@ -6,11 +6,11 @@ import logging
 import sys
 
 from ..glmimage_core.libraries import check_version, import_failure
+from ..glmimage_core.version import NAME, pack_version
 from . import bench, convert, info, inspect, quantize, render, score, tiny, train
 from .graph.errors import NodeError
 from .messages import MessageFormatter, one_line
 from .progress import logging_beside_bars
-from .version import NAME, pack_version
 
 COMMANDS = (render, inspect, quantize, convert, tiny, bench, score, train, info)
 PACKAGE = __package__.rpartition(".")[0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..bench.table import Table
+from ..workflows import find_workflow
 from .choices import DEVICE_HELP
 from .graph.workflow import read_file
 from .messages import one_line
@@ -21,7 +22,10 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         description="Runs a workflow without ComfyUI and prints the path of each picture.",
     )
     parser.add_argument(
-        "workflow", type=Path, metavar="WORKFLOW", help="API or UI format (.json), or a PNG, WebP or JPEG that carries one"
+        "workflow",
+        type=Path,
+        metavar="WORKFLOW",
+        help="API or UI format (.json), a PNG, WebP or JPEG that carries one, or a shipped workflow's short name, such as nano",
     )
     parser.add_argument(
         "--set",
@@ -36,6 +40,11 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         default=[],
         metavar="NODE",
         help="switch on a bypassed or muted node of a file in UI format; may be repeated",
+    )
+    parser.add_argument(
+        "--nano",
+        action="store_true",
+        help="run it on the built-in model: its checkpoint in every loader, sizes that it knows, no LoRA, no language model",
     )
     parser.add_argument(
         "--models",
@@ -56,24 +65,28 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    file = read_file(options.workflow)
+    file = read_file(find_workflow(options.workflow))
 
     from ..glmimage_core.placement.residency import Residency
     from ..nodes.host import host
     from .device import device_option
+    from .graph.nano import run_on_nano
     from .graph.nodes import ALL_NODES
     from .graph.runner import Runner
     from .graph.stock import Folders
 
     quiet_libraries()
-    host.models = options.models
+    host.models, host.input, host.output = options.models, options.input, options.output
     host.on_progress = progress = StageProgress()
     if options.device:
         host.residency = Residency(device_option(options.device))
     workflow = file.workflow(ALL_NODES, options.enable)
+    if options.nano:
+        run_on_nano(workflow, ALL_NODES)
     for assignment in options.set:
         workflow.set(assignment, ALL_NODES)
     folders = Folders(options.input, options.output, written=[])
+    host.on_saved = folders.written.append
     timings: list[tuple[str, float]] = []
 
     def finished(title: str, seconds: float) -> None:

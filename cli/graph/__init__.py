@@ -8,6 +8,7 @@ widgets     the values of a node's widgets, by name
 texts       choices in prompts, names in file names
 classes     the classes of one workflow's nodes
 declared    what a node class declares of its inputs
+nano        a workflow changed so that the built-in model runs it
 runner      checks a workflow and runs its nodes in order
 stock       ComfyUI's own nodes that the shipped workflows use
 nodes       all nodes that a workflow may hold here

@@ -50,6 +50,7 @@ class Runner:
         Raises WorkflowError, before anything runs, when the workflow or a value is wrong, and NodeError when a node fails.
         """
         run = Run(workflow, self.nodes, self.folders)
+        workflow = run.workflow
         order = run.check()
         keys = run.keys(order)
         uses = Counter(keys[source] for node_id in order for source in run.sources(node_id))
@@ -72,8 +73,9 @@ class Run:
     """One run of one workflow. What a node class declares is asked for once a run."""
 
     def __init__(self, workflow: Workflow, nodes: Nodes, folders: Folders):
-        self.workflow = workflow
-        self.prompt = workflow.prompt
+        self.asked = workflow
+        self.workflow = in_parts(workflow, nodes)
+        self.prompt = self.workflow.prompt
         self.nodes = nodes
         self.folders = folders
         self._declared: dict[type, Declared] = {}
@@ -112,7 +114,8 @@ class Run:
         node_class, inputs = self._class(node_id), self.prompt[node_id]["inputs"]
         arguments = {name: inputs[name] for name in self._inputs(node_id) if name in inputs}
         arguments |= {name: results[source][output] for name, (source, output) in self._links(node_id).items()}
-        hidden = {"FOLDERS": self.folders, "PROMPT": self.prompt, "WORKFLOW": self.workflow.ui}
+        ui = self.asked.ui
+        hidden = {"FOLDERS": self.folders, "PROMPT": self.asked.prompt, "WORKFLOW": ui, "EXTRA_PNGINFO": ui and {"workflow": ui}}
         arguments |= {name: hidden[kind] for name, kind in self._declares(node_id).hidden.items()}
         log.info("%s runs", self.workflow.title(node_id))
         with node_boundary(self.workflow.title(node_id)):
@@ -155,7 +158,8 @@ class Run:
         for name in self._inputs(node_id):
             value = self.prompt[node_id]["inputs"].get(name)
             while is_link(value) and getattr(self._class(str(value[0])), "CONSTANT", False):
-                value = self.prompt[str(value[0])]["inputs"].get("value")
+                (constant,) = self._inputs(str(value[0]))
+                value = self.prompt[str(value[0])]["inputs"].get(constant)
             if value is not None and not is_link(value):
                 values[name] = value
         return values
@@ -244,10 +248,35 @@ class Run:
         known = self._known_values(node_id)
         if hasattr(node_class, "IS_CHANGED") and len(known) == len(self._inputs(node_id)):
             with node_boundary(self.workflow.title(node_id)):
-                parts.append(node_class.IS_CHANGED(**known, folders=self.folders))
+                if "folders" in inspect.signature(node_class.IS_CHANGED).parameters:
+                    known |= {"folders": self.folders}
+                parts.append(node_class.IS_CHANGED(**known))
         if getattr(node_class, "OUTPUT_NODE", False):
             parts.append(node_id)  # what an output node leaves is a file, so two of them never stand for each other
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def in_parts(workflow: Workflow, nodes: Nodes) -> Workflow:
+    """The workflow with each loader of several models as a node for each of them, which runs and lets go on its own.
+
+    A class says so by PARTS: a class for each of its outputs, whose inputs are among its own.
+    """
+    prompt: dict[str, dict] = {}
+    outputs: dict[tuple[str, int], str] = {}  # node and output -> the node that stands for it
+    for node_id, node in workflow.prompt.items():
+        parts = getattr(nodes.get(node["class_type"]), "PARTS", ())
+        for output, part in enumerate(parts):
+            names = inspect.signature(getattr(part, part.FUNCTION)).parameters
+            inputs = {name: value for name, value in node["inputs"].items() if name in names}
+            outputs[node_id, output] = f"{node_id}:{part.RETURN_NAMES[0]}"
+            prompt[outputs[node_id, output]] = node | {"class_type": part.__name__, "inputs": inputs}
+        if not parts:
+            prompt[node_id] = node
+    for node_id, node in prompt.items():
+        links = {name: (str(value[0]), value[1]) for name, value in node["inputs"].items() if is_link(value)}
+        if moved := {name: [outputs[place], 0] for name, place in links.items() if place in outputs}:
+            prompt[node_id] = node | {"inputs": node["inputs"] | moved}
+    return Workflow(prompt, workflow.ui)
 
 
 def _checked(place: str, value: Any, declared: tuple[Any, dict], *, validates_itself: bool) -> Any:
