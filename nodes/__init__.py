@@ -1,5 +1,6 @@
 """The nodes, in the order in which a graph uses them. Ids are a file format: add at the end, never rename."""
 
+from .choose import GLMImageChooseByText, GLMImageChoosePriors, GLMImageChooseSurest, GLMImageContactSheet
 from .cogview3 import GLMImageCogView3Encode, GLMImageCogView3Sampler, GLMImageLoadCogView3
 from .cogview3_base import (
     GLMImageCogView3BaseSampler,
@@ -7,6 +8,7 @@ from .cogview3_base import (
     GLMImageLoadCogView3Base,
     GLMImageLoadT5,
 )
+from .enlarge import GLMImagePriorFromLatent, GLMImageTiles
 from .from_image import GLMImagePriorFromImage
 from .inpaint import GLMImageCompositeMasked, GLMImageInpaint, GLMImagePadForOutpaint
 from .kept import GLMImageLoadPrior, GLMImageSavePrior
@@ -22,6 +24,7 @@ from .regrow import GLMImageChangedMask, GLMImageRegrowPrior
 from .remote import GLMImageRemote
 from .sampling import GLMImageModelSampling, GLMImageSampler, GLMImageScheduler
 from .size import GLMImageSize
+from .sketch import GLMImageExpandPriors, GLMImageSketchPriors, GLMImageVariation
 from .vae import GLMImageVAEDecode, GLMImageVAEEncode
 
 NODE_CLASS_MAPPINGS = {
@@ -72,6 +75,15 @@ NODE_CLASS_MAPPINGS = {
         GLMImagePadForOutpaint,
         GLMImageCompositeMasked,
         GLMImageChangedMask,
+        GLMImageSketchPriors,
+        GLMImageExpandPriors,
+        GLMImageVariation,
+        GLMImageContactSheet,
+        GLMImageChoosePriors,
+        GLMImageChooseSurest,
+        GLMImageChooseByText,
+        GLMImageTiles,
+        GLMImagePriorFromLatent,
     )
 }
 

@@ -1,9 +1,12 @@
 """A picture's own plan."""
 
+from PIL import Image
+
 from ..glmimage_core.glm_image.geometry import MAX_SIDE, MIN_SIDE, PRIOR_PX, check_size
 from ..glmimage_core.glm_image.layout import check_length
 from ..glmimage_core.glm_image.memory import vision_bytes
-from ..glmimage_core.glm_image.plans.from_picture import plan_size, prior_from_pictures
+from ..glmimage_core.glm_image.plans.from_picture import plan_size, prior_from_pictures, read_size
+from ..glmimage_core.glm_image.prior import Prior
 from ..glmimage_core.images import to_pictures
 from .host import host
 from .sockets import AR, CATEGORY, PRIOR, glm_ar, validation_message
@@ -68,15 +71,24 @@ class GLMImagePriorFromImage:
         return validation_message(lambda: _check_values(prompt, width, height))
 
     def read(self, ar, image, width, height, prompt=""):
-        reader, pictures = glm_ar(ar), to_pictures(image)
+        glm_ar(ar)
+        pictures = to_pictures(image)
         width, height = plan_size(pictures[0].size, width, height)
-        check_size(width, height)
-        for warning in reader.trained_on.size_warnings(width, height):
-            host.warn(warning)
-        with host.placed(ar, vision_bytes(reader.model.config, reader.dtype.itemsize, width, height), "vision") as reader:
-            progress = host.progress("Prior from Image")
-            prior = prior_from_pictures(reader, pictures, width, height, prompt=prompt, progress=progress)
-        return (prior, width, height)
+        return (read_plan(ar, pictures, width, height, prompt=prompt, label="Prior from Image"), width, height)
+
+
+def read_plan(ar, pictures: list[Image.Image], width: int, height: int, *, prompt: str = "", label: str) -> Prior:
+    """The plans of pictures, each resized to width x height pixels, read where the host places the AR model on an `ar` wire.
+
+    label: what the progress is called.
+    """
+    check_size(width, height)
+    reader = glm_ar(ar)
+    for warning in reader.trained_on.size_warnings(width, height):
+        host.warn(warning)
+    working = vision_bytes(reader.model.config, reader.dtype.itemsize, *read_size(reader, width, height))
+    with host.placed(ar, working, "vision") as reader:
+        return prior_from_pictures(reader, pictures, width, height, prompt=prompt, progress=host.progress(label))
 
 
 def _check_values(prompt: str | None, width: int | None, height: int | None) -> None:

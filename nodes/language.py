@@ -74,7 +74,8 @@ def _unless_empty(prompt: str | None) -> str | bool:
     return True if prompt is None or prompt.strip() else "the prompt is empty; say what the picture shows"
 
 
-def _ask(wire, question: Question, *, temperature: float, seed: int, max_tokens: int, label: str) -> Answer:
+def ask(wire, question: Question, *, temperature: float, seed: int, max_tokens: int, label: str) -> Answer:
+    """Answer a question where the host places the model on a `vlm` wire. label: what the progress is called."""
     with host.placed(wire, question.working_bytes(host.component(wire), max_tokens), "vlm") as vlm:
         progress = host.progress(label, "tokens")
         return answer(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, progress=progress)
@@ -127,7 +128,7 @@ class GLMImageEnhancePrompt(_Enhancer):
         pictures = [] if images is None else to_pictures(images)
         rules = instruction(prompt, style, language, references=len(pictures))
         question = prepare(host.component(vlm), rules, prompt, pictures)
-        answer = _ask(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, label="Enhance Prompt")
+        answer = ask(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, label="Enhance Prompt")
         return self.result(answer, prompt, style=style, max_tokens=max_tokens)
 
 
@@ -179,7 +180,7 @@ class GLMImageDescribe:
             pictures, clip = [], Clip(pictures, frame_rate)
         request = description_request(instruction, language, pictures=len(images), clip=clip is not None)
         question = prepare(host.component(vlm), "", request, pictures, clip=clip)
-        answer = _ask(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, label="Describe")
+        answer = ask(vlm, question, temperature=temperature, seed=seed, max_tokens=max_tokens, label="Describe")
         description = cleaned(answer)
         said = "; ".join(remarks(answer, max_tokens))
         if not description:

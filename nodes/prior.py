@@ -9,7 +9,7 @@ from .host import host
 from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
 from .planning import TEMPERATURE, TOP_K, TOP_P, lookahead_input, planner_job, run_planner
 from .prompt import tell_of_choices
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, validation_message
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, VARIATION, glm_ar, validation_message
 from .widgets import batch_input, seed_input, side_input
 
 
@@ -53,18 +53,28 @@ class GLMImageGeneratePrior:
                 "lookahead": lookahead_input(
                     ": the next one, and guesses of those after it. Right guesses save time, wrong ones change nothing."
                 ),
+                "variation": (VARIATION, {"tooltip": "From Variation: plans near that of the seed, instead of different ones."}),
             },
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, width, *, height=None, prompt=None):
-        # A value over a link is None here; it is checked when the node runs.
-        if prompt is not None and not prompt.strip():
-            return "the prompt is empty; describe the picture"
-        return validation_message(lambda: _check_values(prompt, width, height))
+        return planner_message(prompt, width, height)
 
     async def generate(
-        self, ar, prompt, width, height, batch_size, seed, temperature=0.9, top_p=0.75, top_k=50, references=(), lookahead="auto"
+        self,
+        ar,
+        prompt,
+        width,
+        height,
+        batch_size,
+        seed,
+        temperature=0.9,
+        top_p=0.75,
+        top_k=50,
+        references=(),
+        lookahead="auto",
+        variation=None,
     ):
         check_size(width, height)
         model = glm_ar(ar)
@@ -75,7 +85,8 @@ class GLMImageGeneratePrior:
             host.warn(warning)
 
         def plan(placed: ArModel, **settings) -> Prior:
-            return generate_prior(placed, prompt, width, height, seed=seed, batch=batch_size, references=references, **settings)
+            given = {"seed": seed, "batch": batch_size, "references": references, "variation": variation}
+            return generate_prior(placed, prompt, width, height, **given, **settings)
 
         prior = await run_planner(
             ar,
@@ -87,6 +98,13 @@ class GLMImageGeneratePrior:
         )
         host.say(f"{prior.tokens_a_picture} tokens in {prior.passes} passes, {prior.tokens_a_pass:.1f} a pass")
         return (prior,)
+
+
+def planner_message(prompt: str | None, width: int | None, height: int | None) -> bool | str:
+    """The answer of VALIDATE_INPUTS for a prompt and a size; None is a value over a link, checked when the node runs."""
+    if prompt is not None and not prompt.strip():
+        return "the prompt is empty; describe the picture"
+    return validation_message(lambda: _check_values(prompt, width, height))
 
 
 def _check_values(prompt: str | None, width: int | None, height: int | None) -> None:

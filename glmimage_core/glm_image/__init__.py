@@ -14,6 +14,7 @@ drafts           guesses of the tokens that follow
 lookahead        how many of them a pass computes
 prior            prior tokens: pass after pass
 token_preview    the token grid as a picture
+sketch           previews alone, and plans that begin with them
 regrow           a part of a plan drawn anew, the rest forced
 inpaint          a picture's own plan kept outside a mask; room around a picture
 edited           what an edit changed
@@ -23,6 +24,7 @@ schedule         timesteps, shifted sigmas and the map between them
 kv_cache         keys and values that one pass of the DiT writes and others read
 dit_block        a block of the DiT in fewer operations
 transformer      the DiT's forward
+tiles            where the tiles of a large picture lie, and their blend
 dit              the DiT as a component, what it is conditioned on, one velocity
 reference_cache  which references' keys and values are kept
 step_cache       an approximation: skips most of a step where little has changed

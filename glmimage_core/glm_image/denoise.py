@@ -9,19 +9,21 @@ Latents are normalised in here and in the VAE's own space outside.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from typing_extensions import Self
 
 from ..diffusion import LATENT_PX, batches_cfg, check_start, initial_noise, latent_grid, merge_masked
 from ..progress import Progress, no_progress
-from .dit import Conditions, Dit, check_attention, encode_conditions, velocity
+from .dit import Conditions, Dit, check_attention, encode_conditions, of_tile, velocity
 from .kv_cache import LayerKVCache
 from .prior import Prior, check_codebook
 from .reference_cache import reference_kv_caches
 from .references import Reference
 from .schedule import partial_schedule, run_progress
 from .step_cache import CfgBranchCache, StepCache
+from .tiles import Tile, blended
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +62,27 @@ class Approximations:
 
 @dataclass(frozen=True)
 class CfgConditions:
-    """Both sides of the guidance. Only the positive one reads the references; without guidance there is no negative."""
+    """Both sides of the guidance. Only the positive one reads the references; without guidance there is no negative.
+
+    tile: of which part of the picture, or None for the whole.
+    """
 
     dit: Dit
     positive: Conditions
     negative: Conditions | None
     kv_caches: Sequence[LayerKVCache] | None = None
     step_cache: StepCache | None = None
+    tile: Tile | None = None
 
     def branch(self, side: str, timestep: torch.Tensor) -> CfgBranchCache | None:
-        return None if self.step_cache is None else self.step_cache.branch(side, timestep)
+        return None if self.step_cache is None else self.step_cache.branch((side, self.tile), timestep)
+
+    def of_tile(self, tile: Tile, width: int) -> Self:
+        """Those of a part of the picture, which is `width` pixels wide."""
+        positive, negative = (
+            None if side is None else of_tile(self.dit, side, tile, width) for side in (self.positive, self.negative)
+        )
+        return replace(self, positive=positive, negative=negative, tile=tile)
 
 
 def guided_velocity(
@@ -128,8 +141,8 @@ def sample(
     positive, negative: glyph embeddings [1, L, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a
     denoise below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where
     `latents` must come out again. Image i starts from the first noise of a generator seeded with seeds[i]; a prior of
-    one image serves all of them. caches_on_device: as `reference_kv_caches` takes it. Returns [B, 16, height / 8, width / 8]
-    float32 in the VAE's space, on the CPU.
+    one image serves all of them. caches_on_device: as `reference_kv_caches` takes it. Tiles of a large picture are painted by
+    the schedule of a picture of their size. Returns [B, 16, height / 8, width / 8] float32 in the VAE's space, on the CPU.
 
     Raises ValueError, before the model runs, for latents of another size, for a missing latent and for bad settings.
     """
@@ -137,7 +150,8 @@ def sample(
     check_sample(dit, prior, glyphs=(positive, negative), batch=batch, denoise=denoise, latents=latents, mask=mask)
     if denoise == 0:
         return latents.expand(batch, -1, -1, -1).clone()
-    schedule = partial_schedule(steps, denoise, dit.shift.of_size(width, height))
+    tiles = dit.tiles(width, height)
+    schedule = partial_schedule(steps, denoise, dit.shift.of_size(tiles[0].width, tiles[0].height))
     progress(0, schedule.steps)
 
     noise = initial_noise(seeds, len(dit.space.mean), latent_grid(width, height)).to(device)
@@ -155,13 +169,15 @@ def sample(
     )
     timesteps = schedule.timesteps.tolist()
     clock = schedule.timesteps.to(device)
-    tembs = dit.model.embed_time(clock, width, height, dit.dtype)  # [steps, time_embed_dim]
+    tembs = dit.model.embed_time(clock, tiles[0].width, tiles[0].height, dit.dtype)  # [steps, time_embed_dim]
+    of_tiles = {tile: conditions if len(tiles) == 1 else conditions.of_tile(tile, width) for tile in tiles}
 
     for step in range(schedule.steps):
         sigma, sigma_next = schedule.sigmas[step : step + 2]
         cfg_now = approximations.cfg_at(run_progress(timesteps[0], timesteps[step]), cfg)
         x_in = x if mask is None else merge_masked(sigma * noise + (1 - sigma) * start, x, mask)
-        v = guided_velocity(conditions, x_in, tembs[step : step + 1], cfg_now, timestep=clock[step])
+        now = {"temb": tembs[step : step + 1], "cfg": cfg_now, "timestep": clock[step]}
+        v = blended(tiles, x_in, lambda tile, part, now=now: guided_velocity(of_tiles[tile], part, **now))
         if mask is not None:  # outside the mask the result is known: the velocity leads there
             v = (x - merge_masked(start, x_in - sigma * v, mask)) / sigma
         x = x + (sigma_next - sigma) * v

@@ -15,6 +15,7 @@ from .geometry import prior_for_dit
 from .kv_cache import LayerKeysValues, LayerKVCache, LayerKVWriter
 from .schedule import Shift
 from .step_cache import CfgBranchCache
+from .tiles import Tile, Tiling, part_of, tiles_of
 
 if TYPE_CHECKING:
     from .transformer import GlmImageDit  # importing it imports diffusers
@@ -28,7 +29,7 @@ class Dit(Component):
     on nothing else, so a new seed, prompt or number of steps finds them.
     checkpoint: the folder that all this was read from, or a single file; roots: the folders below which its small files
     were looked for. attention and compiled: how the model computes. codebook: identifies the one that its prior tokens index, ""
-    where no AR model lies beside it.
+    where no AR model lies beside it. tiling: of pictures that are larger than a tile, or None to paint all in one piece.
     """
 
     model: "GlmImageDit"
@@ -40,6 +41,11 @@ class Dit(Component):
     attention: str = "auto"
     compiled: bool = False
     codebook: str = ""
+    tiling: Tiling | None = None
+
+    def tiles(self, width: int, height: int) -> list[Tile]:
+        """The parts in which a picture of width x height pixels is painted."""
+        return tiles_of(width, height, self.tiling)
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:
@@ -89,6 +95,15 @@ def encode_conditions(
         prior_embeds=prior.to(dit.dtype).expand(batch, dit_token_count(width, height), -1),
         glyph_embeds=model.embed_glyphs(glyphs.to(dit.device, dit.dtype)).expand(batch, -1, -1),
         image_rotary_emb=rope(dit, width, height),
+    )
+
+
+def of_tile(dit: Dit, conditions: Conditions, tile: Tile, width: int) -> Conditions:
+    """The conditions of a part of a picture, which is `width` pixels wide, as if the part were a picture."""
+    return Conditions(
+        prior_embeds=part_of(conditions.prior_embeds, tile, width),
+        glyph_embeds=conditions.glyph_embeds,
+        image_rotary_emb=rope(dit, tile.width, tile.height),
     )
 
 

@@ -4,13 +4,16 @@ Given the seed, the noise of a place is known before its logits are. So the toke
 is what makes looking ahead exact.
 """
 
+import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
 import torch
+
+from ..diffusion import image_seeds
 
 
 @dataclass(frozen=True)
@@ -132,25 +135,49 @@ def _is_of_uniform_numbers() -> bool:
     return torch.equal(_of_uniform_numbers(2**14, ours), expected) and torch.equal(ours.get_state(), theirs.get_state())
 
 
+@dataclass(frozen=True)
+class Variation:
+    """How far a plan goes from that of one seed to that of another.
+
+    strength: the share of places, 0..1, that are drawn with the noise of the other seed: at 0 the plan is that of its own seed,
+    at 1 that of the other one. Places that are varied at one strength are varied at every higher one too. Raises ValueError for
+    a share that is none.
+    """
+
+    seed: int
+    strength: float
+
+    def __post_init__(self):
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"the strength of the variation is {self.strength}; it must lie in 0..1")
+
+    def of_batch(self, count: int) -> list["Variation"]:
+        """Those of each image of a batch: towards its own seed."""
+        return [Variation(seed, self.strength) for seed in image_seeds(self.seed, count)]
+
+
 class Noise:
     """The exponential noise of every place of some sequences, drawn on the CPU in the order of places.
 
     Token by token, as the reference implementation draws it: one call for several tokens would give other numbers. places: of a
-    sequence; behind them is no noise, but ones. width: of what is drawn, of which the first `kept` are used.
+    sequence; behind them is no noise, but ones. width: of what is drawn, of which the first `kept` are used. variations: of each
+    sequence, or none.
     """
 
-    def __init__(self, seeds: Sequence[int], *, places: int, width: int, kept: int):
-        self.places, self.width, self.kept = places, width, kept
-        self.behind = torch.ones(kept)
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[int], *, places: int, width: int, kept: int, variations: Sequence[Variation] = ()):
+        self.places, self.behind = places, torch.ones(kept)
+        self.streams = [_rows(seed, width, kept) for seed in seeds]
+        if variations:
+            others = (_rows(variation.seed, width, kept) for variation in variations)
+            self.streams = [_varied(*of_each) for of_each in zip(self.streams, others, variations, strict=True)]
         self.rows: list[deque[torch.Tensor]] = [deque() for _ in seeds]  # of the places from `starts` on
         self.starts = [0] * len(seeds)
 
     def prepare(self, count: int) -> None:
         """Draw the noise of `count` places of each sequence, counted from the first place of the last windows."""
-        for generator, rows, start in zip(self.generators, self.rows, self.starts, strict=True):
+        for stream, rows, start in zip(self.streams, self.rows, self.starts, strict=True):
             while len(rows) < min(count, self.places - start):
-                rows.append(exponential(self.width, generator)[: self.kept])
+                rows.append(next(stream))
 
     def windows(self, places: Sequence[int], count: int) -> torch.Tensor:
         """The noise of `count` places from a first one on for each sequence, [B, count, kept] float32.
@@ -164,3 +191,17 @@ class Noise:
         self.starts = list(places)
         rows_of = ([*islice(rows, count), *[self.behind] * (count - len(rows))] for rows in self.rows)
         return torch.stack([torch.stack(rows) for rows in rows_of])
+
+
+def _rows(seed: int, width: int, kept: int) -> Iterator[torch.Tensor]:
+    """The noise of one place after another, [kept] float32 each."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield exponential(width, generator)[:kept]
+
+
+def _varied(own: Iterator[torch.Tensor], other: Iterator[torch.Tensor], variation: Variation) -> Iterator[torch.Tensor]:
+    """The noise of one place after another, a share of it from another seed."""
+    shares = random.Random(f"variation {variation.seed}")  # a stream that is not the noise's own
+    for of_own, of_other in zip(own, other, strict=True):
+        yield of_other if shares.random() < variation.strength else of_own

@@ -27,7 +27,7 @@ from ..placement.prediction import Job
 from ..placement.residency import Residency, current
 from ..progress import Progress, no_progress
 from ..quoted import find_quoted_texts
-from ..vae import TILE_PX, Vae, decode, tiles_by_size, vae_decode_bytes, vae_encode_bytes
+from ..vae import TILE_PX, Vae, decode, encode, tiles_by_size, vae_decode_bytes, vae_encode_bytes
 from .ar_model import ArModel, fit, vision_tokens
 from .denoise import Approximations, sample
 from .dit import Dit
@@ -38,10 +38,11 @@ from .glyphs import GlyphEncoder, encode_glyph_texts
 from .inpaint import latent_mask, padded, reference_plan, to_be_read
 from .lookahead import AUTO
 from .memory import dit_bytes, glyph_bytes, most_rows, prior_bytes, vision_bytes
-from .plans.from_picture import plan_size, prior_from_pictures
+from .plans.from_picture import plan_size, prior_from_pictures, read_size
 from .prior import Prior, generate_prior
 from .references import Reference, check_references, latents_of, sizes_of
 from .regrow import check_regrow, forced_tokens
+from .tiles import Tiling, tiles_of
 
 log = logging.getLogger(__name__)
 SIDE, NANO_SIDE = 1024, 256  # pixels along each side of a picture without references whose size is not given
@@ -164,7 +165,7 @@ class GlmImage:
         prompt: words for the picture, in which `paint` finds the texts to be drawn. Raises ValueError for a bad size.
         """
         width, height = plan_size(picture.size, width, height)
-        working = vision_bytes(self.ar.model.config, self.ar.dtype.itemsize, width, height)
+        working = vision_bytes(self.ar.model.config, self.ar.dtype.itemsize, *read_size(self.ar, width, height))
         with self._placed(self.ar, "vision", working) as ar:
             return prior_from_pictures(ar, [picture], width, height, prompt=prompt)
 
@@ -224,6 +225,33 @@ class GlmImage:
         whole, mask = padded(from_picture(picture), left=left, top=top, right=right, bottom=bottom)
         return self.inpaint(to_pictures(whole)[0], mask, prompt, erase=True, **settings)
 
+    def enlarge(
+        self,
+        picture: Image.Image,
+        width: int = 0,
+        height: int = 0,
+        *,
+        prompt: str = "",
+        seed: int = 0,
+        steps: int = 50,
+        cfg: float = 1.5,
+        denoise: float = 0.6,
+        glyph_texts: Sequence[str] | None = None,
+        tiling: Tiling | None = None,
+    ) -> Image.Image:
+        """A picture painted anew at another size, with the same things in the same places: by its own plan at that size.
+
+        width, height: pixels, 0 follows from the picture as in `plan_of`. denoise: how much of the schedule is painted; below 1
+        it begins with the resized picture. tiling: to paint in tiles. prompt, glyph_texts: where `paint` finds the texts to be
+        drawn. Raises as `plan_of` and `paint` do.
+        """
+        plan = self.plan_of(picture, width, height, prompt=prompt)
+        resized = picture.convert("RGB").resize((plan.width, plan.height), Image.Resampling.LANCZOS)
+        with self._placed_vae(vae_encode_bytes, plan.width, plan.height) as (vae, tiled):
+            latents = encode(vae, from_picture(resized), tiled)
+        settings = {"glyph_texts": glyph_texts, "tiling": tiling, "denoise": denoise, "latents": latents}
+        return to_pictures(self.paint_tensor(plan, seed=seed, steps=steps, cfg=cfg, **settings))[0]
+
     def paint(
         self,
         plan: Prior,
@@ -268,17 +296,21 @@ class GlmImage:
         approximations: Approximations = Approximations(),  # noqa: B008, immutable
         latents: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        denoise: float = 1.0,
+        tiling: Tiling | None = None,
         progress: Progress = no_progress,
     ) -> torch.Tensor:
-        """What `paint` paints as [B, height, width, 3] float32 in 0..1. latents, mask: what stays, as `sample` takes them."""
+        """What `paint` paints as [B, height, width, 3] float32 in 0..1. latents, mask, denoise: what stays, as `sample` takes
+        them. tiling: to paint in tiles."""
         check_references(references, space=self.dit.space)
         texts = find_quoted_texts(plan.prompt) if glyph_texts is None else list(glyph_texts)
         sides = [texts, list(avoided_texts)]
         working = max(glyph_bytes(self.glyph_encoder.model.config, self.glyph_encoder.dtype.itemsize, side) for side in sides)
         with self._placed(self.glyph_encoder, "model", working) as encoder:
             positive, negative = (encode_glyph_texts(encoder, side) for side in sides)
+        tile, *_ = tiles_of(plan.width, plan.height, tiling)
         job = Job(
-            *(plan.width, plan.height, plan.batch, sizes_of(references)),
+            *(tile.width, tile.height, plan.batch, sizes_of(references)),
             glyph_tokens=positive.shape[1],
             guided=cfg != 1,
             one_length=positive.shape == negative.shape,
@@ -288,7 +320,7 @@ class GlmImage:
         caches_on_device = self.residency.fits(self.dit.model, dit_bytes(config, itemsize, job))
         with self._placed(self.dit, "model", dit_bytes(config, itemsize, job, caches_on_device)) as dit:
             latents = sample(
-                dit,
+                replace(dit, tiling=tiling),
                 plan,
                 positive,
                 negative,
@@ -299,6 +331,7 @@ class GlmImage:
                 approximations=approximations,
                 latents=latents,
                 mask=mask,
+                denoise=denoise,
                 caches_on_device=caches_on_device,
                 progress=progress,
             )

@@ -1,6 +1,7 @@
 """Stage 1: prior tokens, the plan of a picture, written by the AR model.
 
-    generate_prior   layout.py lays out prompt and grids, decoder.py runs the model, draw.py draws
+    generate_prior   the plan of a picture, whole
+    write_grids      layout.py lays out prompt and grids, decoder.py runs the model, draw.py draws
     decode_tokens    the prompt, then pass after pass; each computes a window of one known token and of guesses after it
 
 Drawn with the noise of the seed, a token is a function of all before it. A guess that comes out as it was guessed has given the
@@ -18,12 +19,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..diffusion import image_seeds
+from ..diffusion import Grid, image_seeds
 from ..progress import Progress, no_progress
 from .ar_model import ArModel
 from .decoder import prefill
 from .drafts import Foresight, at_same_place, in_preview
-from .draw import Noise, Sampling, draw
+from .draw import Noise, Sampling, Variation, draw
 from .experience import Experience
 from .geometry import check_size, preview_grid, prior_grid
 from .layout import Layout, check_prompt, lay_out
@@ -47,7 +48,8 @@ class Prior:
     tokens: [B, height / 32, width / 32] int64 on the CPU. preview: [B, h, w] int64 on the CPU, or None for an edit.
     Image i was drawn with seed + i. references are the ids of the references that the AR model saw, in order. passes: how often
     the AR model ran after the prompt, all pictures at once. dropped: [B, height / 32, width / 32] bool, the tokens that the DiT
-    is not to see, or None where it sees them all.
+    is not to see, or None where it sees them all. expands_to: of a sketch, whose tokens are the preview of a larger picture, that
+    picture's width and height in pixels.
     """
 
     tokens: torch.Tensor
@@ -61,6 +63,7 @@ class Prior:
     references: tuple[str, ...] = ()
     passes: int = 0
     dropped: torch.Tensor | None = None
+    expands_to: tuple[int, int] | None = None
 
     @property
     def batch(self) -> int:
@@ -94,7 +97,6 @@ def common_batch(counts: Mapping[str, int]) -> int:
     return max(counts.values())
 
 
-@torch.inference_mode()
 def generate_prior(
     ar: ArModel,
     prompt: str,
@@ -108,6 +110,7 @@ def generate_prior(
     lookahead: int = AUTO,
     most_rows: int = SIZES[-1],
     forced: torch.Tensor | None = None,
+    variation: Variation | None = None,
     progress: Progress = no_progress,
 ) -> Prior:
     """Plan `batch` pictures of width x height pixels.
@@ -116,29 +119,24 @@ def generate_prior(
     the codebook. forced: [batch, T] int64 over both grids, tokens that are taken whatever the model draws, NONE where its
     draw counts. lookahead: how many tokens a pass computes, 1 to 64, or AUTO for as many as are fastest; it changes no token,
     except where a product of several rows rounds differently from one of a single row, as it may in bfloat16. most_rows: for
-    how many there is memory. Raises ValueError for a bad size, prompt or lookahead before the model runs.
+    how many there is memory. variation: plans near that of the seed, which all of them then begin with; plan i goes towards the
+    variation's seed + i. Raises ValueError for a bad size, prompt or lookahead before the model runs.
     """
     check_size(width, height)
-    check_lookahead(lookahead)
-    check_prompt(ar, prompt)
-    if sampling.temperature == 0:
-        log.warning("temperature 0 takes the likeliest token every time; the model degenerates to flat areas that way")
     large = prior_grid(width, height)
     grids = [large] if references else [preview_grid(large), large]  # in the order they are emitted
-    layout = lay_out(ar, prompt, grids, references)
-    sources = {f"reference {number}": at_same_place(one.vision_tokens, grids) for number, one in enumerate(references, start=1)}
-    sources = sources or {"preview": in_preview(grids)}
-    experience = ar.experience if ar.is_exact else Experience()  # else a plan would depend on those before it, by its rounding
-    kept = [()] * batch if forced is None else forced.tolist()
-    writers = [Foresight(grids, sources, experience, forced=tokens) for tokens in kept]
-    emitted, passes = decode_grids(
+    emitted, passes = write_grids(
         ar,
-        layout,
-        writers,
-        seeds=image_seeds(seed, batch),
+        prompt,
+        grids,
+        seed=seed,
+        batch=batch,
         sampling=sampling,
+        references=references,
         lookahead=lookahead,
         most_rows=most_rows,
+        forced=forced,
+        variation=variation,
         progress=progress,
     )
     return Prior(
@@ -155,6 +153,52 @@ def generate_prior(
     )
 
 
+@torch.inference_mode()
+def write_grids(
+    ar: ArModel,
+    prompt: str,
+    grids: Sequence[Grid],
+    *,
+    seed: int,
+    batch: int,
+    sampling: Sampling,
+    references: Sequence[Reference] = (),
+    lookahead: int = AUTO,
+    most_rows: int = SIZES[-1],
+    forced: torch.Tensor | None = None,
+    variation: Variation | None = None,
+    wanted: int | None = None,
+    progress: Progress = no_progress,
+) -> tuple[list[torch.Tensor], int]:
+    """Emit the tokens of grids that follow one another after a prompt. wanted: how many of the grids, by default all; the prompt
+    names all of them. The rest is as `generate_prior` takes it, and is checked before the model runs.
+
+    Returns a [batch, height, width] int64 tensor per grid on the CPU, and the number of passes.
+    """
+    check_lookahead(lookahead)
+    check_prompt(ar, prompt)
+    if sampling.temperature == 0:
+        log.warning("temperature 0 takes the likeliest token every time; the model degenerates to flat areas that way")
+    layout = lay_out(ar, prompt, grids, references)
+    sources = {f"reference {number}": at_same_place(one.vision_tokens, grids) for number, one in enumerate(references, start=1)}
+    sources = sources or {"preview": in_preview(grids)}
+    experience = ar.experience if ar.is_exact else Experience()  # else a plan would depend on those before it, by its rounding
+    kept = [()] * batch if forced is None else forced.tolist()
+    writers = [Foresight(grids, sources, experience, forced=tokens) for tokens in kept]
+    return decode_grids(
+        ar,
+        layout,
+        writers,
+        seeds=image_seeds(seed, batch) if variation is None else [seed] * batch,
+        sampling=sampling,
+        lookahead=lookahead,
+        most_rows=most_rows,
+        variations=() if variation is None else variation.of_batch(batch),
+        wanted=wanted,
+        progress=progress,
+    )
+
+
 def decode_grids(
     ar: ArModel,
     layout: Layout,
@@ -164,22 +208,30 @@ def decode_grids(
     sampling: Sampling,
     lookahead: int = AUTO,
     most_rows: int = SIZES[-1],
+    variations: Sequence[Variation] = (),
+    wanted: int | None = None,
     progress: Progress = no_progress,
 ) -> tuple[list[torch.Tensor], int]:
-    """Emit the grids of the writers, one for each seed. Returns a [B, height, width] int64 tensor per grid on the CPU, and the
-    number of passes."""
-    grids, total = writers[0].writing.grids, layout.following.shape[1]
-    emitted = torch.zeros(len(seeds), total, dtype=torch.int64)  # [B, T]
+    """Emit the grids of the writers, one for each seed. wanted: only so many of the grids.
+
+    Returns a [B, height, width] int64 tensor per grid on the CPU, and the number of passes.
+    """
+    grids, length = writers[0].writing.grids, layout.following.shape[1]
+    sizes = [grid.tokens for grid in grids[:wanted]]
+    total = sum(sizes)
+    emitted = torch.zeros(len(seeds), length, dtype=torch.int64)  # [B, T]
     done = passes = 0
     progress(done, total)
-    settings = {"seeds": seeds, "sampling": sampling, "lookahead": lookahead, "most_rows": most_rows}
+    settings = {"seeds": seeds, "sampling": sampling, "lookahead": lookahead, "most_rows": most_rows, "variations": variations}
     with closing(decode_tokens(ar, layout, writers, **settings)) as written:
         for tokens, ran in written:
             emitted[:, done : done + tokens.shape[1]] = tokens
             done, passes = done + tokens.shape[1], ran
-            progress(done, total, lambda so_far=emitted[:, :done]: token_picture(ar.palette, so_far, grids))
-    split = emitted.split([grid.tokens for grid in grids], dim=1)
-    return [tokens.reshape(-1, *grid) for tokens, grid in zip(split, grids, strict=True)], passes
+            progress(min(done, total), total, lambda so_far=emitted[:, :done]: token_picture(ar.palette, so_far, grids))
+            if done >= total:
+                break
+    split = emitted[:, :total].split(sizes, dim=1)
+    return [tokens.reshape(-1, *grid) for tokens, grid in zip(split, grids[:wanted], strict=True)], passes
 
 
 def decode_tokens(
@@ -191,6 +243,7 @@ def decode_tokens(
     sampling: Sampling,
     lookahead: int = AUTO,
     most_rows: int = SIZES[-1],
+    variations: Sequence[Variation] = (),
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """Emit T tokens for each seed; yields those that all sequences have come to know, [B, n] int64 on the CPU, and the number of
     passes so far.
@@ -207,7 +260,7 @@ def decode_tokens(
     fed = torch.cat((layout.following[:, :-1], spare), dim=1)
     logits, state = prefill(ar, layout.ids, layout.positions, fed, batch=len(seeds))
     width = ar.model.config.text_config.vision_vocab_size
-    noise = Noise(seeds, places=total, width=width, kept=ar.codebook_size)
+    noise = Noise(seeds, places=total, width=width, kept=ar.codebook_size, variations=variations)
     first = draw(sampling, logits, noise.windows([0] * len(seeds), 1)[:, 0].to(ar.device))[:, None].cpu()
     if not torch.isfinite(logits).all():
         raise ValueError(

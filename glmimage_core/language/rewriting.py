@@ -64,6 +64,11 @@ def description_request(question: str = "", language: str = "auto", *, pictures:
     return question if language == "auto" else f"{question}\n{texts['answer']}"
 
 
+def reading_request() -> str:
+    """The request to write down the texts that a picture shows."""
+    return _texts()["en"]["describe"]["read"]
+
+
 def _check_language(language: str) -> None:
     if language not in LANGUAGES:
         raise ValueError(f"language is {language!r}; use one of {', '.join(LANGUAGES)}")

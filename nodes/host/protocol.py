@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from ...glmimage_core.component import Component
+from ...glmimage_core.glm_image.tiles import Tiling
 from ...glmimage_core.progress import Progress
 from .requests import SampleRequest
 
@@ -88,6 +89,9 @@ class Host(Protocol):
 
     def for_size(self, model: Any, width: int, height: int) -> Any:
         """A MODEL of GLM-Image with the noise schedule for width x height pixels, for samplers other than ours."""
+
+    def in_tiles(self, model: Any, tiling: Tiling) -> Any:
+        """A MODEL of GLM-Image that paints in tiles what is larger than one, with any sampler. The given one is unchanged."""
 
     def with_lora(self, wire: Any, lora: dict[str, torch.Tensor], strength: float) -> Any:
         """A wire whose component has a LoRA, as `lora.match` gives it, applied to its weights. The given wire is unchanged."""

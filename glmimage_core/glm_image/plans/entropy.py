@@ -1,10 +1,11 @@
-"""How sure the AR model is of each token of a plan, found afterwards in one pass over prompt and plan.
+"""How sure the AR model is of each token of a plan, and how surprising the token is, found afterwards in one pass over prompt and
+plan.
 
 So planning itself costs nothing more, and plans that were loaded, mixed or taken from a picture can be asked about too.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn.functional import interpolate
@@ -21,42 +22,70 @@ ROWS_AT_ONCE = 256
 """Tokens whose logits are in memory at the same time."""
 
 
+def token_entropies(ar: ArModel, prior: Prior, **given) -> torch.Tensor:
+    """How much the AR model left open at each place of a plan before it drew there, in bits: [B, h, w] float32 on the CPU.
+
+    The entropy of its distribution given all tokens before: 0 where one token had all the probability, n where 2^n had the same.
+    Temperature and filters are not in it. A place has the bits of its own token and its share of those of the preview's tokens
+    there. given: as `ask` takes it, which this raises as.
+    """
+    return ask(ar, prior, lambda shares, tokens: _entropy(shares), **given)
+
+
+def token_surprises(ar: ArModel, prior: Prior, **given) -> torch.Tensor:
+    """How much less likely each token of a plan was than was to be expected there, in bits: [B, h, w] float32 on the CPU.
+
+    The information of the token, -log2 of its probability, less the entropy at its place. Its sum is about 0 for a plan as the
+    model usually draws it, whatever the prompt leaves open, and high for one with a token that does not belong there. Places and
+    `given` are as in `token_entropies`.
+    """
+
+    def surprise(shares: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return -shares.gather(-1, tokens[:, None])[:, 0].log2() - _entropy(shares)
+
+    return ask(ar, prior, surprise, **given)
+
+
+Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(the probabilities of the whole codebook at N places, [N, V] float32; the tokens that stand there, [N]) -> bits, [N]"""
+
+
 @torch.inference_mode()
-def token_entropies(
+def ask(
     ar: ArModel,
     prior: Prior,
+    measure: Measure,
     *,
     prompt: str = "",
     references: Sequence[Reference] = (),
     progress: Progress = no_progress,
 ) -> torch.Tensor:
-    """How much the AR model left open at each place of a plan before it drew there, in bits: [B, h, w] float32 on the CPU.
+    """What a measure says at each place of a plan: [B, h, w] float32 on the CPU.
 
-    The entropy of its distribution given all tokens before: 0 where one token had all the probability, n where 2^n had the same.
-    Temperature and filters are not in it. A place has the bits of its own token and its share of those of the preview's tokens
-    there. prompt: by default the plan's. references: those of the plan. A plan without a preview is read as an edit's. Raises
-    ValueError for a plan of another AR model and for one without a prompt.
+    prompt: by default the plan's. references: those of the plan. What has no preview and is no sketch is read as an edit's plan.
+    Raises ValueError for a plan of another AR model and for one without a prompt.
     """
     prompt = prompt or prior.prompt
     check_entropies(ar, prior, prompt)
-    large = prior_grid(prior.width, prior.height)
-    grids, emitted = [large], prior.tokens.flatten(1)  # [B, T]
-    if prior.preview is not None:
-        grids, emitted = [preview_grid(large), large], torch.cat((prior.preview.flatten(1), emitted), dim=1)
+    large = prior_grid(*(prior.expands_to or (prior.width, prior.height)))
+    parts = [prior.tokens] if prior.preview is None else [prior.preview, prior.tokens]
+    grids = [large] if prior.expands_to is None and prior.preview is None else [preview_grid(large), large]
+    emitted = torch.cat([part.flatten(1) for part in parts], dim=1)  # [B, T]
+    total = emitted.shape[1]
     layout = lay_out(ar, prompt, grids, references)
-    positions = torch.cat((layout.positions, layout.following[:, :-1]), dim=1)[:, None].to(ar.device)  # [3, 1, S + T - 1]
-    language_model, total, bits = ar.model.model.language_model, emitted.shape[1], []
+    positions = torch.cat((layout.positions, layout.following[:, : total - 1]), dim=1)[:, None].to(ar.device)  # [3, 1, S + T - 1]
+    language_model, bits = ar.model.model.language_model, []
     for tokens in emitted:
         progress(len(bits), prior.batch)
         ids = torch.cat((layout.ids, tokens[:-1])).to(ar.device)
         embedded = ar.model.get_input_embeddings()(ids[None]).to(ar.dtype)
         hidden = language_model(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
-        bits.append(torch.cat([_entropy(ar, rows) for rows in hidden[0, -total:].split(ROWS_AT_ONCE)]).cpu())
+        rows = zip(hidden[0, -total:].split(ROWS_AT_ONCE), tokens.to(ar.device).split(ROWS_AT_ONCE), strict=True)
+        bits.append(torch.cat([measure(_probabilities(ar, some), drawn) for some, drawn in rows]).cpu())
     progress(prior.batch, prior.batch)
-    *of_preview, of_plan = (
-        part.reshape(-1, *grid) for part, grid in zip(torch.stack(bits).split([g.tokens for g in grids], 1), grids, strict=True)
-    )
-    return of_plan + sum(_shared(part, large) for part in of_preview)
+    split = torch.stack(bits).split([part[0].numel() for part in parts], dim=1)
+    *of_preview, of_plan = (of_part.reshape(part.shape) for of_part, part in zip(split, parts, strict=True))
+    return of_plan + sum(_shared(of_part, large) for of_part in of_preview)
 
 
 def _shared(bits: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -70,7 +99,11 @@ def check_entropies(ar: ArModel, prior: Prior, prompt: str) -> None:
     check_prompt(ar, prompt)
 
 
-def _entropy(ar: ArModel, hidden: torch.Tensor) -> torch.Tensor:
-    """[N, D] -> [N] float32, in bits, over the codebook: the head is wider."""
-    logits = ar.model.lm_head(hidden)[:, : ar.codebook_size].float()
-    return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1) / math.log(2)
+def _probabilities(ar: ArModel, hidden: torch.Tensor) -> torch.Tensor:
+    """[N, D] -> [N, V] float32, over the codebook: the head is wider."""
+    return ar.model.lm_head(hidden)[:, : ar.codebook_size].float().softmax(dim=-1)
+
+
+def _entropy(shares: torch.Tensor) -> torch.Tensor:
+    """[N, V] -> [N], in bits."""
+    return torch.special.entr(shares).sum(dim=-1) / math.log(2)

@@ -23,7 +23,7 @@ from ...json_text import parse_json
 from ...units import human_bytes
 from ...version import NAME, pack_version
 from ..draw import Sampling
-from ..geometry import PRIOR_PX
+from ..geometry import PRIOR_PX, check_size
 from ..prior import Prior
 
 METADATA_KEY = TEXT_KEY = "glm_image_prior"
@@ -54,6 +54,8 @@ def to_bytes(prior: Prior) -> bytes:
 
     grids = {"tokens": prior.tokens} | ({} if prior.preview is None else {"preview": prior.preview})
     stated = {name: getattr(prior, name) for name in FIELDS}
+    if prior.expands_to is not None:
+        stated["expands_to"] = prior.expands_to
     stated |= {"sampling": asdict(prior.sampling), "format": FORMAT, "written_by": f"{NAME} {pack_version()}"}
     narrow = torch.int16 if max(int(grid.max()) for grid in grids.values()) < 2**15 else torch.int32
     tensors = {name: grid.to(narrow).contiguous() for name, grid in grids.items()}
@@ -106,6 +108,7 @@ def _prior(stated: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Prior:
         tokens=tokens,
         preview=_grids(tensors, "preview", len(tokens)) if "preview" in tensors else None,
         dropped=_dropped(tensors["dropped"], tokens) if "dropped" in tensors else None,
+        expands_to=_size(stated["expands_to"]) if "expands_to" in stated else None,
         sampling=Sampling(**stated["sampling"]),
         references=references,
         **values,
@@ -118,6 +121,12 @@ def _grids(tensors: dict[str, torch.Tensor], name: str, batch: int | None = None
     if grids.is_floating_point() or grids.ndim != 3 or 0 in grids.shape or grids.min() < 0 or batch not in (None, len(grids)):
         raise ValueError(f"its {name} are no grids of tokens")
     return grids.long()
+
+
+def _size(sides: Any) -> tuple[int, int]:
+    width, height = sides
+    check_size(width, height)
+    return width, height
 
 
 def _dropped(cells: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""The grid of a plan as a picture: a colour for each token, alone or over the picture that was painted from it.
+"""The grid of a plan as a picture: a colour for each token, alone or over the picture that was painted from it; and many pictures
+on one sheet.
 
 Pictures are [B, H, W, 3] float32 in 0..1.
 """
@@ -6,8 +7,10 @@ Pictures are [B, H, W, 3] float32 in 0..1.
 import math
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate
 
+from ...images import from_picture, to_pictures
 from ..geometry import PRIOR_PX
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -45,3 +48,22 @@ def laid_over(image: torch.Tensor, cells: torch.Tensor, opacity: float) -> torch
         raise ValueError(f"{len(image)} images and {len(cells)} plans do not go together; use 1 or as many of each")
     squares = as_squares(cells, width=image.shape[2], height=image.shape[1])
     return image + opacity * (squares - image)
+
+
+def contact_sheet(images: torch.Tensor, columns: int = 0) -> torch.Tensor:
+    """All pictures of a batch on one, each with its number, counted from 0: [B, H, W, 3] -> [1, rows * H, columns * W, 3].
+
+    columns: by default as many as make the sheet about square.
+    """
+    pictures = to_pictures(images)
+    columns = min(columns, len(pictures)) or math.ceil(math.sqrt(len(pictures)))
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(max(12, min(width, height) // 10))
+    for number, picture in enumerate(pictures):
+        left, top = number % columns * width, number // columns * height
+        sheet.paste(picture, (left, top))
+        box = pen.textbbox((left, top), str(number), font=font)
+        pen.rectangle((left, top, 2 * box[2] - box[0], 2 * box[3] - box[1]), fill="black")
+        pen.text((left + (box[2] - box[0]) / 2, top + (box[3] - box[1]) / 2), str(number), font=font, fill="white")
+    return from_picture(sheet)

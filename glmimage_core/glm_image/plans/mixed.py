@@ -51,7 +51,7 @@ def cropped(prior: Prior, left: int, top: int, *, width: int, height: int) -> Pr
         )
     part = (slice(None), slice(row, row + rows), slice(column, column + columns))
     dropped = None if prior.dropped is None else prior.dropped[part]
-    return replace(prior, tokens=prior.tokens[part], preview=None, dropped=dropped, width=width, height=height)
+    return replace(prior, tokens=prior.tokens[part], preview=None, dropped=dropped, width=width, height=height, expands_to=None)
 
 
 def shifted(prior: Prior, right: int, down: int) -> Prior:

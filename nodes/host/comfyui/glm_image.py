@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from ....glmimage_core.checkpoints.header import CONFIG_TENSOR, config_tensor
 from ....glmimage_core.diffusion import LATENT_PX, dit_token_count, image_seeds, initial_noise, latent_grid, whole_steps
 from ....glmimage_core.glm_image.denoise import check_glyphs, check_sample
-from ....glmimage_core.glm_image.dit import Conditions, Dit, configure_compute, encode_conditions, velocity
+from ....glmimage_core.glm_image.dit import Conditions, Dit, configure_compute, encode_conditions, of_tile, velocity
 from ....glmimage_core.glm_image.files.load import load_dit, load_vae, load_vae_of
 from ....glmimage_core.glm_image.files.single_file import config_to_carry
 from ....glmimage_core.glm_image.memory import dit_bytes
@@ -27,6 +27,7 @@ from ....glmimage_core.glm_image.reference_cache import reference_kv_caches
 from ....glmimage_core.glm_image.references import Reference, check_references, sizes_of
 from ....glmimage_core.glm_image.schedule import TRAIN_STEPS, partial_schedule, shift_sigma, timestep_of_sigma
 from ....glmimage_core.glm_image.step_cache import StepCache
+from ....glmimage_core.glm_image.tiles import Tile, Tiling, blended, tiles_of
 from ....glmimage_core.latent_preview import LatentColours, fit_latent_colours
 from ....glmimage_core.placement.prediction import Job
 from ....glmimage_core.vae import LatentSpace
@@ -39,7 +40,9 @@ from .samplers import IntervalGuider, run_sampler
 
 log = logging.getLogger(__name__)
 
-STEP_CACHE_KEY = "glm_image_step_cache"  # in transformer_options, for one run of our sampler
+# In transformer_options
+STEP_CACHE_KEY = "glm_image_step_cache"  # for one run of our sampler
+TILING_KEY = "glm_image_tiling"  # from GLM-Image Tiles
 USUAL_SIDE = 1024  # pixels; the schedule of a MODEL without GLM-Image Model Sampling
 
 
@@ -226,33 +229,43 @@ class GlmImageModel(ComponentModel):
     def _weight_bytes(self) -> int:
         return model_management.module_size(self)
 
-    def timestep_at(self, sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The DiT's timestep at a sigma. It depends on the size of x, [B, 16, h, w], whatever schedule chose the sigma."""
-        height, width = (side * LATENT_PX for side in x.shape[2:])
-        return timestep_of_sigma(sigma.float(), self.component.shift.of_size(width, height))
+    def timestep_at(self, sigma: torch.Tensor, x: torch.Tensor, transformer_options: dict) -> torch.Tensor:
+        """The DiT's timestep at a sigma, whatever schedule chose the sigma.
+
+        It depends on the size of what is painted at once: x, [B, 16, h, w], or a tile of it.
+        """
+        tile, *_ = _tiles(x.shape, transformer_options)
+        return timestep_of_sigma(sigma.float(), self.component.shift.of_size(tile.width, tile.height))
 
     # Not process_timestep: ComfyUI gives it the timestep of the MODEL's schedule, and the DiT's follows from the sigma.
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds):  # noqa: B006
         """x: [B, 16, h, w] noised latents at sigma t: [B]. Returns the denoised latents, [B, 16, h, w] float32."""
         self._warn_of_no_effect(transformer_options)
-        timestep = self.timestep_at(t, x).clamp(min=0)
+        timestep = self.timestep_at(t, x, transformer_options).clamp(min=0)
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
         v = executor.execute(x.clone(), timestep, conds, transformer_options)  # a wrapper may write into its input
         return self.model_sampling.calculate_denoised(t, v.float(), x)
 
     def _velocity(self, x: torch.Tensor, timestep: torch.Tensor, conds: dict, transformer_options: dict) -> torch.Tensor:
-        """One forward, [B, 16, h, w] float32."""
+        """One forward, or one of each tile, [B, 16, h, w] float32."""
         height, width = (side * LATENT_PX for side in x.shape[2:])
+        tiles = _tiles(x.shape, transformer_options)
         prior, device = conds["prior"].to(x.device), x.device
         if prior.shape[1] != dit_token_count(width, height):
             raise ValueError("GLM-Image paints whole pictures; remove the area or the window from the conditioning")
         dit = self.component_on(device)
         rope = tuple(part.to(device) for part in conds["rope"])  # ComfyUI may run one side of the guidance on another card
         conditions = Conditions(prior, conds["glyphs"].to(device), rope)
-        temb = dit.model.embed_time(timestep, width, height, dit.dtype)
+        temb = dit.model.embed_time(timestep, tiles[0].width, tiles[0].height, dit.dtype)
         step_cache = transformer_options.get(STEP_CACHE_KEY)
-        branch = step_cache and step_cache.branch(tuple(transformer_options["cond_or_uncond"]), timestep[0])
+
+        def of_one(tile: Tile, part: torch.Tensor) -> torch.Tensor:
+            seen = conditions if len(tiles) == 1 else of_tile(dit, conditions, tile, width)
+            side = (*transformer_options.get("cond_or_uncond", ()), *tile)
+            branch = step_cache and step_cache.branch(side, timestep[0])
+            return velocity(dit, part, temb, seen, kv_caches=conds.get("cache"), step_cache=branch)
+
         follow_flags = self.component.attention == "auto"
         with (
             chosen_attention(self.diffusion_model, transformer_options, follow_flags=follow_flags) as chosen,
@@ -260,7 +273,7 @@ class GlmImageModel(ComponentModel):
         ):
             if chosen and self.component.compiled:
                 self.warn_once("compile has no effect with an attention that a node or a flag chose; choose one in the loader")
-            return velocity(dit, x, temb, conditions, kv_caches=conds.get("cache"), step_cache=branch)
+            return blended(tiles, x, of_one)
 
     def _warn_of_no_effect(self, transformer_options: dict) -> None:
         self.warn_of_no_effect(transformer_options)
@@ -275,6 +288,12 @@ class GlmImageModel(ComponentModel):
         """
         dit = replace(self.component_on(device), weights_key=f"{self.current_patcher.patches_uuid} ")
         return replace(dit, cached_references={}) if self.current_patcher.injections else dit
+
+
+def _tiles(shape: Sequence[int], transformer_options: dict) -> list[Tile]:
+    """The parts in which latents of a shape [B, 16, h, w] are painted."""
+    height, width = (side * LATENT_PX for side in shape[2:])
+    return tiles_of(width, height, transformer_options.get(TILING_KEY))
 
 
 def _flat_sizes(references: Sequence[Reference]) -> list[int]:
@@ -327,8 +346,9 @@ def sample(model: ModelPatcher, request: GlmImageRequest) -> torch.Tensor:
         return latents.expand(request.batch, -1, -1, -1).clone()
     dit = model.model.component
     if isinstance(model.get_model_object("model_sampling"), ShiftedSampling):
-        model = for_size(model, prior.width, prior.height)
-        sigmas = partial_schedule(request.steps, request.denoise, dit.shift.of_size(prior.width, prior.height)).sigmas
+        tile, *_ = tiles_of(prior.width, prior.height, model.model_options["transformer_options"].get(TILING_KEY))
+        model = for_size(model, tile.width, tile.height)
+        sigmas = partial_schedule(request.steps, request.denoise, dit.shift.of_size(tile.width, tile.height)).sigmas
     else:  # a node put another schedule on the MODEL; ComfyUI's scheduler `simple` has GLM-Image's spacing of its steps
         whole = whole_steps(request.steps, request.denoise)
         sampling = model.get_model_object("model_sampling")
@@ -359,4 +379,17 @@ def for_size(model: ModelPatcher, width: int, height: int) -> ModelPatcher:
     """The MODEL with the schedule for pictures of width x height pixels."""
     model = model.clone()
     model.add_object_patch("model_sampling", shifted_sampling(model.model.component, width, height))
+    return model
+
+
+def in_tiles(model: ModelPatcher, tiling: Tiling) -> ModelPatcher:
+    """The MODEL that paints in tiles what is larger than one. Memory is made free for one tile."""
+
+    def prepared(executor, model, noise_shape, *arguments, **options):
+        tile, *_ = _tiles(noise_shape, {TILING_KEY: tiling})
+        return executor(model, [*noise_shape[:2], *latent_grid(tile.width, tile.height)], *arguments, **options)
+
+    model = model.clone()
+    model.model_options["transformer_options"][TILING_KEY] = tiling
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, TILING_KEY, prepared)
     return model

@@ -53,15 +53,16 @@ class IntervalGuider(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006, ComfyUI's signature
         cfg = self.cfg
-        self.cfg = self._approximations.cfg_at(self._run_progress(timestep[:1], x), cfg)
+        self.cfg = self._approximations.cfg_at(self._run_progress(timestep[:1], x, model_options), cfg)
         try:
             return super().predict_noise(x, timestep, model_options, seed)
         finally:
             self.cfg = cfg
 
-    def _run_progress(self, sigma: torch.Tensor, x: torch.Tensor) -> float:
+    def _run_progress(self, sigma: torch.Tensor, x: torch.Tensor, model_options: dict) -> float:
         """How much of the run is done at a sigma."""
-        return run_progress(*(float(self.inner_model.timestep_at(one, x)) for one in (self._first_sigma, sigma)))
+        options = model_options.get("transformer_options", {})
+        return run_progress(*(float(self.inner_model.timestep_at(one, x, options)) for one in (self._first_sigma, sigma)))
 
 
 class RelaySampler(comfy.samplers.KSAMPLER):

@@ -16,6 +16,7 @@ from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
 
 from ....glmimage_core.component import Component
+from ....glmimage_core.glm_image.tiles import Tiling
 from ....glmimage_core.placement.residency import current
 from ....glmimage_core.progress import Progress
 from ....glmimage_core.units import human_bytes
@@ -25,7 +26,7 @@ from ..devices import device_of, warn_if_missing
 from ..protocol import Result
 from ..requests import SampleRequest
 from .background import at_work, beside_nodes, others_compute, worker_for
-from .glm_image import for_size
+from .glm_image import for_size, in_tiles
 from .models import ComponentModel
 from .patchers import READ_BY_EACH_TOKEN, ManagedComponent, is_dynamic, load, managed, streamed_bytes
 from .progress import progress_bar, warn_on_node, write_on_node
@@ -162,6 +163,9 @@ class ComfyHost:
 
     def for_size(self, model: ModelPatcher, width: int, height: int) -> ModelPatcher:
         return for_size(model, width, height)
+
+    def in_tiles(self, model: ModelPatcher, tiling: Tiling) -> ModelPatcher:
+        return in_tiles(model, tiling)
 
     def with_lora(self, wire: ModelPatcher | ManagedComponent, lora: dict[str, torch.Tensor], strength: float) -> Any:
         wire = wire.clone()

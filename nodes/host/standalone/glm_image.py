@@ -14,9 +14,10 @@ from .services import StandaloneHost
 
 def sample(host: StandaloneHost, model: Dit, request: GlmImageRequest) -> torch.Tensor:
     (positive, _), (negative, _) = request.positive[0], request.negative[0]
+    tile, *_ = model.tiles(request.prior.width, request.prior.height)
     job = Job(
-        width=request.prior.width,
-        height=request.prior.height,
+        width=tile.width,
+        height=tile.height,
         batch=request.batch,
         references=sizes_of(request.references),
         glyph_tokens=positive.shape[1],

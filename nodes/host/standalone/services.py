@@ -11,6 +11,7 @@ import torch
 
 from ....glmimage_core.component import Component
 from ....glmimage_core.glm_image.dit import Dit
+from ....glmimage_core.glm_image.tiles import Tiling
 from ....glmimage_core.placement.residency import Residency, current, free_device_bytes
 from ....glmimage_core.progress import Progress
 from ....glmimage_core.units import human_bytes
@@ -148,6 +149,9 @@ class StandaloneHost:
 
     def for_size(self, model: Dit, width: int, height: int) -> Dit:
         return model  # the only sampler here takes the size from the prior
+
+    def in_tiles(self, model: Dit, tiling: Tiling) -> Dit:
+        return replace(model, tiling=tiling)
 
     def with_lora(self, wire: Component, lora: dict[str, torch.Tensor], strength: float) -> Component:
         return replace(wire, loras=(*wire.loras, WeightedLora(lora, strength)), weights_key=f"{uuid4()} ")

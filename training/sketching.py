@@ -1,0 +1,48 @@
+"""How much it helps to choose among sketches by how sure the planner is: questions of `scoring`, from seeds of their own."""
+
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..glmimage_core.glm_image.pipeline import GlmImage
+from ..glmimage_core.glm_image.plans.choose import best, chosen
+from ..glmimage_core.glm_image.plans.entropy import token_surprises
+from ..glmimage_core.glm_image.sketch import expand_sketches, sketch_priors
+from .captions import LANGUAGES, Request, describe
+from .reading import read
+from .scoring import SIZES, does_what_is_asked
+from .world import CELL_PX, random_scene
+
+SKETCHES = 4
+STEPS = 20
+
+
+class Chosen(NamedTuple):
+    """first, best: whether the picture of the first sketch, and that of the one of which the planner is surest, is right."""
+
+    request: Request
+    first: bool
+    best: bool
+
+
+def requests(count: int) -> Iterator[Request]:
+    """Held-out prompts for several things, at all sizes, in both languages."""
+    for number in range(count):
+        rng = random.Random(f"held out/sketch/{number}")
+        scene = random_scene(rng, *SIZES[number % len(SIZES)])
+        yield describe(rng, scene, LANGUAGES[number % len(LANGUAGES)])
+
+
+def choose(glm: GlmImage, request: Request, seed: int) -> Chosen:
+    """Sketch a prompt, and paint the first sketch and the chosen one."""
+    width, height = request.scene.columns * CELL_PX, request.scene.rows * CELL_PX
+    sketches = sketch_priors(glm.ar, request.prompt, width, height, seed=seed, batch=SKETCHES)
+    surprises = token_surprises(glm.ar, sketches).sum((1, 2)).tolist()
+    (number,) = best([-bits for bits in surprises], 1)
+
+    def is_right(sketch: int) -> bool:
+        plan = expand_sketches(glm.ar, chosen(sketches, [sketch]), seed=seed + sketch)
+        return does_what_is_asked(read(glm.paint_tensor(plan, seed=seed, steps=STEPS)[0]), request)
+
+    first = is_right(0)
+    return Chosen(request, first, first if number == 0 else is_right(number))
