@@ -1,0 +1,141 @@
+"""From sketch to picture, from latents to a larger picture, node by node on the tiny checkpoint."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import torch
+from glm_image_pack.glmimage_core.glm_image.draw import Sampling
+from glm_image_pack.glmimage_core.glm_image.plans.entropy import token_surprises
+from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
+from glm_image_pack.glmimage_core.glm_image.sketch import sketch_priors
+from glm_image_pack.glmimage_core.language import vlm as vlms
+from glm_image_pack.glmimage_core.tiny.vlm import write_vlm
+from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
+from glm_image_pack.nodes import choose
+
+PROMPT = 'a house, the word "OPEN"'
+SIZE = {"width": 256, "height": 288}
+
+
+def run(name, **inputs):
+    node = NODES[name]
+    result = getattr(node(), node.FUNCTION)(**inputs)
+    return asyncio.run(result) if asyncio.iscoroutine(result) else result
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("LLM") / "Glmga"
+    write_vlm(folder)
+    return vlms.load_vlm(folder)
+
+
+@pytest.fixture
+def sketches(ar):
+    return run("GLMImageSketchPriors", ar=ar, prompt=PROMPT, **SIZE, count=3, seed=7)[0]
+
+
+@pytest.fixture
+def applied(encoder):
+    def apply(prior):
+        positive, negative, *_ = run("GLMImageEncodePrompt", glyph_encoder=encoder, prompt=PROMPT)
+        return dict(
+            zip(
+                ("positive", "negative"),
+                run("GLMImageApplyPrior", positive=positive, negative=negative, prior=prior),
+                strict=True,
+            )
+        )
+
+    return apply
+
+
+def test_sketches_are_painted_chosen_and_expanded(ar, dit, vae, applied, sketches):
+    (latent,) = run("GLMImageSampler", model=dit, **applied(sketches), seed=1, steps=1, cfg=1.0)
+    (drafts,) = run("GLMImageVAEDecode", vae=vae, samples=latent)
+    assert drafts.shape == (3, sketches.height, sketches.width, 3)
+    (sheet,) = run("GLMImageContactSheet", images=drafts, columns=3)
+    assert sheet.shape == (1, sketches.height, 3 * sketches.width, 3)
+    (two,) = run("GLMImageChoosePriors", prior=sketches, numbers="2, 0")
+    prior, width, height = run("GLMImageExpandPriors", ar=ar, sketches=two, copies=2, seed=7)
+    assert (width, height) == (256, 288) and prior.batch == 4
+    assert torch.equal(prior.preview, sketches.tokens[[2, 2, 0, 0]])
+    (whole,) = run("GLMImageGeneratePrior", ar=ar, prompt=PROMPT, **SIZE, batch_size=1, seed=9)
+    (again, *_) = run("GLMImageExpandPriors", ar=ar, sketches=two, copies=1, seed=9)
+    assert torch.equal(again.tokens[:1], whole.tokens)
+    (latent,) = run("GLMImageSampler", model=dit, **applied(again), seed=1, steps=1, cfg=1.0)
+    assert latent["samples"].shape == (2, 16, 36, 32)
+
+
+def test_the_surest_are_those_that_surprise_least(ar, sketches):
+    bits = token_surprises(ar, sketches).sum((1, 2)).tolist()
+    order = sorted(range(3), key=bits.__getitem__)
+    prior, numbers = run("GLMImageChooseSurest", ar=ar, prior=sketches, keep=2)
+    assert numbers == f"{order[0]}, {order[1]}" and torch.equal(prior.tokens, sketches.tokens[order[:2]])
+    everything, _ = run("GLMImageChooseSurest", ar=ar, prior=sketches, keep=64)
+    assert everything.batch == 3
+
+
+def test_surprises_are_about_nothing_for_what_the_model_draws_itself(ar):
+    """Without filters the tokens are as likely as the model says: the mean surprise is 0, within its own spread."""
+    settings = {"seed": 3, "batch": 24, "sampling": Sampling(temperature=1, top_p=1, top_k=0)}
+    sums = token_surprises(ar, sketch_priors(ar, PROMPT, 192, 192, **settings)).sum((1, 2))
+    assert abs(sums.mean()) < 4 * sums.std() / len(sums) ** 0.5
+    sure = token_surprises(ar, sketch_priors(ar, PROMPT, 192, 192, **settings | {"sampling": Sampling(0.1)})).sum((1, 2))
+    assert sure.max() < sums.min()
+
+
+def test_a_reader_chooses_by_the_texts_of_the_prompt(vlm, sketches, monkeypatch):
+    """The tiny model reads nothing, so its answers stand here; the question is put to the real one."""
+    asked, answers = [], iter(["OPXX", "the word OPEN", "nothing"])
+    really = choose.ask
+
+    def answer(wire, question, **settings):
+        asked.append(really(wire, question, **settings | {"max_tokens": 4}))
+        return vlms.Answer(next(answers))
+
+    monkeypatch.setattr(choose, "ask", answer)
+    images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    prior, numbers = run("GLMImageChooseByText", vlm=vlm, prior=sketches, images=images, keep=2)
+    assert numbers == "1, 0" and torch.equal(prior.tokens, sketches.tokens[[1, 0]]) and len(asked) == 3
+    with pytest.raises(ValueError, match="2 images and 3 plans do not go together"):
+        run("GLMImageChooseByText", vlm=vlm, prior=sketches, images=images[:2], keep=1)
+    silent = replace(sketches, prompt="a house")
+    with pytest.raises(ValueError, match="quotes no text"):
+        run("GLMImageChooseByText", vlm=vlm, prior=silent, images=images, keep=1)
+
+
+def test_a_variation_leads_from_one_seed_to_another(ar):
+    given = {"ar": ar, "prompt": PROMPT, **SIZE, "batch_size": 2}
+    (own,) = run("GLMImageGeneratePrior", **given, seed=1)
+    (other,) = run("GLMImageGeneratePrior", **given, seed=30)
+    for strength, expected in ((0.0, own.tokens[[0, 0]]), (1.0, other.tokens)):
+        (variation,) = run("GLMImageVariation", variation_seed=30, strength=strength)
+        (varied,) = run("GLMImageGeneratePrior", **given, seed=1, variation=variation)
+        assert torch.equal(varied.tokens, expected)
+        (sketched,) = run("GLMImageSketchPriors", ar=ar, prompt=PROMPT, **SIZE, count=2, seed=1, variation=variation)
+        (expanded, *_) = run("GLMImageExpandPriors", ar=ar, sketches=sketched, copies=1, seed=1, variation=variation)
+        assert torch.equal(expanded.tokens, expected)
+
+
+def test_enlarged_latents_get_a_plan_of_their_own(ar, dit, vae, applied):
+    prior = generate_prior(ar, PROMPT, 256, 288, seed=3, batch=2)
+    (latent,) = run("GLMImageSampler", model=dit, **applied(prior), seed=1, steps=1, cfg=1.0)
+    larger = {"samples": torch.nn.functional.interpolate(latent["samples"], scale_factor=1.5)[..., :52, :]}
+    with pytest.raises(ValueError, match="Prior from Latent"):
+        run("GLMImageSampler", model=dit, **applied(prior), seed=1, steps=1, cfg=1.0, denoise=0.5, latent_image=larger)
+    (new,) = run("GLMImagePriorFromLatent", ar=ar, vae=vae, samples=larger)
+    assert (new.width, new.height, new.batch) == (384, 416, 2)
+    (tiles,) = run("GLMImageTiles", model=dit, tile=256, overlap=64)
+    (out,) = run("GLMImageSampler", model=tiles, **applied(new), seed=1, steps=1, cfg=1.0, denoise=0.5, latent_image=larger)
+    assert out["samples"].shape == larger["samples"].shape and dit.tiling is None
+
+
+def test_what_cannot_be_is_told_when_the_graph_is_queued():
+    assert "counted from 0" in NODES["GLMImageChoosePriors"].VALIDATE_INPUTS("first")
+    assert NODES["GLMImageChoosePriors"].VALIDATE_INPUTS(None) is True
+    assert "0..128" in NODES["GLMImageTiles"].VALIDATE_INPUTS(160, tile=256)
+    assert NODES["GLMImageTiles"].VALIDATE_INPUTS(64, tile=None) is True
+    assert "empty" in NODES["GLMImageSketchPriors"].VALIDATE_INPUTS(256, height=256, prompt=" ")
+    assert "multiple of 32" in NODES["GLMImageSketchPriors"].VALIDATE_INPUTS(257, height=256, prompt="a")
