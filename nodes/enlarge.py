@@ -1,6 +1,9 @@
 """Larger pictures: painted in tiles, by a plan of the enlarged picture."""
 
+import torch
+
 from ..glmimage_core.diffusion import LATENT_PX
+from ..glmimage_core.glm_image.prior import Prior
 from ..glmimage_core.glm_image.tiles import Tiling
 from ..glmimage_core.images import to_pictures
 from .from_image import read_plan
@@ -85,7 +88,12 @@ class GLMImagePriorFromLatent:
         }
 
     def read(self, ar, vae, samples):
-        glm_ar(ar), glm_vae(vae)
-        (images,) = GLMImageVAEDecode().decode(vae, samples)
-        height, width = (side * LATENT_PX for side in samples["samples"].shape[-2:])
-        return (read_plan(ar, to_pictures(images), width, height, label="Prior from Latent"),)
+        return (plan_of_latents(ar, vae, samples["samples"]),)
+
+
+def plan_of_latents(ar, vae, latents: torch.Tensor) -> Prior:
+    """The plans of latents, [B, 16, height / 8, width / 8] in the VAE's space, at their own size."""
+    glm_ar(ar), glm_vae(vae)
+    (images,) = GLMImageVAEDecode().decode(vae, {"samples": latents})
+    height, width = (side * LATENT_PX for side in latents.shape[-2:])
+    return read_plan(ar, to_pictures(images), width, height, label="Plan of the latents")

@@ -1,15 +1,18 @@
 """Prior tokens: the AR stage, and how its plan reaches the sampler."""
 
+from functools import partial
+
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
 from ..glmimage_core.glm_image.layout import check_length, check_prompt
 from ..glmimage_core.glm_image.prior import Prior, generate_prior
 from ..glmimage_core.glm_image.references import check_references
+from .enlarge import plan_of_latents
 from .host import host
-from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY
+from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, REPLAN_KEY
 from .planning import TEMPERATURE, TOP_K, TOP_P, lookahead_input, planner_job, run_planner
 from .prompt import tell_of_choices
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, VARIATION, glm_ar, validation_message
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, VARIATION, glm_ar, glm_vae, validation_message
 from .widgets import batch_input, seed_input, side_input
 
 
@@ -138,10 +141,20 @@ class GLMImageApplyPrior:
             },
             "optional": {
                 "references": (REFERENCES, {"tooltip": "The references that Generate Prior had, in the same order."}),
+                "ar": (
+                    AR,
+                    {
+                        "tooltip": "For a second pass over enlarged latents: with ar and vae, a sampler reads their own plan, "
+                        "since the prior is of another size. Else leave both empty."
+                    },
+                ),
+                "vae": ("VAE", {"tooltip": "As ar: both or none."}),
             },
         }
 
-    def apply(self, positive, negative, prior, references=()):
+    def apply(self, positive, negative, prior, references=(), ar=None, vae=None):
+        if (ar is None) != (vae is None):
+            raise ValueError("enlarged latents are read with ar and vae together; connect both or none")
         check_references(references, codebook=prior.codebook)
         if tuple(reference.id for reference in references) != prior.references:
             host.warn(
@@ -152,6 +165,10 @@ class GLMImageApplyPrior:
             host.warn("this replaces the prior of another Apply Prior: a picture has one plan; connect positive to Encode Prompt")
         on_positive = {PRIOR_KEY: prior, REFERENCES_KEY: references, DROP_KEY: False}
         on_negative = {PRIOR_KEY: prior, REFERENCES_KEY: (), DROP_KEY: True}
+        if ar is not None:
+            glm_ar(ar), glm_vae(vae)
+            replan = {REPLAN_KEY: partial(plan_of_latents, ar, vae)}
+            on_positive, on_negative = on_positive | replan, on_negative | replan
         positive = [[embeddings, options | on_positive] for embeddings, options in positive]
         negative = [[embeddings, options | on_negative] for embeddings, options in negative]
         return (positive, negative)

@@ -8,7 +8,7 @@ from ..glmimage_core.glm_image.geometry import check_size
 from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.glm_image.schedule import partial_schedule
 from .host import host
-from .host.requests import REFERENCES_KEY, GlmImageRequest, applied_prior
+from .host.requests import PRIOR_KEY, REFERENCES_KEY, GlmImageRequest, applied_prior, fitting_prior
 from .sockets import CATEGORY, glm_dit, one_conditioning, validation_message
 from .widgets import DENOISE, STEPS, cfg_input, fraction_input, seed_input, side_input
 
@@ -108,11 +108,15 @@ class GLMImageSampler:
         glyphs, options = one_conditioning(positive, "positive")
         unwanted, _ = one_conditioning(negative, "negative")
         check_glyphs(dit, glyphs, unwanted)
-        prior = applied_prior(options, "positive")
+        applied_prior(options, "positive")
         references = options.get(REFERENCES_KEY, ())
         check_references(references, space=dit.space)
         start = latent_image or {}
         latents, mask = start.get("samples"), noise_mask(start)
+        prior = fitting_prior(options, latents)
+        positive, negative = (
+            [[embeddings, of_side | {PRIOR_KEY: prior}] for embeddings, of_side in side] for side in (positive, negative)
+        )
         batch = max(prior.batch, 0 if latents is None else len(latents))
         check_sample(dit, prior, glyphs=(glyphs, unwanted), batch=batch, denoise=denoise, latents=latents, mask=mask)
         request = GlmImageRequest(

@@ -62,6 +62,12 @@ def shapes() -> Image.Image:
     return to_pictures(draw(SHAPES)[None])[0]
 
 
+def small_shapes() -> Image.Image:
+    """Two small shapes as nano draws them, 256 x 256: one and a half times as large they are its large ones."""
+    shapes = Shape("star", "red", "small", row=2, column=2), Shape("square", "yellow", "small", row=4, column=4)
+    return to_pictures(draw(Scene(8, 8, "blue", shapes))[None])[0]
+
+
 def masked() -> Image.Image:
     """SHAPES with the circle and some room around it transparent, as the mask editor saves a mask."""
     picture = shapes().convert("RGBA")
@@ -84,6 +90,7 @@ if __name__ == "__main__":
     scene().save(INPUT / "glm-image-scene.png", optimize=True)
     mug().save(INPUT / "glm-image-mug.png", optimize=True)
     shapes().save(INPUT / "glm-image-shapes.png", optimize=True)
+    small_shapes().save(INPUT / "glm-image-small-shapes.png", optimize=True)
     masked().save(INPUT / "glm-image-shapes-masked.png", optimize=True)
     picture, carried = with_plan()
     picture.save(INPUT / "glm-image-plan.png", optimize=True, pnginfo=carried)

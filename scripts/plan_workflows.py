@@ -27,10 +27,12 @@ from make_workflows import (
     plan,
     right_half,
     sides_in,
+    sides_of,
 )
 from workflow_notes import NANO_MODEL
 
-KEPT = "glm-image-plan.png"
+KEPT, SMALL_SHAPES = "glm-image-plan.png", "glm-image-small-shapes.png"
+SKETCHED = "A large yellow star and two small green circles on a purple background."
 MIXED = "A large red star and a small yellow circle on a blue background."
 STEPS = OF_NANO["steps"]
 
@@ -107,9 +109,52 @@ def mix_plans(graph: Graph) -> None:
     paint(graph, loaded, words, dropped, steps=STEPS)
 
 
+def sketch_plans(graph: Graph) -> None:
+    """Many previews, looked at on one sheet; the chosen ones expanded and painted."""
+    loaded = load(graph, BUILT_IN, NANO_MODEL)
+    words = encode(graph, loaded, SKETCHED)
+    column = graph.column(*PLAN)
+    size = column.add("GLMImageSize", ar=loaded.ar, fit=True, **OF_NANO["size"])
+    asked = {"ar": loaded.ar, "prompt": words.text, **sides_of(size)}
+    sketches = column.add("GLMImageSketchPriors", preview=PREVIEW, **asked)
+    graph.group("Sketch", YELLOW, size, sketches)
+    column = graph.column(*WORDS, top=LOWER_ROW)
+    seen = column.add("GLMImagePreviewPrior", prior=(sketches, 0), ar=loaded.ar)
+    sheet = column.add("GLMImageContactSheet", images=(seen, 0))
+    shown = graph.column(*PLAN, top=LOWER_ROW).add("PreviewImage", taller=60, images=(sheet, 0))
+    graph.group("Look", BROWN, seen, sheet, shown)
+    column = graph.column(*PAINT, top=LOWER_ROW)
+    surest = column.add("GLMImageChooseSurest", bypassed=True, ar=loaded.ar, prior=(sketches, 0))
+    some = column.add("GLMImageChoosePriors", prior=(surest, 0))
+    varied = graph.column(*RESULT, top=LOWER_ROW).add("GLMImageExpandPriors", ar=loaded.ar, sketches=(some, 0))
+    graph.group("Choose and expand", YELLOW, surest, some, varied)
+    paint(graph, loaded, words, varied, steps=STEPS)
+
+
+def enlarge(graph: Graph) -> None:
+    """A picture painted larger in tiles, by the plan that it has at its new size."""
+    loaded = load(graph, BUILT_IN, NANO_MODEL)
+    column = graph.column(*WORDS)
+    picture = column.add("LoadImage", title="Picture", taller=40, image=SMALL_SHAPES)
+    typed = column.add("GLMImagePrompt", title="Text to be drawn", taller=80, prompt="")
+    graph.group("Picture", BROWN, picture, typed)
+    column = graph.column(*PLAN)
+    larger = column.add("ImageScaleBy", image=(picture, 0), upscale_method="bicubic", scale_by=1.5)
+    own = column.add("GLMImagePriorFromImage", ar=loaded.ar, image=(larger, 0))
+    latent = column.add("GLMImageVAEEncode", vae=loaded.vae, image=(larger, 0))
+    encoded = column.add("GLMImageEncodePrompt", glyph_encoder=loaded.glyph_encoder, prompt=(typed, 0))
+    tiles = column.add("GLMImageTiles", model=loaded.model, tile=256, overlap=128)
+    graph.group("Enlarge", YELLOW, larger, own, latent, encoded, tiles)
+    words = Words((typed, 0), (encoded, 0), (encoded, 1))
+    start = {"latent_image": (latent, 0), "denoise": 0.8}
+    paint(graph, loaded._replace(model=(tiles, 0)), words, own, steps=STEPS, **start)
+
+
 PLANS: dict[str, Callable[[Graph], None]] = {
     "keep_plan": keep_plan,
     "load_plan": load_plan,
     "picture_plan": picture_plan,
     "mix_plans": mix_plans,
+    "sketch_plans": sketch_plans,
+    "enlarge": enlarge,
 }

@@ -41,6 +41,7 @@ from PIL import Image, ImageOps
 
 from make_pictures import PLANNED, SHAPES
 from make_workflows import NANO_EDIT, NANO_PROMPT
+from plan_workflows import SKETCHED, SMALL_SHAPES
 
 GRAPHS = ROOT / "docs" / "graphs"
 WIDTH = 1200  # pixels of every picture of a graph
@@ -187,7 +188,21 @@ PAINTINGS |= {  # the last two have no prompt
 }
 
 
-GIVEN = dict.fromkeys(("nano_edit", "edit_untouched", "inpaint", "outpaint", "picture_plan"), FIRST)
+PAINTINGS |= {
+    "sketch_plans": Painting(
+        _request(SKETCHED, "purple", Claim(1, "star", "yellow", "large", None), Claim(2, "circle", "green", "small", None))
+    ),
+    "enlarge": Painting(
+        _request(
+            f"the plan of {SMALL_SHAPES}",
+            "blue",
+            Claim(1, "star", "red", "large", None),
+            Claim(1, "square", "yellow", "large", None),
+        )
+    ),
+}
+
+GIVEN = dict.fromkeys(("nano_edit", "edit_untouched", "inpaint", "outpaint", "picture_plan"), FIRST) | {"enlarge": SMALL_SHAPES}
 """The picture that a workflow names by itself."""
 
 
@@ -200,7 +215,8 @@ def widget_values(painting: Painting, seed: int) -> dict[str, dict]:
     values |= {title: {"steps": 20} | fixed for title in ("Sampler 1", "Sampler 2")} | {"RandomNoise": fixed}
     values["Prompt"] = {"prompt": painting.asked.prompt}
     values["GLMImageSize"] = {"aspect": "1:1", "megapixels": 0.06}
-    values |= dict.fromkeys(("GLMImageGeneratePrior", "GLMImageInpaint", "GLMImageRegrowPrior"), {"seed": seed} | fixed)
+    planners = ("GLMImageGeneratePrior", "GLMImageInpaint", "GLMImageRegrowPrior", "GLMImageSketchPriors", "GLMImageExpandPriors")
+    values |= dict.fromkeys(planners, {"seed": seed} | fixed)
     return values | painting.inputs
 
 

@@ -123,6 +123,17 @@ ABOUT = {
         "**Drop Prior** are bypassed: switch them on (Ctrl+B) to lay a part of the other plan over it, or to have the sampler "
         "invent the masked half. **Shift Prior** moves everything by whole tokens of 32 pixels."
     ),
+    "sketch_plans": (
+        "**Sketch Priors** writes only the small previews of four plans, a fifth of the tokens at 1024 x 1024. **Contact Sheet** "
+        "shows them with their numbers: write those that you like into **Choose Priors**, and only they are expanded and "
+        "painted. **Choose Surest** is bypassed: switch it on (Ctrl+B) and the planner itself chooses."
+    ),
+    "enlarge": (
+        "The picture is enlarged, read as a plan of its own at the new size, and painted over in tiles that grow together. "
+        "**denoise** in the sampler says how much is painted: 0.4 keeps the pixels, 1 only what is where. With the released "
+        'model use tiles of 1024 and an overlap of 256.\n\nText stays sharp if it stands in "quotation marks" in **Text to be '
+        "drawn**."
+    ),
     "keep_plan": (
         "**Save Prior** saves the picture as a PNG that carries its plan. *GLM-Image 32 paint a kept plan* reads it from there "
         "another day. Without **images** it saves the plan alone, a few kB.\n\n**Look** shows the tokens over the picture, where "

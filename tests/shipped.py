@@ -19,11 +19,14 @@ NANO = [
     "picture_plan",
     "mix_plans",
     "regions",
+    "sketch_plans",
+    "enlarge",
     "inpaint",
     "outpaint",
     "edit_untouched",
 ]
-UNPLANNED = ["load_plan", "picture_plan", "mix_plans", "inpaint", "outpaint"]  # whose plan is not Generate Prior's alone
+# Whose plan is not Generate Prior's alone
+UNPLANNED = ["load_plan", "picture_plan", "mix_plans", "sketch_plans", "enlarge", "inpaint", "outpaint"]
 WITH_SERVER = ["enhance_prompt_api", "remote"]  # which run in tests/test_language.py and tests/test_remote.py
 COMFYUI_ONLY = ["custom_sampler", "stock_sampler"]
 WITH_VLM = ["enhance_prompt", "describe"]
@@ -40,6 +43,7 @@ SIZES = {
     "edit_untouched": (256, 256),
     "inpaint": (256, 256),
     "outpaint": (384, 256),
+    "enlarge": (384, 384),
 }  # of the others: 256 x 288
 BY_SIZE = ["restyle", "stock_sampler", "custom_sampler"]  # where the node GLM-Image Size sets more than the plan's
 ADDED = {  # since version 1

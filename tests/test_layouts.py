@@ -142,7 +142,7 @@ def test_a_second_run_changes_a_seed(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "load_plan"])  # which brings its prompt along
 def test_the_prompt_is_typed_in_the_one_node_that_draws_choices(name):
     typed = [node for node in graph(name)["nodes"] if node["type"] == "GLMImagePrompt"]
-    assert len(typed) == 1 and typed[0]["title"] == ("Text to be drawn" if name == "picture_plan" else "Prompt")
+    assert len(typed) == 1 and typed[0]["title"] == ("Text to be drawn" if name in ("picture_plan", "enlarge") else "Prompt")
     halves = (ALL_NODES[half] for half in ("GLMImageEncodePrompt", "GLMImageGeneratePrior"))
     assert not any(input_types(half)["prompt"][1].get("dynamicPrompts") for half in halves)
 

@@ -119,17 +119,36 @@ def test_a_variation_leads_from_one_seed_to_another(ar):
         assert torch.equal(expanded.tokens, expected)
 
 
-def test_enlarged_latents_get_a_plan_of_their_own(ar, dit, vae, applied):
+def test_enlarged_latents_get_a_plan_of_their_own(ar, dit, vae, encoder, applied):
     prior = generate_prior(ar, PROMPT, 256, 288, seed=3, batch=2)
-    (latent,) = run("GLMImageSampler", model=dit, **applied(prior), seed=1, steps=1, cfg=1.0)
+    settings = {"model": dit, "seed": 1, "steps": 1, "cfg": 1.5}
+    (latent,) = run("GLMImageSampler", **settings, **applied(prior))
     larger = {"samples": torch.nn.functional.interpolate(latent["samples"], scale_factor=1.5)[..., :52, :]}
-    with pytest.raises(ValueError, match="Prior from Latent"):
-        run("GLMImageSampler", model=dit, **applied(prior), seed=1, steps=1, cfg=1.0, denoise=0.5, latent_image=larger)
+    with pytest.raises(ValueError, match="connect ar and vae to Apply Prior"):
+        run("GLMImageSampler", **settings, **applied(prior), denoise=0.5, latent_image=larger)
     (new,) = run("GLMImagePriorFromLatent", ar=ar, vae=vae, samples=larger)
     assert (new.width, new.height, new.batch) == (384, 416, 2)
-    (tiles,) = run("GLMImageTiles", model=dit, tile=256, overlap=64)
-    (out,) = run("GLMImageSampler", model=tiles, **applied(new), seed=1, steps=1, cfg=1.0, denoise=0.5, latent_image=larger)
-    assert out["samples"].shape == larger["samples"].shape and dit.tiling is None
+    (out,) = run("GLMImageSampler", **settings, **applied(new), denoise=0.5, latent_image=larger)
+    positive, negative, *_ = run("GLMImageEncodePrompt", glyph_encoder=encoder, prompt=PROMPT)
+    given = {"positive": positive, "negative": negative, "prior": prior}
+    sides = run("GLMImageApplyPrior", **given, ar=ar, vae=vae)
+    for latent_image, denoise, expected in ((larger, 0.5, out), (latent, 1.0, latent), (None, 1.0, latent)):
+        (painted,) = run(
+            "GLMImageSampler", **settings, positive=sides[0], negative=sides[1], denoise=denoise, latent_image=latent_image
+        )
+        assert torch.equal(painted["samples"], expected["samples"])
+    with pytest.raises(ValueError, match="both or none"):
+        run("GLMImageApplyPrior", **given, vae=vae)
+
+
+def test_tiles_leave_the_given_model_as_it_is(ar, dit, applied):
+    prior = generate_prior(ar, PROMPT, 256, 288, seed=3)
+    (tiles,) = run("GLMImageTiles", model=dit, tile=192, overlap=64)
+    whole, tiled, again = (
+        run("GLMImageSampler", model=model, **applied(prior), seed=1, steps=1, cfg=1.0)[0]["samples"]
+        for model in (dit, tiles, dit)
+    )
+    assert torch.equal(whole, again) and not torch.allclose(whole, tiled, atol=1e-3) and dit.tiling is None
 
 
 def test_what_cannot_be_is_told_when_the_graph_is_queued():

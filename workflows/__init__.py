@@ -27,6 +27,8 @@ TEMPLATES = {
     "picture_plan": "GLM-Image 33 variation of a picture, no download",
     "mix_plans": "GLM-Image 34 mix and cut plans, no download",
     "regions": "GLM-Image 35 regional prompts, no download",
+    "sketch_plans": "GLM-Image 36 sketch, choose, expand, no download",
+    "enlarge": "GLM-Image 37 upscale in tiles, no download",
     "stock_sampler": "GLM-Image 41 KSampler",
     "custom_sampler": "GLM-Image 42 SamplerCustomAdvanced",
     "enhance_prompt": "GLM-Image 51 enhance prompt",

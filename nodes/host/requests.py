@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ...glmimage_core.cogview3.text import MicroConditions
-from ...glmimage_core.diffusion import LATENT_PX
+from ...glmimage_core.diffusion import LATENT_PX, latent_grid
 from ...glmimage_core.glm_image.denoise import Approximations
 from ...glmimage_core.glm_image.prior import Prior
 from ...glmimage_core.glm_image.references import Reference
@@ -14,6 +14,7 @@ from ...glmimage_core.glm_image.references import Reference
 PRIOR_KEY = "glm_image_prior"
 REFERENCES_KEY = "glm_image_references"
 DROP_KEY = "glm_image_drop_prior"  # true on the negative side, which takes only its size from the prior
+REPLAN_KEY = "glm_image_replan"  # where ar and vae are connected: latents of another size -> their own plan
 # Entry that CogView3 Encode Prompt writes
 MICRO_CONDITIONS_KEY = "cogview3_micro_conditions"
 
@@ -104,3 +105,14 @@ def applied_prior(options: dict, side: str) -> Prior:
             "connect GLM-Image Apply Prior between prompt and sampler"
         )
     return options[PRIOR_KEY]
+
+
+def fitting_prior(options: dict, latents: torch.Tensor | None) -> Prior:
+    """The prior in a conditioning's options, or the plan of latents, [B, 16, height / 8, width / 8], that are of another size.
+
+    Where Apply Prior was given nothing to read them with, or where they are empty, it is the prior as it is.
+    """
+    prior = options[PRIOR_KEY]
+    if latents is None or REPLAN_KEY not in options or tuple(latents.shape[2:]) == latent_grid(prior.width, prior.height):
+        return prior
+    return options[REPLAN_KEY](latents) if latents.any() else prior

@@ -73,3 +73,19 @@ def test_memory_is_made_free_for_one_tile(model, conditioned, run, monkeypatch):
     run("GLMImageSampler", model=tiled, positive=positive, negative=negative, seed=3, steps=1, cfg=1.5)
     of_loading = asked[: asked.index("loaded")]
     assert of_loading and all(shape == [24, 24] for shape in of_loading)
+
+
+def test_ksampler_plans_enlarged_latents_anew(library, model, conditioned, ar, vae, run):
+    """As in a graph where KSampler goes on with the enlarged latents of another one."""
+    positive, negative, prior = conditioned(False)
+    larger = {"samples": library["dit"].space.denormalise(initial_noise([9], 16, Grid(52, 48)))}
+    (new,) = run("GLMImagePriorFromLatent", ar=ar, vae=vae, samples=larger)
+    sampling = {"model": model, "seed": 3, "steps": 3, "cfg": 1.5, "denoise": 0.5, "latent_image": larger}
+    sampling |= {"sampler_name": "euler", "scheduler": "simple"}
+    pictures = []
+    for plan, readers in ((prior, {"ar": ar, "vae": vae}), (new, {})):
+        sides = run("GLMImageApplyPrior", positive=positive, negative=negative, prior=plan, **readers)
+        pictures.append(run("KSampler", positive=sides[0], negative=sides[1], **sampling)[0]["samples"])
+    assert torch.equal(*pictures)
+    with pytest.raises(ValueError, match="connect ar and vae to Apply Prior"):
+        run("KSampler", positive=positive, negative=negative, **sampling)

@@ -23,6 +23,7 @@ from ....glmimage_core.glm_image.dit import Conditions, Dit, configure_compute, 
 from ....glmimage_core.glm_image.files.load import load_dit, load_vae, load_vae_of
 from ....glmimage_core.glm_image.files.single_file import config_to_carry
 from ....glmimage_core.glm_image.memory import dit_bytes
+from ....glmimage_core.glm_image.prior import Prior
 from ....glmimage_core.glm_image.reference_cache import reference_kv_caches
 from ....glmimage_core.glm_image.references import Reference, check_references, sizes_of
 from ....glmimage_core.glm_image.schedule import TRAIN_STEPS, partial_schedule, shift_sigma, timestep_of_sigma
@@ -32,7 +33,7 @@ from ....glmimage_core.latent_preview import LatentColours, fit_latent_colours
 from ....glmimage_core.placement.prediction import Job
 from ....glmimage_core.vae import LatentSpace
 from ....glmimage_core.weights.linear import mark_tensors, quantization_of
-from ..requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, GlmImageRequest, applied_prior
+from ..requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, REPLAN_KEY, GlmImageRequest, applied_prior, fitting_prior
 from .attention_patches import attention_patches, chosen_attention
 from .models import ComponentModel, NormalisedLatents, model_patcher
 from .progress import write_on_node
@@ -307,9 +308,21 @@ def _job(batch: int, height: int, width: int, *, glyph_tokens: int, sizes: list[
     return Job(width, height, batch, references, glyph_tokens=glyph_tokens)
 
 
+def sampled_by_a_fitting_plan(executor, noise, latent_image, *arguments, **options):
+    """A wrapper around a whole sampling of ComfyUI that plans enlarged latents anew, before the DiT is loaded."""
+    plans: dict[int, Prior] = {}
+    for entry in (entry for side in executor.class_obj.conds.values() for entry in side if REPLAN_KEY in entry):
+        replan = id(entry[REPLAN_KEY])  # both sides share one
+        if replan not in plans:
+            plans[replan] = fitting_prior(entry, latent_image)
+        entry[PRIOR_KEY] = plans[replan]
+    return executor(noise, latent_image, *arguments, **options)
+
+
 def dit_patcher(dit: Dit, device: torch.device, disable_dynamic: bool = False) -> ModelPatcher:
     """The DiT as what travels on a MODEL wire, to compute on a device."""
     patcher = model_patcher(GlmImageModel, dit, device, disable_dynamic=disable_dynamic)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "glm_image_plan", sampled_by_a_fitting_plan)
     # ComfyUI calls this for a second copy, when a node needs one that does not stream on demand.
     reload = partial(
         _reload,
