@@ -33,7 +33,7 @@ class GLMImageContactSheet:
     FUNCTION = "lay_out"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
-    OUTPUT_TOOLTIPS = ("The sheet.",)
+    OUTPUT_TOOLTIPS = ("The sheet, one image.",)
 
     @classmethod
     def INPUT_TYPES(cls):
