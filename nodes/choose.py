@@ -6,6 +6,7 @@ from ..glmimage_core.glm_image.memory import entropy_bytes
 from ..glmimage_core.glm_image.plans.choose import best, chosen, found_share, numbers_in
 from ..glmimage_core.glm_image.plans.entropy import check_entropies, token_surprises
 from ..glmimage_core.glm_image.plans.look import contact_sheet
+from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.images import to_pictures
 from ..glmimage_core.language.answers import cleaned
 from ..glmimage_core.language.rewriting import reading_request
@@ -13,7 +14,7 @@ from ..glmimage_core.language.vlm import prepare
 from ..glmimage_core.quoted import find_quoted_texts
 from .host import host
 from .language import VLM_INPUT, ask
-from .sockets import AR, CATEGORY, PRIOR, glm_ar, validation_message
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, validation_message
 
 CHOSEN = "The chosen plans, the best first, for Expand Priors or Apply Prior."
 NUMBERS = "Their numbers, counted from 0."
@@ -101,15 +102,19 @@ class GLMImageChooseSurest:
                 "ar": (AR, {"tooltip": "The AR model that made the plans."}),
                 "prior": PLANS,
                 "keep": KEEP,
-            }
+            },
+            "optional": {"references": (REFERENCES, {"tooltip": "The references that the plans were generated with."})},
         }
 
-    def choose(self, ar, prior, keep):
+    def choose(self, ar, prior, keep, references=()):
         model = glm_ar(ar)
         check_entropies(model, prior, prior.prompt)
-        tokens = len(prior.prompt.encode()) + prior.tokens_a_picture
+        check_references(references, codebook=model.codebook)
+        seen = sum(reference.grid.tokens + 2 for reference in references)
+        tokens = len(prior.prompt.encode()) + seen + prior.tokens_a_picture
         with host.placed(ar, entropy_bytes(model.model.config, model.dtype.itemsize, tokens), "language") as placed:
-            surprises = token_surprises(placed, prior, progress=host.progress("Choose Surest Priors")).sum((1, 2)).tolist()
+            progress = host.progress("Choose Surest Priors")
+            surprises = token_surprises(placed, prior, references=references, progress=progress).sum((1, 2)).tolist()
         images = best([-bits for bits in surprises], min(keep, prior.batch))
         host.say(", ".join(f"{image}: {surprises[image]:+.1f} bits" for image in images))
         return (chosen(prior, images), _named(images))

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 from glm_image_pack.glmimage_core import GlmImage
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
+from glm_image_pack.glmimage_core.glm_image.draw import Variation
 from glm_image_pack.glmimage_core.glm_image.glyphs import encode_glyph_texts
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.references import encode_reference
-from glm_image_pack.glmimage_core.images import to_pictures
+from glm_image_pack.glmimage_core.glm_image.tiles import Tiling
+from glm_image_pack.glmimage_core.images import from_picture, to_pictures
 from glm_image_pack.glmimage_core.placement.residency import Residency, model_bytes
-from glm_image_pack.glmimage_core.vae import decode
-from PIL import ImageChops
+from glm_image_pack.glmimage_core.vae import decode, encode
+from PIL import Image, ImageChops
 
 from pictures import pattern
 
@@ -37,6 +40,28 @@ def test_a_plan_and_its_pictures_are_those_of_the_stages(glm, ar, encoder, dit, 
     latents = sample(dit, expected, *glyphs, seeds=[7, 8], steps=2)
     pictures = glm.paint(plan, seed=7, steps=2)
     assert [picture.tobytes() for picture in pictures] == [picture.tobytes() for picture in to_pictures(decode(vae, latents))]
+
+
+def test_sketches_expand_to_the_plan_that_they_begin(glm):
+    plan = glm.plan(PROMPT, 256, 288, seed=5, batch=2)
+    sketches = glm.sketch(PROMPT, 256, 288, seed=5, batch=2)
+    assert torch.equal(sketches.tokens, plan.preview)
+    assert torch.equal(glm.expand(sketches, seed=5).tokens, plan.tokens)
+    assert glm.expand(sketches, seed=5, copies=2).batch == 4
+    varied = glm.plan(PROMPT, 256, 288, seed=80, variation=Variation(5, 1.0))
+    assert torch.equal(varied.tokens, plan.tokens[:1])
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(192, 64)], ids=["one piece", "tiles"])
+def test_a_picture_is_enlarged_by_its_own_plan_at_the_new_size(glm, encoder, dit, vae, tiling):
+    picture = pattern(256, 192, 3)
+    large = picture.resize((384, 288), Image.Resampling.LANCZOS)
+    plan = glm.plan_of(large)
+    glyphs = encode_glyph_texts(encoder, [])
+    settings = {"seeds": [7], "steps": 2, "denoise": 0.6, "latents": encode(vae, from_picture(large))}
+    latents = sample(replace(dit, tiling=tiling), plan, glyphs, glyphs, **settings)
+    painted = glm.enlarge(picture, 384, 288, seed=7, steps=2, denoise=0.6, tiling=tiling)
+    assert painted.size == (384, 288) and painted.tobytes() == to_pictures(decode(vae, latents))[0].tobytes()
 
 
 def test_an_edit_has_the_size_of_its_first_reference_and_its_pictures_are_those_of_the_stages(glm, ar, encoder, dit, vae):

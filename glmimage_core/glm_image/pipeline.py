@@ -31,7 +31,7 @@ from ..vae import TILE_PX, Vae, decode, encode, tiles_by_size, vae_decode_bytes,
 from .ar_model import ArModel, fit, vision_tokens
 from .denoise import Approximations, sample
 from .dit import Dit
-from .draw import Sampling
+from .draw import Sampling, Variation
 from .files.components import BUILT_IN, LAYOUT, NANO, is_checkpoint
 from .files.load import load_ar, load_dit, load_glyph_encoder, load_vae
 from .glyphs import GlyphEncoder, encode_glyph_texts
@@ -42,6 +42,7 @@ from .plans.from_picture import plan_size, prior_from_pictures, read_size
 from .prior import Prior, generate_prior
 from .references import Reference, check_references, latents_of, sizes_of
 from .regrow import check_regrow, forced_tokens
+from .sketch import expand_sketches, sketch_of, sketch_priors
 from .tiles import Tiling, tiles_of
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ class GlmImage:
         sampling: Sampling = Sampling(),  # noqa: B008, immutable
         lookahead: int = AUTO,
         forced: torch.Tensor | None = None,
+        variation: Variation | None = None,
         progress: Progress = no_progress,
     ) -> Prior:
         """The prior tokens of `batch` pictures: their composition. Takes what `generate_prior` takes and raises as it does.
@@ -136,28 +138,35 @@ class GlmImage:
         """
         check_references(references, codebook=self.ar.codebook)
         default = (references[0].width, references[0].height) if references else (self.side, self.side)
-        width, height = width or default[0], height or default[1]
+        job = Job(width or default[0], height or default[1], batch, sizes_of(references))
+        drawn = {"seed": seed, "batch": batch, "sampling": sampling, "references": references, "forced": forced}
+        return self._planned(generate_prior, prompt, job, lookahead=lookahead, variation=variation, progress=progress, **drawn)
+
+    def sketch(self, prompt: str, width: int | None = None, height: int | None = None, *, batch: int = 4, **settings) -> Prior:
+        """The previews of `batch` plans alone, for `expand`. Takes what `plan` takes but references, and raises as it does."""
+        return self._planned(sketch_priors, prompt, Job(width or self.side, height or self.side, batch), batch=batch, **settings)
+
+    def expand(self, sketches: Prior, *, copies: int = 1, **settings) -> Prior:
+        """The plans that begin with sketches, or with the previews of plans. Takes and raises what `expand_sketches` does."""
+        sketches = sketch_of(sketches)
+        job = Job(*sketches.expands_to, copies * sketches.batch)
+
+        def expanded(ar: ArModel, prompt: str, *size: int, **drawn) -> Prior:
+            return expand_sketches(ar, sketches, prompt, copies=copies, **drawn)
+
+        return self._planned(expanded, sketches.prompt, job, **settings)
+
+    def _planned(self, write: Callable[..., Prior], prompt: str, job: Job, *, seed: int = 0, **settings) -> Prior:
+        """What `write(ar, prompt, width, height, seed=, most_rows=, ...)` plans where the AR model has room for the job."""
         trained_on = self.ar.trained_on
-        for warning in (*trained_on.size_warnings(width, height), *trained_on.prompt_warnings(prompt)):
+        for warning in (*trained_on.size_warnings(job.width, job.height), *trained_on.prompt_warnings(prompt)):
             log.warning(warning)
-        job = Job(width, height, batch, sizes_of(references), prompt_tokens=len(prompt.encode()))
+        job = job._replace(prompt_tokens=len(prompt.encode()))
         config, itemsize = self.ar.model.config, self.ar.dtype.itemsize
         with self._placed(self.ar, "language", prior_bytes(config, itemsize, job)) as ar:
             free = None if self.device.type == "cpu" else self.residency.free_bytes()
-            return generate_prior(
-                ar,
-                prompt,
-                width,
-                height,
-                seed=seed,
-                batch=batch,
-                sampling=sampling,
-                references=references,
-                lookahead=lookahead,
-                most_rows=most_rows(config, itemsize, job, free),
-                forced=forced,
-                progress=progress,
-            )
+            rows = most_rows(config, itemsize, job, free)
+            return write(ar, prompt, job.width, job.height, seed=seed, most_rows=rows, **settings)
 
     def plan_of(self, picture: Image.Image, width: int = 0, height: int = 0, *, prompt: str = "") -> Prior:
         """A picture's own plan. width, height: pixels; 0 follows from the picture, see `plan_size`.
