@@ -4,7 +4,7 @@ from functools import partial
 
 from ..glmimage_core.glm_image.memory import entropy_bytes
 from ..glmimage_core.glm_image.plans.choose import best, chosen, found_share, numbers_in
-from ..glmimage_core.glm_image.plans.entropy import check_entropies, token_surprises
+from ..glmimage_core.glm_image.plans.entropy import check_entropies, token_information
 from ..glmimage_core.glm_image.plans.look import contact_sheet
 from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.images import to_pictures
@@ -85,8 +85,8 @@ class GLMImageChoosePriors:
 class GLMImageChooseSurest:
     TITLE = "GLM-Image Choose Surest Priors"
     DESCRIPTION = (
-        "Keeps those of several sketches or plans of which the planner is surest: whose tokens surprise it least, for what the "
-        "prompt leaves open. It asks the AR model once about each."
+        "Keeps those of several sketches or plans of which the planner is surest: whose tokens are the likeliest. It asks the AR "
+        "model once about each."
     )
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ("best of n", "rerank", "choose by confidence", "pick best plan")
@@ -114,9 +114,9 @@ class GLMImageChooseSurest:
         tokens = len(prior.prompt.encode()) + seen + prior.tokens_a_picture
         with host.placed(ar, entropy_bytes(model.model.config, model.dtype.itemsize, tokens), "language") as placed:
             progress = host.progress("Choose Surest Priors")
-            surprises = token_surprises(placed, prior, references=references, progress=progress).sum((1, 2)).tolist()
-        images = best([-bits for bits in surprises], min(keep, prior.batch))
-        host.say(", ".join(f"{image}: {surprises[image]:+.1f} bits" for image in images))
+            bits = token_information(placed, prior, references=references, progress=progress).mean((1, 2))
+        images = best((-bits).tolist(), min(keep, prior.batch))
+        host.say(", ".join(f"{image}: {bits[image]:.2f} bits a token" for image in images))
         return (chosen(prior, images), _named(images))
 
 

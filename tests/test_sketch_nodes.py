@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling
-from glm_image_pack.glmimage_core.glm_image.plans.entropy import token_surprises
+from glm_image_pack.glmimage_core.glm_image.plans.entropy import token_entropies, token_information
 from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.sketch import sketch_priors
 from glm_image_pack.glmimage_core.language import vlm as vlms
@@ -68,8 +68,8 @@ def test_sketches_are_painted_chosen_and_expanded(ar, dit, vae, applied, sketche
     assert latent["samples"].shape == (2, 16, 36, 32)
 
 
-def test_the_surest_are_those_that_surprise_least(ar, sketches):
-    bits = token_surprises(ar, sketches).sum((1, 2)).tolist()
+def test_the_surest_are_those_whose_tokens_are_likeliest(ar, sketches):
+    bits = token_information(ar, sketches).mean((1, 2)).tolist()
     order = sorted(range(3), key=bits.__getitem__)
     prior, numbers = run("GLMImageChooseSurest", ar=ar, prior=sketches, keep=2)
     assert numbers == f"{order[0]}, {order[1]}" and torch.equal(prior.tokens, sketches.tokens[order[:2]])
@@ -77,13 +77,13 @@ def test_the_surest_are_those_that_surprise_least(ar, sketches):
     assert everything.batch == 3
 
 
-def test_surprises_are_about_nothing_for_what_the_model_draws_itself(ar):
-    """Without filters the tokens are as likely as the model says: the mean surprise is 0, within its own spread."""
+def test_information_is_the_entropy_on_average_where_the_model_draws_as_it_thinks(ar):
     settings = {"seed": 3, "batch": 24, "sampling": Sampling(temperature=1, top_p=1, top_k=0)}
-    sums = token_surprises(ar, sketch_priors(ar, PROMPT, 192, 192, **settings)).sum((1, 2))
-    assert abs(sums.mean()) < 4 * sums.std() / len(sums) ** 0.5
-    sure = token_surprises(ar, sketch_priors(ar, PROMPT, 192, 192, **settings | {"sampling": Sampling(0.1)})).sum((1, 2))
-    assert sure.max() < sums.min()
+    drawn = sketch_priors(ar, PROMPT, 192, 192, **settings)
+    excess = (token_information(ar, drawn) - token_entropies(ar, drawn)).sum((1, 2))
+    assert abs(excess.mean()) < 4 * excess.std() / len(excess) ** 0.5
+    likely = sketch_priors(ar, PROMPT, 192, 192, **settings | {"sampling": Sampling(0.1)})
+    assert token_information(ar, likely).mean((1, 2)).max() < token_information(ar, drawn).mean((1, 2)).min()
 
 
 def test_a_reader_chooses_by_the_texts_of_the_prompt(vlm, sketches, monkeypatch):

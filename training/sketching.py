@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..glmimage_core.glm_image.pipeline import GlmImage
 from ..glmimage_core.glm_image.plans.choose import best, chosen
-from ..glmimage_core.glm_image.plans.entropy import token_surprises
+from ..glmimage_core.glm_image.plans.entropy import token_information
 from ..glmimage_core.glm_image.sketch import expand_sketches, sketch_priors
 from .captions import LANGUAGES, Request, describe
 from .reading import read
@@ -37,8 +37,8 @@ def choose(glm: GlmImage, request: Request, seed: int) -> Chosen:
     """Sketch a prompt, and paint the first sketch and the chosen one."""
     width, height = request.scene.columns * CELL_PX, request.scene.rows * CELL_PX
     sketches = sketch_priors(glm.ar, request.prompt, width, height, seed=seed, batch=SKETCHES)
-    surprises = token_surprises(glm.ar, sketches).sum((1, 2)).tolist()
-    (number,) = best([-bits for bits in surprises], 1)
+    bits = token_information(glm.ar, sketches).mean((1, 2))
+    (number,) = best((-bits).tolist(), 1)
 
     def is_right(sketch: int) -> bool:
         plan = expand_sketches(glm.ar, chosen(sketches, [sketch]), seed=seed + sketch)

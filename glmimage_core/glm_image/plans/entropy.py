@@ -1,4 +1,4 @@
-"""How sure the AR model is of each token of a plan, and how surprising the token is, found afterwards in one pass over prompt and
+"""How sure the AR model is of each token of a plan, and how likely the token was, found afterwards in one pass over prompt and
 plan.
 
 So planning itself costs nothing more, and plans that were loaded, mixed or taken from a picture can be asked about too.
@@ -32,18 +32,13 @@ def token_entropies(ar: ArModel, prior: Prior, **given) -> torch.Tensor:
     return ask(ar, prior, lambda shares, tokens: _entropy(shares), **given)
 
 
-def token_surprises(ar: ArModel, prior: Prior, **given) -> torch.Tensor:
-    """How much less likely each token of a plan was than was to be expected there, in bits: [B, h, w] float32 on the CPU.
+def token_information(ar: ArModel, prior: Prior, **given) -> torch.Tensor:
+    """How unlikely each token of a plan was, in bits: [B, h, w] float32 on the CPU.
 
-    The information of the token, -log2 of its probability, less the entropy at its place. Its sum is about 0 for a plan as the
-    model usually draws it, whatever the prompt leaves open, and high for one with a token that does not belong there. Places and
-    `given` are as in `token_entropies`.
+    Its information, -log2 of its probability: 0 for a token that was certain, 1 for one that a coin decides. The mean is the
+    entropy where the model draws by its own distribution. Places and `given` are as in `token_entropies`.
     """
-
-    def surprise(shares: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return -shares.gather(-1, tokens[:, None])[:, 0].log2() - _entropy(shares)
-
-    return ask(ar, prior, surprise, **given)
+    return ask(ar, prior, lambda shares, tokens: -shares.gather(-1, tokens[:, None])[:, 0].log2(), **given)
 
 
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
