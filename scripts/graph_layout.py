@@ -1,27 +1,58 @@
 """A graph in UI format under construction, laid out in columns.
 
-Nodes must not lie over each other in any renderer. So a node is as tall as the tallest one, ComfyUI's new one (Nodes 2.0), draws
-it, and the next one leaves room for its title and its badge. The figures below are what both renderers draw in ComfyUI 0.33.0,
-in the graph's units.
+Nodes must not lie over each other in any renderer. So a node is as tall as the taller one of both draws it, the classic one or
+ComfyUI's new one (Nodes 2.0), and the next one leaves room for its title and its badge. The figures below are what both draw in
+ComfyUI 0.33.0, in the graph's units.
+
+A graph is described in columns, as if there were room without end. `Graph.settle` then finds places for its groups in which the
+whole graph opens large enough to be read.
 """
 
+import math
+import re
 import uuid
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from glm_image_pack.cli.graph.declared import input_types, is_widget
 from glm_image_pack.cli.graph.nodes import ALL_NODES as OWN_NODES
 
+from graph_packing import (
+    BADGE,
+    GAP,
+    GROUP_BOTTOM,
+    GROUP_MARGIN,
+    GROUP_TITLE,
+    TITLE,
+    Block,
+    Item,
+    Link,
+    pack,
+    sheet,
+)
+
 CONTROL = "control_after_generate"
 BYPASSED = 4
-SLOT, WIDGET, TEXT, MARGIN = 20, 28, 68, 14  # heights: of a row of sockets, of a widget, of a widget for long texts; around them
-TITLE, BADGE = 30, 20  # above a node
-GAP = TITLE + BADGE + 16  # between two nodes of a column
+SLOT, WIDGET, MARGIN = 20, 28, 14  # heights: of a row of sockets, of a widget; around them
+LINE_OF_TEXT, TEXT = 36, 68  # of widgets for short and long texts
+CLASSIC_WIDGET, CLASSIC_TEXT = 24, 54  # in the classic renderer, which gives what a seed does after a run a row of its own
 PREVIEW = 280  # how much a node grows by that shows a picture forming
+SAID = 60  # how much a node grows by that says something when it ran
+ERROR = 50  # what Nodes 2.0 adds below a node whose value is refused
 PICTURE = 240  # the least that a node shows a picture in
-GROUP_TITLE, GROUP_MARGIN = 44, 20
-BELOW_GROUP = GROUP_MARGIN + GROUP_TITLE + TITLE + BADGE + 26  # from the last node of a group to the first one of the group below
+LETTER, ROW, PARAGRAPH, HEADING, CODE, NOTE = 4.75, 16, 6, 21, 48, 46  # of a note, whose text is smaller than a widget's
+SHORTEST_NOTE, NOTE_MARGIN = 110, 28
 WINDOW, CORNER = (1520, 790), (68, 92)  # pixels: what menus leave of a window of 1600 x 900, and its upper left corner
-READABLE, LARGEST = 0.62, 0.9  # the front end's classic renderer draws no text in a graph that is drawn smaller
+READABLE, LARGEST = 0.58, 0.9  # scales: the front end's classic renderer draws no text in a graph that is drawn below 0.572
+LATER = 700  # what an attempt costs more than the one before, in the units of graph_packing.py
+ATTEMPTS = (  # columns, scale, and how much nodes get of the height that they would like to have
+    *((5, 0.6, 1.0), (5, 0.6, 0.5), (5, 0.585, 0.5), (6, 0.585, 1.0), (6, 0.585, 0.5), (6, 0.585, 0.25)),
+    *((6, 0.575, 0.5), (6, 0.575, 0.0), (7, 0.575, 0.0)),
+)
+SAYING = (  # and show no picture
+    *("GLMImageChangedMask", "GLMImageLoadLoRA", "GLMImageLoadPrior", "GLMImagePriorEntropy"),
+    *("GLMImageChooseSurest", "GLMImageChooseByText"),
+)
 STOCK_PICTURES = ("LoadImage", "SaveImage", "PreviewImage", "PreviewAny")
 
 
@@ -91,16 +122,34 @@ class Box(NamedTuple):
 
 
 def drawn_height(node: dict) -> int:
-    """How tall the new renderer draws a node of the file at the least, without its title and without a picture that forms."""
+    """How tall a node of the file is drawn at the least, without its title and without a picture that forms."""
     if node["type"] == "MarkdownNote":
-        return MARGIN + SLOT + TEXT
+        return note_height(node["widgets_values"][0], node["size"][0])
     inputs = input_types(ALL_NODES[node["type"]])
-    widgets = {name: options for name, (kind, options) in inputs.items() if is_widget(kind, options)}
-    texts = sum(bool(options.get("multiline")) for options in widgets.values())
-    controls = sum(bool(options.get(CONTROL)) for options in widgets.values())
+    widgets = [(kind, options) for kind, options in inputs.values() if is_widget(kind, options)]
+    texts = sum(bool(options.get("multiline")) for _, options in widgets)
+    lines = sum(kind == "STRING" for kind, _ in widgets) - texts
+    controls = sum(bool(options.get(CONTROL)) for _, options in widgets)
     slots = max(len(inputs) - len(widgets), len(node["outputs"]))
     picture = PICTURE if node["type"] in STOCK_PICTURES else 0
-    return MARGIN + SLOT * slots + WIDGET * (len(widgets) - texts + controls) + TEXT * texts + picture
+    short = len(widgets) - texts
+    new = WIDGET * (short - lines) + LINE_OF_TEXT * lines + TEXT * texts
+    rows = max(new, CLASSIC_WIDGET * (short + controls) + CLASSIC_TEXT * texts)
+    return MARGIN + SLOT * slots + rows + picture
+
+
+def note_height(text: str, width: int) -> int:
+    """How tall a note of that width shows all of a text in Markdown."""
+    height, seen = NOTE, re.sub(r"\]\([^)]*\)|[*\[]", "", text)
+    for number, part in enumerate(re.split(r"```\n?", seen)):
+        lines = [line for line in part.split("\n") if line.strip()]
+        if number % 2:
+            height += CODE + ROW * len(lines)
+            continue
+        for line in lines:
+            rows = math.ceil(len(line) * LETTER / (width - NOTE_MARGIN))
+            height += HEADING if line.startswith("##") else PARAGRAPH + ROW * rows
+    return max(SHORTEST_NOTE, height)
 
 
 class Column:
@@ -125,13 +174,15 @@ class Graph:
         self.links: list[list] = []
         self.groups: list[dict] = []
         self.boxes: dict[int, Box] = {}
+        self.wishes: dict[int, int] = {}  # by how much nodes would like to exceed what they need
+        self.members: list[list[dict]] = []  # of the groups
 
     def column(self, left: int, width: int, top: int = 0) -> Column:
         return Column(self, left, width, top)
 
-    def note(self, column: Column, title: str, text: str, height: int) -> dict:
-        """A note in Markdown, `height` tall."""
-        return column.add("MarkdownNote", title=title, values=[text], taller=height - MARGIN - SLOT - TEXT)
+    def note(self, column: Column, title: str, text: str) -> dict:
+        """A note in Markdown, as tall as its text."""
+        return column.add("MarkdownNote", title=title, values=[text])
 
     def add(
         self,
@@ -169,7 +220,9 @@ class Graph:
             self._connect(node, inputs, seeds)
         node["size"][1] = drawn_height(node) + taller
         left, top = position
+        preview = preview or SAID * (node_type in SAYING)
         self.boxes[node["id"]] = Box(left, top, left + width, top + node["size"][1] + preview)
+        self.wishes[node["id"]] = taller
         self.nodes.append(node)
         return node
 
@@ -200,15 +253,80 @@ class Graph:
 
     def group(self, title: str, color: str, *nodes: dict) -> None:
         """A numbered, coloured frame around nodes, their titles and the pictures that they show."""
-        boxes = [self.boxes[node["id"]] for node in nodes]
-        left, top = min(box.left for box in boxes), min(box.top for box in boxes)
-        right, bottom = max(box.right for box in boxes), max(box.bottom for box in boxes)
-        above = GROUP_TITLE + TITLE + BADGE
-        bounding = [left - GROUP_MARGIN, top - above, right - left + 2 * GROUP_MARGIN, bottom - top + above + GROUP_MARGIN]
         number = len(self.groups) + 1
+        self.members.append(sorted(nodes, key=lambda node: node["id"]))
         self.groups.append(
-            {"id": number, "title": f"{number}  {title}", "bounding": bounding, "color": color, "font_size": 24, "flags": {}}
+            {"id": number, "title": f"{number}  {title}", "bounding": [], "color": color, "font_size": 24, "flags": {}}
         )
+        self._frame()
+
+    def _frame(self) -> None:
+        """Draw the frames around their nodes."""
+        for group, nodes in zip(self.groups, self.members, strict=True):
+            boxes = [self.boxes[node["id"]] for node in nodes]
+            left, top = min(box.left for box in boxes), min(box.top for box in boxes)
+            right, bottom = max(box.right for box in boxes), max(box.bottom for box in boxes)
+            above = GROUP_TITLE + TITLE + BADGE
+            group["bounding"] = [
+                left - GROUP_MARGIN,
+                top - above,
+                right - left + 2 * GROUP_MARGIN,
+                bottom - top + above + GROUP_BOTTOM,
+            ]
+
+    def settle(self) -> None:
+        """Move groups and notes to where the whole graph opens large enough to be read.
+
+        Groups stand in reading order from above, with the columns that they are described in where there is room. Raises
+        ValueError if there is no room at all.
+        """
+        links = []
+        for _, source, output, target, place, _ in self.links:
+            ends = source, self._below(source, "outputs", output), target, self._below(target, "inputs", place)
+            links.append(Link(*ends))
+        found = []
+        for number, (columns, scale, share) in enumerate(ATTEMPTS):
+            on = sheet(columns, scale)
+            if packed := pack(self._blocks(on.width, share), links, on):
+                cost, places = packed
+                found.append((cost + LATER * number, number, on, places))
+        if not found:
+            raise ValueError(f"{self.name}: there is no room for {len(self.nodes)} nodes; make notes shorter, or a group smaller")
+        _, _, on, places = min(found, key=lambda attempt: attempt[:2])
+        for node in self.nodes:
+            left, top, height = places[node["id"]]
+            self.boxes[node["id"]] = Box(left, top, left + on.width, top + height + self._shown(node))
+            node["pos"], node["size"] = [left, top], [on.width, height]
+        self._frame()
+
+    def _blocks(self, width: int, share: float) -> list[Block]:
+        """Notes without a frame, then groups, at that width of their nodes and with that share of the height they would like."""
+
+        def items(nodes: Sequence[dict]) -> tuple[Item, ...]:
+            placed = []
+            for node in nodes:
+                height = drawn_height(node | {"size": [width, 0]}) + int(share * self.wishes[node["id"]])
+                placed.append(Item(node["id"], height, self._shown(node)))
+            return tuple(placed)
+
+        framed = {node["id"] for nodes in self.members for node in nodes}
+        blocks = [Block((items([node]),), framed=False) for node in self.nodes if node["id"] not in framed]
+        for nodes in self.members:
+            lefts = sorted({node["pos"][0] for node in nodes})
+            described = tuple(items([node for node in nodes if node["pos"][0] == left]) for left in lefts)
+            blocks.append(Block(described, low=min(node["pos"][1] for node in nodes) > 0))
+        return blocks
+
+    def _shown(self, node: dict) -> int:
+        """How much room below a node is for what it shows while it runs."""
+        box = self.boxes[node["id"]]
+        return round(box.bottom - box.top - node["size"][1])
+
+    def _below(self, node_id: int, side: str, number: int) -> int:
+        """How far a socket is below the top of its node, about."""
+        slots = self.nodes[node_id - 1][side]
+        sockets = sum("widget" not in slot for slot in slots)
+        return MARGIN + (SLOT * number if number < sockets else SLOT * sockets + WIDGET * (number - sockets))
 
     def ui(self) -> dict:
         return {
@@ -226,7 +344,8 @@ class Graph:
 
     def _view(self) -> dict:
         """Where ComfyUI opens the graph: as much of it as a window of 1600 x 900 pixels shows with text that can be read."""
-        left, top = min(group["bounding"][0] for group in self.groups), min(group["bounding"][1] for group in self.groups)
+        left = min(-GROUP_MARGIN, *(group["bounding"][0] for group in self.groups))
+        top = min(group["bounding"][1] for group in self.groups)
         right, bottom = (max(edge) for edge in zip(*(box[2:] for box in self.boxes.values()), strict=True))
         whole = min(WINDOW[0] / (right - left + GROUP_MARGIN), WINDOW[1] / (bottom - top + GROUP_MARGIN))
         scale = round(min(max(whole, READABLE), LARGEST), 2)

@@ -1,8 +1,10 @@
-"""Opens the shipped workflows in a real ComfyUI, in both renderers, and says what lies over what in the front end's own geometry.
+"""Opens the shipped workflows as templates in a real ComfyUI, in both renderers, and says what lies over what there.
 
     python scripts/look_at_layouts.py --comfyui DIR [--python INTERPRETER] [--chromium FILE] [--pictures DIR] [NAME ...]
 
-Ends with 1 if a node lies over another or reaches out of its group. --pictures keeps what a window of 1600 x 900 pixels shows.
+It asks for the front end's own geometry, and for the scale at which a window of 1600 x 900 pixels shows the graph. Ends with 1
+if a node lies over another or reaches out of its group, or if the graph is drawn without text. --pictures keeps what the window
+shows.
 """
 
 import json
@@ -17,11 +19,14 @@ from glm_image_pack.workflows import TEMPLATES, template_file
 from take_pictures import CHROMIUM_FLAGS, SECONDS, SETTINGS, comfyui, parser
 
 RENDERERS = {"classic": False, "Nodes 2.0": True}
+OPEN = "([graph, name]) => window.app.loadGraphData(graph, true, true, name, { openSource: 'template' })"
 GEOMETRY = """() => {
     const view = window.app.canvas.ds, canvas = window.app.canvas.canvas.getBoundingClientRect();
     const inGraph = rect => [(rect.x - canvas.x) / view.scale - view.offset[0], (rect.y - canvas.y) / view.scale - view.offset[1],
                              rect.width / view.scale, rect.height / view.scale];
     return {
+        scale: view.scale,
+        textless: window.app.canvas.low_quality,
         nodes: window.app.graph.nodes.map(node => {
             const element = document.querySelector(`[data-node-id="${node.id}"]`);
             return [node.title, element ? inGraph(element.getBoundingClientRect()) : [...node.getBounding()]];
@@ -48,7 +53,7 @@ def within(one: list[float], other: list[float]) -> bool:
 
 
 def faults(geometry: dict) -> list[str]:
-    """What lies over what, in words."""
+    """What lies over what, and whether text is missing, in words."""
     over = [
         f"{one} lies over {other}" for (one, box), (other, beside) in combinations(geometry["nodes"], 2) if overlap(box, beside)
     ]
@@ -58,7 +63,7 @@ def faults(geometry: dict) -> list[str]:
         for group, frame in geometry["groups"]
         if overlap(box, frame) and not within(box, frame)
     ]
-    return over + out
+    return over + out + ["no text is drawn"] * geometry["textless"]
 
 
 def main() -> int:
@@ -71,7 +76,10 @@ def main() -> int:
 
     found = 0
     for renderer, vue in RENDERERS.items():
-        settings = SETTINGS | {"Comfy.VueNodes.Enabled": vue, "Comfy.UseNewMenu": "Top"}
+        shown = {
+            name: value for name, value in SETTINGS.items() if not name.startswith("Comfy.NodeBadge")
+        }  # Nodes 2.0 makes room
+        settings = shown | {"Comfy.VueNodes.Enabled": vue, "Comfy.UseNewMenu": "Top"}
         with comfyui(options, settings) as (address, _), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=options.chromium, args=CHROMIUM_FLAGS)
             page = browser.new_page(viewport={"width": 1600, "height": 900})
@@ -81,11 +89,12 @@ def main() -> int:
             for name in options.names or TEMPLATES:
                 title = TEMPLATES[name]
                 graph = json.loads(template_file(name).read_text("utf-8"))
-                page.evaluate("([graph, name]) => window.app.loadGraphData(graph, true, true, name)", [graph, title])
+                page.evaluate(OPEN, [graph, title])
                 time.sleep(3)
-                wrong = faults(page.evaluate(GEOMETRY))
+                geometry = page.evaluate(GEOMETRY)
+                wrong = faults(geometry)
                 found += len(wrong)
-                print(f"{renderer}: {title}: {'; '.join(wrong) or 'nothing'}", flush=True)
+                print(f"{renderer}: {title}: at {geometry['scale']:.2f}: {'; '.join(wrong) or 'nothing'}", flush=True)
                 if options.pictures:
                     options.pictures.mkdir(parents=True, exist_ok=True)
                     page.screenshot(path=options.pictures / f"{renderer} {name}.png")

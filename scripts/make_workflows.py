@@ -18,7 +18,7 @@ from glm_image_pack.cli.graph.unfold import unfold
 from glm_image_pack.glmimage_core.glm_image.files.components import NANO
 from glm_image_pack.workflows import TEMPLATES
 
-from graph_layout import ALL_NODES, BELOW_GROUP, PREVIEW, Column, Graph
+from graph_layout import ALL_NODES, ERROR, PREVIEW, Column, Graph
 from workflow_notes import ABOUT, COGVIEW3_BASE_MODEL, COGVIEW3_PLUS_MODEL, MODEL, NANO_MODEL, VLM_MODEL
 
 PROMPT = (
@@ -53,10 +53,10 @@ OF_NANO = {"checkpoint": BUILT_IN, "size": {"aspect": "1:1", "megapixels": 0.06}
 SIZE = {"aspect": "1280 x 1280", "megapixels": 1.55}
 NONE: Mapping[str, str] = {}
 
-# Left edge and width of each column, in the order in which a graph is read.
+# Left edge and width of the columns that graphs are described in, in the order in which they are read. `Graph.settle` keeps which
+# nodes of a group stand below each other, where there is room, and gives all columns one width.
 ABOUT_COLUMN, WORDS, PLAN, PAINT, RESULT = (0, 370), (420, 340), (810, 330), (1190, 330), (1570, 350)
-ERROR = 50  # what Nodes 2.0 adds below a node whose value is refused
-LOWER_ROW = 1040  # top of what stands below the columns
+LOWER_ROW = 1040  # top of groups that may stand below the others
 BLUE, PURPLE, YELLOW, GREEN, BROWN = "#6fa8d6", "#c58be0", "#d9b45b", "#93c793", "#dd945f"
 
 
@@ -80,23 +80,21 @@ class Words(NamedTuple):
 def about(graph: Graph, column: Column) -> None:
     """What the graph is about."""
     heading = TEMPLATES[graph.name].split(maxsplit=2)[2]
-    graph.note(column, "About this workflow", f"## {heading[0].upper()}{heading[1:]}\n{ABOUT[graph.name]}", height=190)
+    graph.note(column, "About this workflow", f"## {heading[0].upper()}{heading[1:]}\n{ABOUT[graph.name]}")
 
 
 def load(graph: Graph, checkpoint: dict = CHECKPOINT, model_note: str = MODEL, lora: bool = False) -> Loaded:
     """What the graph is about, the loader, and where its files come from."""
     column = graph.column(*ABOUT_COLUMN)
     about(graph, column)
-    column.top += BELOW_GROUP
-    loader = column.add("GLMImageLoad", **checkpoint)
+    loader = column.add("GLMImageLoad", preview=ERROR, **checkpoint)
     model, ar, glyph_encoder, vae = ((loader, output) for output in range(4))
     nodes = [loader]
     if lora:
         changed = column.add("GLMImageLoadLoRA", bypassed=True, model=model, ar=ar, lora_name="lora.safetensors")
         model, ar = (changed, 0), (changed, 1)
         nodes.append(changed)
-    column.top += ERROR
-    nodes.append(graph.note(column, "Model files", model_note, height=200 if model_note == NANO_MODEL else 350))
+    nodes.append(graph.note(column, "Model files", model_note))
     graph.group("Model", BLUE, *nodes)
     return Loaded(model, ar, glyph_encoder, vae)
 
@@ -105,10 +103,8 @@ def load_parts(graph: Graph) -> Loaded:
     """The same with a loader for each part."""
     column = graph.column(*ABOUT_COLUMN)
     about(graph, column)
-    column.top += BELOW_GROUP
-    loaders = [column.add(f"GLMImageLoad{part}", **CHECKPOINT) for part in ("DiT", "AR", "GlyphEncoder", "VAE")]
-    graph.group("Model", BLUE, *loaders)
-    graph.note(graph.column(*WORDS, top=LOWER_ROW - 220), "Model files", MODEL, height=350)
+    loaders = [column.add(f"GLMImageLoad{part}", preview=ERROR, **CHECKPOINT) for part in ("DiT", "AR", "GlyphEncoder", "VAE")]
+    graph.group("Model", BLUE, *loaders, graph.note(column, "Model files", MODEL))
     return Loaded(*((loader, 0) for loader in loaders))
 
 
@@ -130,14 +126,14 @@ def rewritten(graph: Graph, rewriter: str, text: tuple) -> dict:
     typed, group, answer = (inputs.pop(name) for name in ("typed", "group", "answer"))
     nodes = []
     if rewriter in SEEING:
-        vlm = column.add("GLMImageLoadVLM", checkpoint=VLM)
+        vlm = column.add("GLMImageLoadVLM", preview=ERROR, checkpoint=VLM)
         inputs["vlm"] = (vlm, 0)
         nodes.append(vlm)
         if rewriter == "GLMImageDescribe":
             nodes.append(column.add("LoadImage", title="Picture", taller=40, image=SCENE))
             inputs["images"] = (nodes[-1], 0)
         else:
-            nodes.append(graph.note(column, "Model files of the writer", VLM_MODEL, height=260))
+            nodes.append(graph.note(column, "Model files of the writer", VLM_MODEL))
         column = graph.column(*PLAN, top=LOWER_ROW)
     writer = column.add(rewriter, taller=60, **{typed: text}, **inputs)
     beside = PAINT if column.left == PLAN[0] else PLAN
@@ -308,10 +304,9 @@ def cogview3_plus(graph: Graph) -> None:
     """Text to image without a plan, and a place for what writes the caption, bypassed."""
     column = graph.column(*ABOUT_COLUMN)
     about(graph, column)
-    column.top += BELOW_GROUP
-    loaded = column.add("GLMImageLoadCogView3", checkpoint="CogView3-Plus-3B")
-    vlm = column.add("GLMImageLoadVLM", checkpoint=VLM, bypassed=True)
-    graph.group("Models", BLUE, loaded, vlm, graph.note(column, "Model files", COGVIEW3_PLUS_MODEL, height=340))
+    loaded = column.add("GLMImageLoadCogView3", preview=ERROR, checkpoint="CogView3-Plus-3B")
+    vlm = column.add("GLMImageLoadVLM", preview=ERROR, checkpoint=VLM, bypassed=True)
+    graph.group("Models", BLUE, loaded, vlm, graph.note(column, "Model files", COGVIEW3_PLUS_MODEL))
     column = graph.column(*WORDS)
     typed = column.add("GLMImagePrompt", title="Prompt", taller=160, prompt=COGVIEW3_PROMPT)
     settings = {"vlm": (vlm, 0), "prompt": (typed, 0), "language": "en"}
@@ -327,12 +322,11 @@ def cogview3_base(graph: Graph) -> None:
     """A picture by the base, and its relay to twice the sides."""
     column = graph.column(*ABOUT_COLUMN)
     about(graph, column)
-    column.top += BELOW_GROUP
-    t5 = column.add("GLMImageLoadT5", checkpoint="CogView3-Plus-3B")
-    base = column.add("GLMImageLoadCogView3Base", checkpoint="cogview3-base-3b")
+    t5 = column.add("GLMImageLoadT5", preview=ERROR, checkpoint="CogView3-Plus-3B")
+    base = column.add("GLMImageLoadCogView3Base", preview=ERROR, checkpoint="cogview3-base-3b")
     relay_model = {"title": "Load CogView3-Base (relay)", "checkpoint": "cogview3-relay-3b"}
-    second = column.add("GLMImageLoadCogView3Base", **relay_model)
-    note = graph.note(column, "Model files", COGVIEW3_BASE_MODEL, height=400)
+    second = column.add("GLMImageLoadCogView3Base", preview=ERROR, **relay_model)
+    note = graph.note(column, "Model files", COGVIEW3_BASE_MODEL)
     graph.group("Models", BLUE, t5, base, second, note)
     column = graph.column(*WORDS)
     typed = column.add("GLMImagePrompt", title="Prompt", taller=160, prompt=COGVIEW3_PROMPT)
@@ -354,7 +348,6 @@ def remote(graph: Graph) -> None:
     """The whole of it elsewhere."""
     column = graph.column(*ABOUT_COLUMN)
     about(graph, column)
-    column.top += BELOW_GROUP
     text = column.add("GLMImagePrompt", title="Prompt", taller=160, prompt=PROMPT)
     graph.group("Prompt", PURPLE, text)
     painted = graph.column(*WORDS).add("GLMImageRemote", prompt=(text, 0))
@@ -391,6 +384,7 @@ def graph_of(name: str) -> Graph:
 
     graph = Graph(name)
     (DESCRIPTIONS | PLANS | PARTS)[name](graph)
+    graph.settle()
     return graph
 
 

@@ -126,7 +126,8 @@ def sketch_plans(graph: Graph) -> None:
     column = graph.column(*PAINT, top=LOWER_ROW)
     surest = column.add("GLMImageChooseSurest", bypassed=True, ar=loaded.ar, prior=(sketches, 0))
     some = column.add("GLMImageChoosePriors", prior=(surest, 0))
-    varied = graph.column(*RESULT, top=LOWER_ROW).add("GLMImageExpandPriors", ar=loaded.ar, sketches=(some, 0))
+    expanded = {"ar": loaded.ar, "sketches": (some, 0)}
+    varied = graph.column(*RESULT, top=LOWER_ROW).add("GLMImageExpandPriors", preview=PREVIEW, **expanded)
     graph.group("Choose and expand", YELLOW, surest, some, varied)
     paint(graph, loaded, words, varied, steps=STEPS)
 

@@ -9,7 +9,8 @@ import pytest
 from glm_image_pack.cli.graph.declared import input_types
 from glm_image_pack.workflows import TEMPLATES, find_workflow, template_file
 
-from graph_layout import ALL_NODES, GAP, READABLE, drawn_height
+from graph_layout import ALL_NODES, READABLE, Graph, drawn_height
+from graph_packing import GAP
 from make_workflows import MODEL, graph_of
 from shipped import COGVIEW3, NAMES, NANO, ROOT, UNPLANNED
 
@@ -29,15 +30,24 @@ MEASURED = {
     "GLMImageVAEDecode": 82,
     "GLMImageScheduler": 146,
     "GLMImageRemote": 530,
+    "GLMImageEnhancePromptAPI": 406,
+    "GLMImageSavePrior": 90,
     "GLMImageCogView3Encode": 406,
     "LoadImage": 322,
     "SaveImage": 302,
     "KSampler": 262,
     "SamplerCustomAdvanced": 114,
 }
-TITLE, BADGE, SHOWN = 30, 20, 270  # above a node; the picture that a node of these shows while it runs
+# The front end fits the nodes of a template, with their titles and 10 units around them, into three quarters of the window. Below
+# this scale the classic renderer draws no text: it would be smaller than 8 of its 14 pixels.
+WINDOW, FITTED, AROUND, TEXTLESS = (1600, 900), 0.75, 10, 8 / 14
+TITLE, BADGE, SHOWN, SAID = 30, 20, 270, 40  # above a node; the picture that a node of these shows while it runs; a line of text
+SAYING = {
+    *("GLMImageChangedMask", "GLMImageLoadLoRA", "GLMImageLoadPrior", "GLMImagePriorEntropy"),
+    *("GLMImageChooseSurest", "GLMImageChooseByText"),
+}
 SHOWING = {
-    *("GLMImageInpaint", "GLMImageRegrowPrior"),
+    *("GLMImageInpaint", "GLMImageRegrowPrior", "GLMImageSketchPriors", "GLMImageExpandPriors"),
     *("GLMImageGeneratePrior", "GLMImageSampler", "KSampler", "SamplerCustomAdvanced"),
     *("GLMImageCogView3Sampler", "GLMImageCogView3BaseSampler", "GLMImageCogView3Relay"),
 }
@@ -50,7 +60,8 @@ def graph(name: str) -> dict:
 def box(node: dict, *, shown: bool = True) -> tuple[float, float, float, float]:
     """What a node covers: left, top, right, bottom, with title and badge."""
     (left, top), (width, height) = node["pos"], node["size"]
-    return left, top - TITLE - BADGE, left + width, top + height + (SHOWN if shown and node["type"] in SHOWING else 0)
+    more = SHOWN if node["type"] in SHOWING else SAID if node["type"] in SAYING else 0
+    return left, top - TITLE - BADGE, left + width, top + height + more * shown
 
 
 def frame(group: dict) -> tuple[float, float, float, float]:
@@ -92,6 +103,42 @@ def test_groups_hold_their_nodes_whole_and_lie_beside_each_other(name):
         touched = [group for group in ui["groups"] if overlap(box(node), frame(group))]
         assert all(within(box(node), frame(group)) for group in touched), node["type"]
         assert len(touched) == 1 or node["type"] == "MarkdownNote", node["type"]
+
+
+def opening_scale(ui: dict) -> float:
+    """The scale at which a window of 1600 x 900 pixels opens a template. Both renderers fit the sizes in the file."""
+    places, sizes = ([node[key] for node in ui["nodes"]] for key in ("pos", "size"))
+    left, top = (min(place[axis] for place in places) for axis in (0, 1))
+    right, bottom = (max(place[axis] + size[axis] for place, size in zip(places, sizes, strict=True)) for axis in (0, 1))
+    extent = right - left + 2 * AROUND, bottom - top + TITLE + 2 * AROUND
+    return min(FITTED * pixels / units for pixels, units in zip(WINDOW, extent, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_opens_large_enough_for_its_text(name):
+    assert opening_scale(graph(name)) > TEXTLESS
+
+
+def test_the_measure_of_the_scale_measures():
+    """As ComfyUI's front ends 1.49.6 and 1.58 opened two graphs."""
+    nodes = [{"pos": [0, 0], "size": [300, 100]}, {"pos": [1570, 0], "size": [350, 918]}]
+    assert opening_scale({"nodes": nodes}) == pytest.approx(0.61856, abs=1e-5)
+    nodes[1]["size"][1] = 1402
+    assert opening_scale({"nodes": nodes}) == pytest.approx(0.46488, abs=1e-5) and opening_scale({"nodes": nodes}) < TEXTLESS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_stand_from_left_to_right_in_the_order_of_their_numbers(name):
+    lefts = [group["bounding"][0] for group in graph(name)["groups"]]
+    assert lefts == sorted(lefts)
+
+
+def test_a_graph_that_has_no_room_is_refused():
+    graph = Graph("remote")
+    column = graph.column(0, 340)
+    graph.group("Too much", "#fff", *(column.add("SaveImage", taller=500) for _ in range(40)))
+    with pytest.raises(ValueError, match="no room for 40 nodes"):
+        graph.settle()
 
 
 @pytest.mark.parametrize("name", NAMES)
