@@ -78,7 +78,7 @@ class GLMImageSketchPriors:
             lookahead=lookahead,
             label="Sketch Priors",
         )
-        host.say(f"{count} previews of {sketches.tokens[0].numel()} tokens in {sketches.passes} passes")
+        host.say(f"{count} x {sketches.tokens[0].numel()} tokens in {sketches.passes} passes")
         return (sketches,)
 
 
@@ -129,7 +129,7 @@ class GLMImageExpandPriors:
             lookahead=lookahead,
             label="Expand Priors",
         )
-        host.say(f"{prior.batch} plans of {width} x {height} in {prior.passes} passes")
+        host.say(f"{prior.batch} x {width} x {height} in {prior.passes} passes")
         return (prior, width, height)
 
 
