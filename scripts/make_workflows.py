@@ -142,13 +142,26 @@ def rewritten(graph: Graph, rewriter: str, text: tuple) -> dict:
     return writer
 
 
-def plan(graph: Graph, loaded: Loaded, words: Words, *, size: Mapping = SIZE, references: Mapping = NONE, **settings) -> dict:
-    """The plan, with room for its preview. size: inputs of the node that sets it, or none. Returns the node of the plan."""
+def plan(
+    graph: Graph,
+    loaded: Loaded,
+    words: Words,
+    *,
+    size: Mapping = SIZE,
+    references: Mapping = NONE,
+    may_vary: bool = False,
+    **settings,
+) -> dict:
+    """The plan, with room for its preview. size: inputs of the node that sets it, or none. may_vary: with a variation seed that
+    is switched off. Returns the node of the plan."""
     column = graph.column(*PLAN)
     nodes = []
+    if may_vary:
+        nodes.append(column.add("GLMImageVariation", bypassed=True))
+        settings |= {"variation": (nodes[0], 0)}
     if size:
         nodes.append(column.add("GLMImageSize", ar=loaded.ar, fit=True, **size))
-        settings |= sides_of(nodes[0])
+        settings |= sides_of(nodes[-1])
     inputs = {"ar": loaded.ar, "prompt": words.text, **settings, **references}
     nodes.append(column.add("GLMImageGeneratePrior", preview=PREVIEW, **inputs))
     graph.group("Plan", YELLOW, *nodes)
@@ -359,7 +372,7 @@ DESCRIPTIONS: dict[str, Callable[[Graph], None]] = {
     "nano": partial(text_to_image, prompt=NANO_PROMPT, **OF_NANO),
     "nano_edit": partial(text_to_image, prompt=NANO_EDIT, pictures=(SHAPES,), **OF_NANO),
     "text_to_image": text_to_image,
-    "variations": partial(text_to_image, planning={"batch_size": 4}),
+    "variations": partial(text_to_image, planning={"batch_size": 4, "may_vary": True}),
     "same_prior_new_seed": partial(text_to_image, planning={"seeds": "fixed"}, painting_seeds=(0, 1)),
     "lora": partial(text_to_image, lora=True),
     "separate_loaders": separate_loaders,

@@ -75,7 +75,8 @@ ABOUT = {
     ),
     "variations": (
         "**batch_size** in Generate Prior plans that many different compositions in one go. Image i uses seed + i in both "
-        "stages, so you can make your favourite again alone."
+        "stages, so you can make your favourite again alone.\n\n**Variation** is bypassed: switch it on (Ctrl+B) for "
+        "compositions near that of one seed."
     ),
     "same_prior_new_seed": (
         "Both samplers paint the same prior tokens with their own seed: the composition stays, details differ. The AR stage "

@@ -70,12 +70,14 @@ def smaller(workflow: Workflow, name: str) -> Workflow:
         small = dict(SMALL)
         if node["class_type"] == "GLMImageCogView3Sampler":
             small |= dict(zip(("width", "height"), SIZES["cogview3_plus"], strict=True))
+        if node["class_type"] == "GLMImagePriorFromImage":
+            small |= dict(zip(("width", "height"), SIZES.get(name, (SMALL["width"], SMALL["height"])), strict=True))
         if node["class_type"] == "GLMImageSize":
             small["aspect"] = SMALL_ASPECTS.get(node["inputs"]["aspect"], node["inputs"]["aspect"])
         for key, value in small.items():
             if not isinstance(node["inputs"].get(key, []), list):  # neither absent nor linked
                 node["inputs"][key] = value
-        if node["class_type"] == "GLMImageGeneratePrior" and name not in BY_SIZE:
+        if node["class_type"] in ("GLMImageGeneratePrior", "GLMImageSketchPriors") and name not in BY_SIZE:
             width, height = SIZES.get(name, (SMALL["width"], SMALL["height"]))
             node["inputs"] |= {"width": width, "height": height}  # in place of links from GLM-Image Size
     return workflow
