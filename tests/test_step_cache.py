@@ -96,7 +96,7 @@ def test_the_error_grows_with_the_threshold_and_each_side_has_its_own(dit, glyph
         got = sample(dit, plan(), *glyphs, **settings, approximations=Approximations(step_cache=threshold))
         errors.append(((got - exact).norm() / exact.norm()).item())
         branches = caches[-1].branches
-        assert set(branches) == {"positive", "negative"}  # and none for the references
+        assert set(branches) == {("positive", None), ("negative", None)}  # of the whole picture, and none for the references
         assert all(branch.whole + branch.skipped == 20 for branch in branches.values())
         skipped.append(sum(branch.skipped for branch in branches.values()))
     assert errors[0] == 0 and skipped[0] == 0
