@@ -1,7 +1,5 @@
 """The best of several plans: by hand, by how sure the planner was, by the texts that a vision-language model reads."""
 
-from functools import partial
-
 from ..glmimage_core.glm_image.memory import entropy_bytes
 from ..glmimage_core.glm_image.plans.choose import best, chosen, found_share, numbers_in
 from ..glmimage_core.glm_image.plans.entropy import check_entropies, token_information
@@ -76,7 +74,7 @@ class GLMImageChoosePriors:
 
     @classmethod
     def VALIDATE_INPUTS(cls, numbers):
-        return validation_message(partial(numbers_in, numbers or "0"))
+        return validation_message(lambda: numbers is None or numbers_in(numbers))
 
     def choose(self, prior, numbers):
         return (chosen(prior, numbers_in(numbers)),)
@@ -115,8 +113,9 @@ class GLMImageChooseSurest:
         with host.placed(ar, entropy_bytes(model.model.config, model.dtype.itemsize, tokens), "language") as placed:
             progress = host.progress("Choose Surest Priors")
             bits = token_information(placed, prior, references=references, progress=progress).mean((1, 2))
-        images = best((-bits).tolist(), min(keep, prior.batch))
-        host.say(", ".join(f"{image}: {bits[image]:.2f} bits a token" for image in images))
+        order = best((-bits).tolist(), prior.batch)
+        host.say("bits a token: " + ", ".join(f"{bits[image]:.3f} for {image}" for image in order))
+        images = order[:keep]
         return (chosen(prior, images), _named(images))
 
 

@@ -64,6 +64,10 @@ def test_what_cannot_be_expanded_is_told(ar, whole, sketches):
         expand_sketches(ar, replace(sketches, tokens=sketches.tokens[:, 1:]), seed=0)
     with pytest.raises(ValueError, match="codebook"):
         expand_sketches(ar, replace(sketches, codebook="another"), seed=0)
+    with pytest.raises(ValueError, match="0 copies"):
+        expand_sketches(ar, sketches, seed=0, copies=0)
+    with pytest.raises(ValueError, match="0 plans were asked for"):
+        sketch_priors(ar, PROMPT, *SIZE, seed=0, batch=0)
 
 
 def test_a_sketch_is_kept_with_what_it_expands_to(ar, sketches):
@@ -115,13 +119,14 @@ def test_a_strength_outside_its_range_is_refused(strength):
 def test_plans_are_chosen_by_number_and_by_score(sketches):
     two = chosen(sketches, [2, 0])
     assert torch.equal(two.tokens, sketches.tokens[[2, 0]]) and two.seed == 7
-    assert numbers_in("2") == [2] and numbers_in(" 0, 3 ,1") == [0, 3, 1] and numbers_in("") == []
+    assert numbers_in("2") == [2] and numbers_in(" 0, 3 ,1") == [0, 3, 1]
     assert best([0.5, 0.9, 0.9, 0.1], 3) == [1, 2, 0]
     for images, message in (([], "no plan is chosen"), ([3], "no plan 3"), ([-1], "no plan -1")):
         with pytest.raises(ValueError, match=message):
             chosen(sketches, images)
-    with pytest.raises(ValueError, match="'a' is no number"):
-        numbers_in("0, a")
+    for text, message in (("0, a", "'a' is no number"), ("", "no plan is chosen"), (" , ", "no plan is chosen")):
+        with pytest.raises(ValueError, match=message):
+            numbers_in(text)
     with pytest.raises(ValueError, match="5 of 2 plans"):
         best([0, 1], 5)
 

@@ -26,6 +26,7 @@ def run(name, **inputs):
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory):
+    pytest.importorskip("transformers.models.glmga", reason="this transformers has no Glmga")
     folder = tmp_path_factory.mktemp("LLM") / "Glmga"
     write_vlm(folder)
     return vlms.load_vlm(folder)
@@ -153,6 +154,7 @@ def test_tiles_leave_the_given_model_as_it_is(ar, dit, applied):
 
 def test_what_cannot_be_is_told_when_the_graph_is_queued():
     assert "counted from 0" in NODES["GLMImageChoosePriors"].VALIDATE_INPUTS("first")
+    assert "no plan is chosen" in NODES["GLMImageChoosePriors"].VALIDATE_INPUTS("")
     assert NODES["GLMImageChoosePriors"].VALIDATE_INPUTS(None) is True
     assert "0..128" in NODES["GLMImageTiles"].VALIDATE_INPUTS(160, tile=256)
     assert NODES["GLMImageTiles"].VALIDATE_INPUTS(64, tile=None) is True

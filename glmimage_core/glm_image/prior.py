@@ -177,6 +177,8 @@ def write_grids(
     """
     check_lookahead(lookahead)
     check_prompt(ar, prompt)
+    if batch < 1:
+        raise ValueError(f"{batch} plans were asked for; ask for one or more")
     if sampling.temperature == 0:
         log.warning("temperature 0 takes the likeliest token every time; the model degenerates to flat areas that way")
     layout = lay_out(ar, prompt, grids, references)

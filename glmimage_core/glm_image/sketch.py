@@ -114,6 +114,8 @@ def expand_sketches(
     width, height = sketches.expands_to
     large = prior_grid(width, height)
     _check_grid(sketches, preview_grid(large))
+    if copies < 1:
+        raise ValueError(f"{copies} copies of each sketch were asked for; ask for one or more")
     preview = sketches.tokens.repeat_interleave(copies, dim=0).flatten(1)
     forced = torch.cat((preview, preview.new_full((len(preview), large.tokens), NONE)), dim=1)
     return generate_prior(

@@ -30,8 +30,10 @@ def chosen(prior: Prior, images: Sequence[int]) -> Prior:
 
 
 def numbers_in(text: str) -> list[int]:
-    """The numbers of images as a person writes them: "2" or "0, 3". Raises ValueError for anything else."""
+    """The numbers of images as a person writes them: "2" or "0, 3". Raises ValueError for anything else, and for none."""
     words = text.replace(",", " ").split()
+    if not words:
+        raise ValueError("no plan is chosen; write the number of one, counted from 0")
     if wrong := [word for word in words if not word.isdecimal()]:
         raise ValueError(f"{wrong[0]!r} is no number of a plan; write numbers counted from 0, such as 0, 3")
     return [int(word) for word in words]
