@@ -4,11 +4,9 @@ A small shape of nano's world is two cells wide and a large one three, so that t
 """
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from PIL import Image
 
 from ..glmimage_core.glm_image.pipeline import GlmImage
@@ -16,6 +14,7 @@ from ..glmimage_core.glm_image.tiles import Tiling
 from ..glmimage_core.images import from_picture, to_pictures
 from .drawing import draw
 from .reading import read
+from .scoring import is_scene, psnr
 from .world import Scene, random_scene
 
 STEPS = 20
@@ -59,10 +58,5 @@ def enlarge(glm: GlmImage, scene: Scene, seed: int, *, denoise: float = 0.6, til
     size = (truth.shape[1], truth.shape[0])
     picture = glm.enlarge(drawing, *size, seed=seed, steps=STEPS, denoise=denoise, tiling=tiling)
     painted, seen = from_picture(picture)[0], read(from_picture(picture)[0])
-    right = seen.ground == target.ground and Counter(seen.shapes) == Counter(target.shapes) and seen.word is None
     stretched = from_picture(drawing.resize(size, Image.Resampling.BICUBIC))[0]
-    return Enlarged(target, seen, right, psnr=_psnr(painted, truth), stretched=_psnr(stretched, truth))
-
-
-def _psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    return -10 * (one - other).square().mean().log10().item()
+    return Enlarged(target, seen, is_scene(seen, target), psnr=psnr(painted, truth), stretched=psnr(stretched, truth))

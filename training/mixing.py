@@ -1,7 +1,6 @@
 """How well a checkpoint paints plans that are mixed by a mask: held-out pairs of drawings of one ground, one half from each."""
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from ..glmimage_core.glm_image.plans.mixed import mixed
 from ..glmimage_core.images import to_pictures
 from .drawing import draw
 from .reading import read
-from .scoring import SIZES
+from .scoring import SIZES, is_scene
 from .world import Scene, Shape, Word, random_scene
 
 STEPS = 20
@@ -81,6 +80,4 @@ def is_right(glm: GlmImage, mixture: Mixture, seed: int) -> tuple[bool, Scene]:
     texts = [] if mixture.both.word is None else [mixture.both.word.text]
     plan = mixed(one, other, mixture.mask)
     seen = read(glm.paint_tensor(plan, seed=seed, steps=STEPS, glyph_texts=texts)[0])
-    expected = mixture.both
-    right = seen.ground == expected.ground and Counter(seen.shapes) == Counter(expected.shapes) and seen.word == expected.word
-    return right, seen
+    return is_scene(seen, mixture.both), seen

@@ -1,7 +1,6 @@
 """How well a checkpoint paints pictures again from their own plans: held-out scenes, drawn, planned by their vision tokens."""
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from ..glmimage_core.glm_image.pipeline import GlmImage
 from ..glmimage_core.images import to_pictures
 from .drawing import draw
 from .reading import read
-from .scoring import SIZES
+from .scoring import SIZES, is_scene, psnr
 from .world import Scene, random_scene
 
 STEPS = 20
@@ -37,5 +36,4 @@ def repaint(glm: GlmImage, scene: Scene, seed: int) -> Repainted:
     texts = [] if scene.word is None else [scene.word.text]
     painted = glm.paint_tensor(plan, seed=seed, steps=STEPS, glyph_texts=texts)[0]
     seen = read(painted)
-    right = seen.ground == scene.ground and Counter(seen.shapes) == Counter(scene.shapes) and seen.word == scene.word
-    return Repainted(scene, seen, right, psnr=-10 * (painted - drawing).square().mean().log10().item())
+    return Repainted(scene, seen, is_scene(seen, scene), psnr=psnr(painted, drawing))

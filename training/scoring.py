@@ -109,13 +109,23 @@ def is_edited(seen: Scene, edit: Edit) -> bool:
     )
 
 
+def is_scene(seen: Scene, scene: Scene) -> bool:
+    """Whether a scene is another one, in ground, word and every shape at its place, in whatever order."""
+    return seen.ground == scene.ground and Counter(seen.shapes) == Counter(scene.shapes) and seen.word == scene.word
+
+
+def psnr(picture: torch.Tensor, other: torch.Tensor) -> float:
+    """In dB, of pictures in 0..1."""
+    return -10 * (picture - other).square().mean().log10().item()
+
+
 def kept_psnr(picture: torch.Tensor, edit: Edit, seen: Scene) -> float:
     """The PSNR in dB between picture and reference over the pixels that the edit, wherever it was made, does not change."""
     fixed = tuple(shape for shape in edit.scene.shapes if shape is not edit.free)
     free = () if edit.free is None else tuple(shape for shape in seen.shapes if shape not in fixed)
     before, after = draw(edit.into), draw(replace(edit.scene, shapes=fixed + free))
     same = ((before - after).abs() < 1 / 512).all(dim=-1)
-    return -10 * (picture - before)[same].square().mean().log10().item()
+    return psnr(picture[same], before[same])
 
 
 def _one_shape(rng: random.Random, number: int) -> Request:
