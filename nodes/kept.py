@@ -10,7 +10,8 @@ from PIL.PngImagePlugin import PngInfo
 from ..glmimage_core.checkpoints.names import inside
 from ..glmimage_core.checkpoints.numbered import expanded, stem_of, write_numbered
 from ..glmimage_core.checkpoints.outputs import check_writable
-from ..glmimage_core.glm_image.plans.kept import SUFFIXES, TEXT_KEY, load_prior, of_image, prior_text, save_prior
+from ..glmimage_core.glm_image.plans.choose import chosen
+from ..glmimage_core.glm_image.plans.kept import SUFFIXES, TEXT_KEY, load_prior, prior_text, save_prior
 from ..glmimage_core.images import to_pictures
 from .host import host
 from .sockets import CATEGORY, PRIOR, validation_message
@@ -78,7 +79,7 @@ class GLMImageSavePrior:
             texts = {name: json.dumps(value) for name, value in graph.items() if value is not None}
             files = []
             for number, picture in enumerate(to_pictures(images)):
-                png = _png(picture, texts | {TEXT_KEY: prior_text(of_image(prior, min(number, prior.batch - 1)))})
+                png = _png(picture, texts | {TEXT_KEY: prior_text(chosen(prior, [min(number, prior.batch - 1)]))})
                 files.append(write_numbered(stem, ".png", lambda path, png=png: path.write_bytes(png)))
         return host.saved(files)
 

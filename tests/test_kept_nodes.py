@@ -11,7 +11,8 @@ from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.runner import Runner
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.cli.graph.workflow import read_workflow
-from glm_image_pack.glmimage_core.glm_image.plans.kept import load_prior, of_image
+from glm_image_pack.glmimage_core.glm_image.plans.choose import chosen
+from glm_image_pack.glmimage_core.glm_image.plans.kept import load_prior
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from PIL import Image
 
@@ -55,7 +56,7 @@ def test_each_picture_carries_its_own_plan_and_the_workflow(room):
     for number in (0, 1):
         path = room.output / "prior" / f"picture 256_0000{number + 1}_.png"
         own = load_prior(path)
-        assert torch.equal(own.tokens, of_image(whole, number).tokens) and own.seed == 7 + number
+        assert torch.equal(own.tokens, chosen(whole, [number]).tokens) and own.seed == 7 + number
         assert read_workflow(path, ALL_NODES).prompt.keys() == PLANNING.keys()
 
 

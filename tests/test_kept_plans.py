@@ -12,6 +12,7 @@ from _pack import ROOT
 from glm_image_pack.glmimage_core.glm_image.denoise import sample
 from glm_image_pack.glmimage_core.glm_image.draw import Sampling
 from glm_image_pack.glmimage_core.glm_image.plans import kept
+from glm_image_pack.glmimage_core.glm_image.plans.choose import chosen
 from glm_image_pack.glmimage_core.glm_image.prior import Prior, generate_prior
 from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
@@ -85,7 +86,7 @@ def test_the_picture_of_a_plan_that_was_kept_is_the_same(written, file, dit, gly
 
 
 def test_one_image_of_a_batch_is_kept_with_its_own_seed(written):
-    second = kept.of_image(written, 1)
+    second = chosen(written, [1])
     assert torch.equal(second.tokens[0], written.tokens[1]) and torch.equal(second.preview[0], written.preview[1])
     assert second.seed == 0 and second.batch == 1  # behind 2^64 - 1
 

@@ -1,9 +1,7 @@
 """What is painted quickly, to see whether a plan is worth its picture."""
 
-from dataclasses import replace
-
-from ..geometry import PRIOR_PX
 from ..prior import Prior
+from ..sketch import sketch_of
 
 
 def draft_of(prior: Prior) -> Prior:
@@ -14,5 +12,4 @@ def draft_of(prior: Prior) -> Prior:
     preview = prior.preview
     if preview is None or preview[0].numel() >= prior.tokens[0].numel():
         return prior
-    height, width = (side * PRIOR_PX for side in preview.shape[1:])
-    return replace(prior, tokens=preview, preview=None, dropped=None, width=width, height=height)
+    return sketch_of(prior)

@@ -11,14 +11,13 @@ METADATA_KEY.
 import base64
 import binascii
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from ...diffusion import image_seeds
 from ...json_text import parse_json
 from ...units import human_bytes
 from ...version import NAME, pack_version
@@ -35,17 +34,6 @@ MOST_BYTES = 64 * 10**6
 LENGTH_BYTES = 8  # at the start of a safetensors file: how long its header is
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 FIELDS = {"width": int, "height": int, "prompt": str, "seed": int, "codebook": str, "references": list, "passes": int}
-
-
-def of_image(prior: Prior, index: int) -> Prior:
-    """The plan of one image of a batch, as it would be alone."""
-    return replace(
-        prior,
-        tokens=prior.tokens[index : index + 1],
-        preview=None if prior.preview is None else prior.preview[index : index + 1],
-        dropped=None if prior.dropped is None else prior.dropped[index : index + 1],
-        seed=image_seeds(prior.seed, prior.batch)[index],
-    )
 
 
 def to_bytes(prior: Prior) -> bytes:
