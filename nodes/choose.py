@@ -1,10 +1,8 @@
 """The best of several plans: by hand, by how sure the planner was, by the texts that a vision-language model reads."""
 
-from ..glmimage_core.glm_image.memory import entropy_bytes
 from ..glmimage_core.glm_image.plans.choose import best, chosen, found_share, numbers_in
-from ..glmimage_core.glm_image.plans.entropy import check_entropies, token_information
+from ..glmimage_core.glm_image.plans.entropy import token_information
 from ..glmimage_core.glm_image.plans.look import contact_sheet
-from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.images import to_pictures
 from ..glmimage_core.language.answers import cleaned
 from ..glmimage_core.language.rewriting import reading_request
@@ -12,7 +10,8 @@ from ..glmimage_core.language.vlm import prepare
 from ..glmimage_core.quoted import find_quoted_texts
 from .host import host
 from .language import VLM_INPUT, ask
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, validation_message
+from .planning import ask_planner
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, validation_message
 
 CHOSEN = "The chosen plans, the best first, for Expand Priors or Apply Prior."
 NUMBERS = "Their numbers, counted from 0."
@@ -105,14 +104,8 @@ class GLMImageChooseSurest:
         }
 
     def choose(self, ar, prior, keep, references=()):
-        model = glm_ar(ar)
-        check_entropies(model, prior, prior.prompt)
-        check_references(references, codebook=model.codebook)
-        seen = sum(reference.grid.tokens + 2 for reference in references)
-        tokens = len(prior.prompt.encode()) + seen + prior.tokens_a_picture
-        with host.placed(ar, entropy_bytes(model.model.config, model.dtype.itemsize, tokens), "language") as placed:
-            progress = host.progress("Choose Surest Priors")
-            bits = token_information(placed, prior, references=references, progress=progress).mean((1, 2))
+        given = {"prompt": prior.prompt, "references": references, "label": "Choose Surest Priors"}
+        bits = ask_planner(ar, prior, token_information, **given).mean((1, 2))
         order = best((-bits).tolist(), prior.batch)
         host.say("bits a token: " + ", ".join(f"{bits[image]:.3f} for {image}" for image in order))
         images = order[:keep]

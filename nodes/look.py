@@ -4,15 +4,14 @@ import torch
 
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.layout import check_length
-from ..glmimage_core.glm_image.memory import entropy_bytes
 from ..glmimage_core.glm_image.plans.draft import draft_of
-from ..glmimage_core.glm_image.plans.entropy import check_entropies, token_entropies
+from ..glmimage_core.glm_image.plans.entropy import token_entropies
 from ..glmimage_core.glm_image.plans.look import as_squares, heat, laid_over, token_colours
 from ..glmimage_core.glm_image.prior import Prior, check_codebook
-from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.images import to_rgb
 from .host import host
 from .host.requests import PRIOR_KEY, applied_prior
+from .planning import ask_planner
 from .sampling import GLMImageSampler
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, glm_vae, one_conditioning, validation_message
 from .vae import GLMImageVAEDecode
@@ -131,14 +130,8 @@ class GLMImagePriorEntropy:
         return validation_message(lambda: check_length(prompt or ""))
 
     def ask(self, ar, prior, most_bits, prompt="", references=()):
-        model, prompt = glm_ar(ar), prompt if prompt.strip() else prior.prompt
-        check_entropies(model, prior, prompt)
-        check_references(references, codebook=model.codebook)
-        seen = sum(reference.grid.tokens + 2 for reference in references)
-        tokens = len(prompt.encode()) + seen + prior.tokens_a_picture
-        with host.placed(ar, entropy_bytes(model.model.config, model.dtype.itemsize, tokens), "language") as model:
-            progress = host.progress("Prior Entropy")
-            bits = token_entropies(model, prior, prompt=prompt, references=references, progress=progress)
+        prompt = prompt if prompt.strip() else prior.prompt
+        bits = ask_planner(ar, prior, token_entropies, prompt=prompt, references=references, label="Prior Entropy")
         host.say(f"{bits.mean():.2f} bits a place, at most {bits.max():.2f}")
         shares = (bits / (most_bits or bits.max().clamp(min=1e-6))).clamp(0, 1)
         mask = as_squares(shares[..., None], prior.width, prior.height)[..., 0]

@@ -3,15 +3,21 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.draw import Sampling
+from ..glmimage_core.glm_image.geometry import check_size
+from ..glmimage_core.glm_image.layout import check_prompt
 from ..glmimage_core.glm_image.lookahead import AUTO, SIZES
-from ..glmimage_core.glm_image.memory import most_rows, prior_bytes
+from ..glmimage_core.glm_image.memory import entropy_bytes, most_rows, prior_bytes
+from ..glmimage_core.glm_image.plans.entropy import check_entropies
 from ..glmimage_core.glm_image.prior import Prior
-from ..glmimage_core.glm_image.references import Reference, sizes_of
+from ..glmimage_core.glm_image.references import Reference, check_references, sizes_of
 from ..glmimage_core.placement.prediction import Job
 from .host import host
-from .sockets import glm_ar
+from .prompt import tell_of_choices
+from .sockets import VARIATION, glm_ar
 
 TEMPERATURE = (
     "FLOAT",
@@ -60,6 +66,40 @@ def lookahead_input(what: str) -> tuple:
 LOOKAHEAD = lookahead_input(", those that stay among them.")
 SAMPLING = {"temperature": TEMPERATURE, "top_p": TOP_P, "top_k": TOP_K, "lookahead": LOOKAHEAD}
 """The widgets of a node that draws tokens."""
+
+
+VARIATION_INPUT = (VARIATION, {"tooltip": "From Variation: plans near that of the seed, instead of different ones."})
+
+
+def checked_planner(ar: Any, prompt: str, width: int, height: int) -> ArModel:
+    """The AR model on its wire, for a plan of width x height pixels. Warns of what it does not know.
+
+    Raises ValueError for a size or a prompt that it cannot plan, and for an empty wire.
+    """
+    check_size(width, height)
+    model = glm_ar(ar)
+    check_prompt(model, prompt)
+    tell_of_choices(prompt)
+    for warning in model.trained_on.warnings(width, height, prompt):
+        host.warn(warning)
+    return model
+
+
+def ask_planner(
+    ar: Any, prior: Prior, measure: Callable[..., torch.Tensor], *, prompt: str, references: Sequence[Reference], label: str
+) -> torch.Tensor:
+    """What `measure(ar, prior, prompt=, references=, progress=)` says of a plan, with the AR model of an `ar` wire.
+
+    It runs where the host places the model. measure: a function of `plans.entropy`, which this raises as. label: what the
+    progress is called.
+    """
+    model = glm_ar(ar)
+    check_entropies(model, prior, prompt)
+    check_references(references, codebook=model.codebook)
+    seen = sum(reference.grid.tokens + 2 for reference in references)
+    tokens = len(prompt.encode()) + seen + prior.tokens_a_picture
+    with host.placed(ar, entropy_bytes(model.model.config, model.dtype.itemsize, tokens), "language") as placed:
+        return measure(placed, prior, prompt=prompt, references=references, progress=host.progress(label))
 
 
 async def run_planner(

@@ -4,15 +4,14 @@ from functools import partial
 
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import MIN_SIDE, check_size
-from ..glmimage_core.glm_image.layout import check_length, check_prompt
+from ..glmimage_core.glm_image.layout import check_length
 from ..glmimage_core.glm_image.prior import Prior, generate_prior
 from ..glmimage_core.glm_image.references import check_references
 from .enlarge import plan_of_latents
 from .host import host
 from .host.requests import DROP_KEY, PRIOR_KEY, REFERENCES_KEY, REPLAN_KEY
-from .planning import TEMPERATURE, TOP_K, TOP_P, lookahead_input, planner_job, run_planner
-from .prompt import tell_of_choices
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, VARIATION, glm_ar, glm_vae, validation_message
+from .planning import TEMPERATURE, TOP_K, TOP_P, VARIATION_INPUT, checked_planner, lookahead_input, planner_job, run_planner
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, glm_vae, validation_message
 from .widgets import batch_input, seed_input, side_input
 
 
@@ -56,7 +55,7 @@ class GLMImageGeneratePrior:
                 "lookahead": lookahead_input(
                     ": the next one, and guesses of those after it. Right guesses save time, wrong ones change nothing."
                 ),
-                "variation": (VARIATION, {"tooltip": "From Variation: plans near that of the seed, instead of different ones."}),
+                "variation": VARIATION_INPUT,
             },
         }
 
@@ -79,13 +78,8 @@ class GLMImageGeneratePrior:
         lookahead="auto",
         variation=None,
     ):
-        check_size(width, height)
-        model = glm_ar(ar)
-        check_prompt(model, prompt)
-        tell_of_choices(prompt)
+        model = checked_planner(ar, prompt, width, height)
         check_references(references, codebook=model.codebook)
-        for warning in (*model.trained_on.size_warnings(width, height), *model.trained_on.prompt_warnings(prompt)):
-            host.warn(warning)
 
         def plan(placed: ArModel, **settings) -> Prior:
             given = {"seed": seed, "batch": batch_size, "references": references, "variation": variation}

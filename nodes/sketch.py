@@ -1,18 +1,14 @@
 """Sketch, choose, expand: many previews, the best of them, and plans that begin with these."""
 
 from ..glmimage_core.glm_image.draw import Variation
-from ..glmimage_core.glm_image.geometry import check_size
 from ..glmimage_core.glm_image.layout import check_prompt
 from ..glmimage_core.glm_image.prior import check_codebook
 from ..glmimage_core.glm_image.sketch import expand_sketches, sketch_of, sketch_priors
 from .host import host
-from .planning import SAMPLING, planner_job, run_planner
+from .planning import SAMPLING, VARIATION_INPUT, checked_planner, planner_job, run_planner
 from .prior import planner_message
-from .prompt import tell_of_choices
 from .sockets import AR, CATEGORY, PRIOR, VARIATION, glm_ar
 from .widgets import batch_input, fraction_input, seed_input, side_input
-
-VARIATION_INPUT = (VARIATION, {"tooltip": "From Variation: plans near that of the seed, instead of different ones."})
 
 
 class GLMImageSketchPriors:
@@ -60,12 +56,7 @@ class GLMImageSketchPriors:
         top_k=50,
         lookahead="auto",
     ):
-        check_size(width, height)
-        model = glm_ar(ar)
-        check_prompt(model, prompt)
-        tell_of_choices(prompt)
-        for warning in (*model.trained_on.size_warnings(width, height), *model.trained_on.prompt_warnings(prompt)):
-            host.warn(warning)
+        checked_planner(ar, prompt, width, height)
 
         def plan(placed, **settings):
             return sketch_priors(placed, prompt, width, height, seed=seed, batch=count, variation=variation, **settings)

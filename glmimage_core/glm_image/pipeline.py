@@ -158,8 +158,7 @@ class GlmImage:
 
     def _planned(self, write: Callable[..., Prior], prompt: str, job: Job, *, seed: int = 0, **settings) -> Prior:
         """What `write(ar, prompt, width, height, seed=, most_rows=, ...)` plans where the AR model has room for the job."""
-        trained_on = self.ar.trained_on
-        for warning in (*trained_on.size_warnings(job.width, job.height), *trained_on.prompt_warnings(prompt)):
+        for warning in self.ar.trained_on.warnings(job.width, job.height, prompt):
             log.warning(warning)
         job = job._replace(prompt_tokens=len(prompt.encode()))
         config, itemsize = self.ar.model.config, self.ar.dtype.itemsize

@@ -57,6 +57,10 @@ class TrainedOn:
         ranges = {name: tuple(stated[name]) for name in RANGES if stated.get(name)}
         return cls(**ranges, words=frozenset(stated.get("words") or ()))
 
+    def warnings(self, width: int, height: int, prompt: str) -> list[str]:
+        """What to say of a picture of width x height pixels and of its prompt."""
+        return [*self.size_warnings(width, height), *self.prompt_warnings(prompt)]
+
     def size_warnings(self, width: int, height: int) -> list[str]:
         """What to say of a picture of width x height pixels: nothing, if pictures like it were in the training."""
         size, warnings = f"{width}x{height}", []
