@@ -54,7 +54,8 @@ class GLMImageLoadCogView3(CheckpointLoader):
 
     def load(self, checkpoint, dtype, device="default"):
         folder = self.find(checkpoint)
-        return tuple(host.wire(load(folder, dtype), device) for load in (plus.load_dit, load_text_encoder, shared.load_vae))
+        loaders, place = (plus.load_dit, load_text_encoder, shared.load_vae), host.device(device)
+        return tuple(host.wire(load(folder, dtype, device=place), device) for load in loaders)
 
 
 class GLMImageCogView3Encode:

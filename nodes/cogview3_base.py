@@ -44,7 +44,7 @@ class GLMImageLoadT5(CheckpointLoader):
         return cogview3_text.check_text_encoder(path)
 
     def load(self, checkpoint, dtype, device="default"):
-        return (host.wire(cogview3_text.load_text_encoder(self.find(checkpoint), dtype), device),)
+        return (host.wire(cogview3_text.load_text_encoder(self.find(checkpoint), dtype, device=host.device(device)), device),)
 
 
 class GLMImageLoadCogView3Base(CheckpointLoader):
@@ -76,7 +76,8 @@ class GLMImageLoadCogView3Base(CheckpointLoader):
 
     def load(self, checkpoint, dtype, device="default"):
         folder = self.find(checkpoint)
-        return tuple(host.wire(load(folder, dtype), device) for load in (base.load_unet, base.load_vae))
+        place = host.device(device)
+        return tuple(host.wire(load(folder, dtype, device=place), device) for load in (base.load_unet, base.load_vae))
 
 
 class GLMImageCogView3BaseSampler:

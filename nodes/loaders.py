@@ -74,7 +74,7 @@ class GLMImageLoadGlyphEncoder(_GlmImageLoader):
     OUTPUT_TOOLTIPS = ("The glyph encoder with its tokenizer, for Encode Prompt.",)
 
     def load(self, checkpoint, dtype, device="default"):
-        return (host.wire(load_glyph_encoder(self.find(checkpoint), dtype), device),)
+        return (host.wire(load_glyph_encoder(self.find(checkpoint), dtype, device=host.device(device)), device),)
 
 
 class GLMImageLoadDiT(_GlmImageLoader, QuantizingLoader):
@@ -125,7 +125,8 @@ class GLMImageLoadVAE(_GlmImageLoader):
     OUTPUT_TOOLTIPS = ("The VAE, for GLM-Image VAE Decode, VAE Encode and Encode Reference.",)
 
     def load(self, checkpoint, dtype, device="default"):
-        return (host.wire(load_vae(self.find(checkpoint), dtype, roots=host.checkpoint_roots()), device),)
+        options = {"roots": host.checkpoint_roots(), "device": host.device(device)}
+        return (host.wire(load_vae(self.find(checkpoint), dtype, **options), device),)
 
 
 class GLMImageLoad:

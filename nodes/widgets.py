@@ -13,7 +13,8 @@ DTYPE = (
     ["auto", *DTYPES],
     {
         "default": "auto",
-        "tooltip": "Precision of the weights. auto keeps the precision they are stored in, bfloat16 in the released checkpoint.",
+        "tooltip": "Precision of the weights. auto keeps the precision they are stored in, bfloat16 in the released checkpoint. "
+        "On a CPU that has no such instructions it is float32, if memory allows.",
     },
 )
 QUANTIZATION = (

@@ -24,6 +24,7 @@ import transformers  # noqa: E402
 from glm_image_pack.cli.graph.nodes import ALL_NODES  # noqa: E402
 from glm_image_pack.cli.graph.runner import Runner  # noqa: E402
 from glm_image_pack.cli.graph.stock import Folders  # noqa: E402
+from glm_image_pack.glmimage_core.checkpoints import report  # noqa: E402
 from glm_image_pack.glmimage_core.cogview3.convert import convert  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image import references as reference_images  # noqa: E402
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints  # noqa: E402
@@ -114,6 +115,12 @@ def vae(folder):
 def encode_reference(ar, vae):
     """A PIL picture to a Reference."""
     return partial(reference_images.encode_reference, ar, vae)
+
+
+@pytest.fixture(autouse=True)
+def any_machine(monkeypatch):
+    """Every CPU computes in what is stored, so that a test means the same on each."""
+    monkeypatch.setattr(report, "emulates", lambda device, dtype: False)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from _pack import ROOT
 from glm_image_pack.cli.main import main
+from glm_image_pack.glmimage_core.checkpoints import report
 from glm_image_pack.glmimage_core.glm_image.files import components as folders
 from glm_image_pack.glmimage_core.glm_image.files import inspect as description
 from glm_image_pack.glmimage_core.glm_image.files import load as checkpoints
@@ -293,9 +294,18 @@ def test_weights_that_main_memory_has_no_room_for_are_told_before_they_are_read(
         assert ["the weights of transformer take" in text for text in caplog.messages] == [True] * told
 
 
-def test_auto_is_the_stored_precision(tmp_path):
+def test_auto_is_the_stored_precision_where_the_device_computes_in_it_or_float32_would_take_much_memory(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "half", dtype=torch.bfloat16)
-    assert checkpoints.load_dit(tmp_path / "half").model.dtype == torch.bfloat16
+
+    def dtypes(emulated: bool, free: int) -> set[torch.dtype]:
+        monkeypatch.setattr(report, "emulates", lambda device, dtype: emulated)
+        monkeypatch.setattr(report, "free_device_bytes", lambda device: free)
+        loaders = checkpoints.load_ar, checkpoints.load_dit, checkpoints.load_glyph_encoder, checkpoints.load_vae
+        return {load(tmp_path / "half").model.dtype for load in loaders}
+
+    assert dtypes(emulated=False, free=10**12) == dtypes(emulated=True, free=0) == {torch.bfloat16}
+    assert dtypes(emulated=True, free=10**12) == {torch.float32}
+    assert checkpoints.load_dit(tmp_path / "half", "bfloat16").model.dtype == torch.bfloat16
     assert description.inspect_component(tmp_path / "half", VAE).stored_dtype == torch.bfloat16
 
 

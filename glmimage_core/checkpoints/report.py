@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..placement.compute import emulates
+from ..placement.residency import free_device_bytes
 from ..weights.external import LIBRARY_MODULES, check_library_device, without_prefix
 from ..weights.formats import FORMAT_KEY, FORMATS, STORED_SUFFIXES, Header, check_format, stored_headers
 from .build import check_libraries
@@ -19,6 +21,7 @@ from .settings import check_layers
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The precisions that models compute in, by name."""
 
+SHARE_FOR_FLOAT32 = 0.25  # of the free memory: what a component may take to compute in float32 unasked
 STORED_ONLY = {torch.float8_e4m3fn: torch.bfloat16, torch.float8_e5m2: torch.bfloat16, torch.float64: torch.float32}
 """Precisions that weights are stored in and no model computes in, and what each becomes."""
 
@@ -239,18 +242,21 @@ def _take(counter: Counter, key) -> bool:
     return counter[key] >= 0
 
 
-def resolve_dtype(choice: str, report: ComponentReport) -> torch.dtype:
+def resolve_dtype(choice: str, report: ComponentReport, device: torch.device) -> torch.dtype:
     """The dtype of a choice; auto is the precision that the weights are stored in, or the one in STORED_ONLY.
 
-    Raises ValueError where the models cannot run in that precision.
+    device: the one that computes. Where it only emulates that precision and there is memory to spare, auto is float32, except for
+    weights that another library quantized. Raises ValueError where the models cannot run in the stored precision.
     """
     if choice != "auto":
         return DTYPES[choice]
-    if report.stored_dtype in STORED_ONLY:
-        return STORED_ONLY[report.stored_dtype]
-    if report.stored_dtype not in DTYPES.values():
-        raise ValueError(f"{report.name} is stored as {report.stored_dtype}, in which it cannot run; choose {', '.join(DTYPES)}")
-    return report.stored_dtype
+    stored = STORED_ONLY.get(report.stored_dtype, report.stored_dtype)
+    if stored not in DTYPES.values():
+        raise ValueError(f"{report.name} is stored as {stored}, in which it cannot run; choose {', '.join(DTYPES)}")
+    if report.quantized_by or not emulates(device, stored):
+        return stored
+    fits = report.weight_bytes(torch.float32) <= SHARE_FOR_FLOAT32 * free_device_bytes(device)
+    return torch.float32 if fits else stored
 
 
 def check_quantization(report: ComponentReport, quantization: str, device: torch.device) -> None:

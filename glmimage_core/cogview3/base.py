@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..checkpoints.build import load_pretrained
+from ..checkpoints.fill import CPU
 from ..checkpoints.folders import PIPELINE_INDEX, find_named, find_pipelines, read_json
 from ..checkpoints.report import inspect_stored, resolve_dtype
 from ..component import Component
@@ -93,21 +94,21 @@ def check_folder(folder: Path) -> None:
     _stage_of(folder)
 
 
-def load_unet(folder: Path, dtype: str = "auto") -> CogView3Unet:
-    """Load the UNet of a folder, on the CPU, with its schedule and latent space."""
+def load_unet(folder: Path, dtype: str = "auto", *, device: torch.device = CPU) -> CogView3Unet:
+    """Load the UNet of a folder, on the CPU, with its schedule and latent space. device: the one that will compute."""
     from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
     report = inspect_stored(folder, "unet", UNET_CLASS)
-    model = load_pretrained(UNet2DConditionModel, folder / "unet", torch_dtype=resolve_dtype(dtype, report))
+    model = load_pretrained(UNet2DConditionModel, folder / "unet", torch_dtype=resolve_dtype(dtype, report, device))
     scheduler = EulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     alphas_cumprod = scheduler.alphas_cumprod.double()
     sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().float()
     return CogView3Unet(model, sigmas, scaled_latent_space(folder), _stage_of(folder))
 
 
-def load_vae(folder: Path, dtype: str = "auto") -> Vae:
+def load_vae(folder: Path, dtype: str = "auto", *, device: torch.device = CPU) -> Vae:
     """Load the VAE of a folder, on the CPU. float16 becomes float32: in float16 SDXL's VAE overflows."""
-    return shared.load_vae(folder, dtype, avoid_float16=True)
+    return shared.load_vae(folder, dtype, device=device, avoid_float16=True)
 
 
 def _stage_of(folder: Path) -> str:

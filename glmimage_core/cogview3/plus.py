@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoints.build import load_pretrained
+from ..checkpoints.fill import CPU
 from ..checkpoints.folders import PIPELINE_INDEX, find_named, find_pipelines, read_json
 from ..checkpoints.report import inspect_stored, resolve_dtype
 from ..component import Component
@@ -71,12 +72,17 @@ def check_folder(folder: Path) -> None:
     check_text_encoder(folder)
 
 
-def load_dit(folder: Path, dtype: str = "auto") -> CogView3:
-    """Load the DiT, on the CPU, with the schedule and the latent space of the folder's scheduler and VAE."""
+def load_dit(folder: Path, dtype: str = "auto", *, device: torch.device = CPU) -> CogView3:
+    """Load the DiT, on the CPU, with the schedule and the latent space of the folder's scheduler and VAE.
+
+    device: the one that will compute.
+    """
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
 
     report = inspect_stored(folder, "transformer", DIT_CLASS)
-    model = load_pretrained(CogView3PlusTransformer2DModel, folder / "transformer", torch_dtype=resolve_dtype(dtype, report))
+    model = load_pretrained(
+        CogView3PlusTransformer2DModel, folder / "transformer", torch_dtype=resolve_dtype(dtype, report, device)
+    )
     scheduler = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     if scheduler.config.prediction_type != "v_prediction":
         raise ValueError(f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type}; CogView3-Plus predicts velocities")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.build import load_pretrained
+from ..checkpoints.fill import CPU
 from ..checkpoints.folders import read_json
 from ..checkpoints.report import inspect_stored, resolve_dtype
 from ..diffusion import LATENT_PX, batches_cfg, dit_token_count
@@ -15,11 +16,14 @@ VAE_CLASS = "AutoencoderKL"
 MAX_BATCH = 4  # pictures at once
 
 
-def load_vae(folder: Path, dtype: str = "auto", *, avoid_float16: bool = False) -> Vae:
-    """Load the VAE of a checkpoint folder, on the CPU. avoid_float16: load it in float32 where that would be float16."""
+def load_vae(folder: Path, dtype: str = "auto", *, device: torch.device = CPU, avoid_float16: bool = False) -> Vae:
+    """Load the VAE of a checkpoint folder, on the CPU.
+
+    device: the one that will compute. avoid_float16: load it in float32 where that would be float16.
+    """
     from diffusers import AutoencoderKL
 
-    chosen = resolve_dtype(dtype, inspect_stored(folder, "vae", VAE_CLASS))
+    chosen = resolve_dtype(dtype, inspect_stored(folder, "vae", VAE_CLASS), device)
     if avoid_float16 and chosen == torch.float16:
         chosen = torch.float32
     return Vae(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=chosen), scaled_latent_space(folder))

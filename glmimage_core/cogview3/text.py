@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..checkpoints.build import load_pretrained
+from ..checkpoints.fill import CPU
 from ..checkpoints.folders import PIPELINE_INDEX, find_below, find_named, glance_at, read_json
 from ..checkpoints.report import ComponentReport, inspect_stored, resolve_dtype
 from ..component import Component
@@ -97,13 +98,14 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def load_text_encoder(folder: Path, dtype: str = "auto") -> TextEncoder:
-    """Load T5 and its tokenizer from a folder that holds both, on the CPU."""
+def load_text_encoder(folder: Path, dtype: str = "auto", *, device: torch.device = CPU) -> TextEncoder:
+    """Load T5 and its tokenizer from a folder that holds both, on the CPU. device: the one that will compute."""
     from transformers import AutoTokenizer, T5EncoderModel
 
     report = check_text_encoder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    return TextEncoder(load_pretrained(T5EncoderModel, folder / "text_encoder", dtype=resolve_dtype(dtype, report)), tokenizer)
+    chosen = resolve_dtype(dtype, report, device)
+    return TextEncoder(load_pretrained(T5EncoderModel, folder / "text_encoder", dtype=chosen), tokenizer)
 
 
 @torch.inference_mode()

@@ -96,7 +96,7 @@ class GlmImage:
 
     @cached_property
     def glyph_encoder(self) -> GlyphEncoder:
-        return load_glyph_encoder(self.checkpoint, self.dtype)
+        return load_glyph_encoder(self.checkpoint, self.dtype, device=self.device)
 
     @cached_property
     def dit(self) -> Dit:
@@ -104,7 +104,7 @@ class GlmImage:
 
     @cached_property
     def vae(self) -> Vae:
-        return load_vae(self.checkpoint, self.dtype)
+        return load_vae(self.checkpoint, self.dtype, device=self.device)
 
     def reference(self, picture: Image.Image) -> Reference:
         """A picture of any size as both models see it, for `plan` and `paint`."""

@@ -119,8 +119,8 @@ def check_vlm(folder: Path) -> ComponentReport:
 def load_vlm(folder: Path, dtype: str = "auto", quantization: str = "none", *, device: torch.device = CPU) -> Vlm:
     """Load a model with its processor, on the CPU.
 
-    quantization: of the layers of the language model, after they are read. device: where the model will run; only used to check
-    that the quantization can run there. Raises as `check_vlm`, and ValueError for a quantization that the model or the device
+    quantization: of the layers of the language model, after they are read. device: where the model will run,
+    which quantization and dtype depend on. Raises as `check_vlm`, and ValueError for a quantization that the model or the device
     cannot have.
     """
     from transformers import AutoModelForImageTextToText
@@ -134,7 +134,7 @@ def load_vlm(folder: Path, dtype: str = "auto", quantization: str = "none", *, d
     if not processor.chat_template:
         raise ValueError(f"{folder} has no chat template (chat_template.jinja), without which nothing can be asked; {LAYOUT}")
     library_chooses = dtype == "auto" and stored_quantized  # only the library that quantized the weights knows their dtype
-    chosen = "auto" if library_chooses else resolve_dtype(dtype, report)
+    chosen = "auto" if library_chooses else resolve_dtype(dtype, report, device)
     model = load_pretrained(AutoModelForImageTextToText, folder, dtype=chosen)
     if quantization == "none":
         return Vlm(model, processor)

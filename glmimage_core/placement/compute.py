@@ -13,6 +13,19 @@ ATTENTION_BACKENDS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "flas
 PACKAGES = {"flash": "flash-attn", "sage": "sageattention"}
 
 
+def emulates(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device has no instructions of its own for products in a dtype: a CPU in half precision without AVX-512.
+
+    It converts each product then, which takes many times as long as float32.
+    """
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return True
+    of_dtype = "bf16" if dtype == torch.bfloat16 else "fp16"
+    return not getattr(torch.ops.mkldnn, f"_is_mkldnn_{of_dtype}_supported")()
+
+
 def check_attention_backend(attention: str, device: torch.device) -> None:
     """Raise ImportError, with what to install, for a missing backend, ValueError for a device that it does not run on."""
     if attention == "auto":

@@ -163,7 +163,7 @@ def load_model(stored: InFolder | InFile, dtype: str, quantization: str, device:
     dtype: auto, or one of DTYPES. device: the one that the weights will compute on. Raises as `check_quantization` does. The log
     says beforehand where main memory will not suffice.
     """
-    precision = resolve_dtype(dtype, stored.report)
+    precision = resolve_dtype(dtype, stored.report, device)
     if quantization == "none":
         _warn_of_little_memory(stored.kind, stored.report.weight_bytes(precision))
     if quantization == "none" and not stored.report.quantized and not stored.gguf:
@@ -227,10 +227,10 @@ def ar_model(model: "GlmImageForConditionalGeneration", folder: Path, quantized_
     )
 
 
-def load_glyph_encoder(source: Path, dtype: str = "auto") -> GlyphEncoder:
+def load_glyph_encoder(source: Path, dtype: str = "auto", *, device: torch.device = CPU) -> GlyphEncoder:
     """Load ByT5 and its tokenizer from a checkpoint folder."""
     stored = stored_component(source, GLYPH_ENCODER)
-    return glyph_encoder(load_model(stored, dtype, "none", CPU), source)
+    return glyph_encoder(load_model(stored, dtype, "none", device), source)
 
 
 def glyph_encoder(model: torch.nn.Module, folder: Path) -> GlyphEncoder:
@@ -264,10 +264,10 @@ def load_dit(
     )
 
 
-def load_vae(source: Path, dtype: str = "auto", *, roots: Iterable[Path] = ()) -> Vae:
+def load_vae(source: Path, dtype: str = "auto", *, roots: Iterable[Path] = (), device: torch.device = CPU) -> Vae:
     """Load the VAE. source, roots: as `stored_component` takes them."""
     stored = stored_component(source, VAE, roots)
-    return Vae(load_model(stored, dtype, "none", CPU), stored.space())
+    return Vae(load_model(stored, dtype, "none", device), stored.space())
 
 
 def load_vae_of(space: LatentSpace, dtype: str, *, roots: Iterable[Path], file_roots: Iterable[Path]) -> Vae:
