@@ -103,38 +103,52 @@ class GLMImageSampler:
         cfg_end=1.0,
         step_cache=0.0,
     ):
-        dit = glm_dit(model)
-        approximations = Approximations(cfg_start, cfg_end, step_cache)
-        glyphs, options = one_conditioning(positive, "positive")
-        unwanted, _ = one_conditioning(negative, "negative")
-        check_glyphs(dit, glyphs, unwanted)
-        applied_prior(options, "positive")
-        references = options.get(REFERENCES_KEY, ())
-        check_references(references, space=dit.space)
-        start = latent_image or {}
-        latents, mask = start.get("samples"), noise_mask(start)
-        prior = fitting_prior(options, latents)
-        positive, negative = (
-            [[embeddings, of_side | {PRIOR_KEY: prior}] for embeddings, of_side in side] for side in (positive, negative)
-        )
-        batch = max(prior.batch, 0 if latents is None else len(latents))
-        check_sample(dit, prior, glyphs=(glyphs, unwanted), batch=batch, denoise=denoise, latents=latents, mask=mask)
-        request = GlmImageRequest(
-            positive=positive,
-            negative=negative,
+        request = glm_image_request(
+            model,
+            positive,
+            negative,
+            latent_image,
             seed=seed,
-            batch=batch,
             steps=steps,
             cfg=cfg,
-            prior=prior,
-            references=references,
             denoise=denoise,
-            latents=latents,
-            mask=mask,
             sampler_name=sampler_name,
-            approximations=approximations,
+            approximations=Approximations(cfg_start, cfg_end, step_cache),
         )
         return ({"samples": host.sample(model, request)},)
+
+
+def glm_image_request(model, positive, negative, latent_image: dict | None, *, denoise: float, **settings) -> GlmImageRequest:
+    """A run of a sampler, from what is connected to it. settings: the other widgets, by the names of the request.
+
+    Raises ValueError for inputs that do not go together.
+    """
+    dit = glm_dit(model)
+    glyphs, options = one_conditioning(positive, "positive")
+    unwanted, _ = one_conditioning(negative, "negative")
+    check_glyphs(dit, glyphs, unwanted)
+    applied_prior(options, "positive")
+    references = options.get(REFERENCES_KEY, ())
+    check_references(references, space=dit.space)
+    start = latent_image or {}
+    latents, mask = start.get("samples"), noise_mask(start)
+    prior = fitting_prior(options, latents)
+    positive, negative = (
+        [[embeddings, of_side | {PRIOR_KEY: prior}] for embeddings, of_side in side] for side in (positive, negative)
+    )
+    batch = max(prior.batch, 0 if latents is None else len(latents))
+    check_sample(dit, prior, glyphs=(glyphs, unwanted), batch=batch, denoise=denoise, latents=latents, mask=mask)
+    return GlmImageRequest(
+        positive=positive,
+        negative=negative,
+        batch=batch,
+        prior=prior,
+        references=references,
+        denoise=denoise,
+        latents=latents,
+        mask=mask,
+        **settings,
+    )
 
 
 class GLMImageModelSampling:

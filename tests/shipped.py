@@ -28,7 +28,7 @@ NANO = [
 # Whose plan is not Generate Prior's alone
 UNPLANNED = ["load_plan", "picture_plan", "mix_plans", "sketch_plans", "enlarge", "inpaint", "outpaint"]
 WITH_SERVER = ["enhance_prompt_api", "remote"]  # which run in tests/test_language.py and tests/test_remote.py
-COMFYUI_ONLY = ["custom_sampler", "stock_sampler"]
+STOCK_SAMPLERS = ["custom_sampler", "stock_sampler"]
 WITH_VLM = ["enhance_prompt", "describe"]
 COGVIEW3 = ["cogview3_plus", "cogview3_base"]
 SMALL = {"width": 256, "height": 288, "steps": 2, "megapixels": 0.25, "fit": False, "max_tokens": 64, "relay_steps": 1}

@@ -32,7 +32,7 @@ from blueprints import LOADED, definition_of, placed
 from blueprints import NAMES as BLUEPRINTS
 from endpoint_server import painted
 from plan_graphs import PLANNING, STOCK, graph, painted_again
-from shipped import COGVIEW3, COMFYUI_ONLY, NAMES, SIZES, UNPLANNED, api_file, saved, shipped, smaller
+from shipped import COGVIEW3, NAMES, SIZES, UNPLANNED, saved, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = os.environ.get("COMFYUI_DIR")
@@ -153,13 +153,6 @@ def server(tmp_path_factory, models):
     server.close()
 
 
-def for_comfyui(name: str) -> Workflow:
-    """A shipped workflow at a size for tests, also one with nodes that only ComfyUI has."""
-    if name not in COMFYUI_ONLY:
-        return shipped(name)
-    return smaller(Workflow(json.loads(api_file(name).read_text("utf-8")), None), name)
-
-
 def nodes_of(workflow: Workflow, *classes: str) -> set[str]:
     return {node_id for node_id, node in workflow.prompt.items() if node["class_type"] in classes}
 
@@ -207,7 +200,7 @@ def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, chat_s
     if name == "remote":
         chat_server.behave = painted
 
-    pictures, _, messages = server.run(answered(for_comfyui(name)))
+    pictures, _, messages = server.run(answered(shipped(name)))
     size = SIZES.get(name, (256, 288))
     assert [Image.open(path).size for path in pictures] == [size] * len(pictures) and pictures
     progress = [message["data"] for message in messages if message["type"] == "progress"]
@@ -215,8 +208,6 @@ def test_a_shipped_workflow_paints_what_it_paints_without_comfyui(server, chat_s
         assert {step["value"] for step in progress if step["max"] == 2} == {1, 2}  # the sampler
     if name not in [*COGVIEW3, *UNPLANNED, "remote"]:
         assert any(step["value"] == step["max"] > 60 for step in progress)  # the AR stage
-    if name in COMFYUI_ONLY:
-        return
     Runner(ALL_NODES, folders).run(answered(shipped(name)))
     assert len(pictures) == len(saved(folders))
     ours = {Image.open(path).tobytes() for path in saved(folders)}
@@ -257,6 +248,43 @@ def test_ksampler_paints_what_cogview3s_own_sampler_paints(server, name, node, d
     (ours,), (theirs,) = (server.run(workflow)[0] for workflow in (own, stock))
     difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
     assert max(high for _, high in difference.getextrema()) <= 1
+
+
+@pytest.mark.parametrize("name", ["stock_sampler", "custom_sampler"])
+@pytest.mark.parametrize("how", ["two at once", "from a picture", "in a mask"])
+def test_stock_samplers_paint_what_they_paint_without_comfyui(server, folders, name, how):
+    workflow = shipped(name)
+    width, height = SIZES[name]
+    (sampler,) = nodes_of(workflow, "KSampler", "SamplerCustomAdvanced")
+    if how == "two at once":
+        for node in nodes_of(workflow, "GLMImageGeneratePrior", "EmptySD3LatentImage"):
+            workflow.prompt[node]["inputs"]["batch_size"] = 2
+    else:
+        start = with_values(workflow, "KSampler" if name == "stock_sampler" else "GLMImageScheduler", denoise=0.6)
+        (loader,) = nodes_of(workflow, "GLMImageLoad")
+        more = {
+            "50": ("LoadImage", {"image": "glm-image-shapes.png"}),
+            "51": (
+                "ImageScale",
+                {"image": ["50", 0], "upscale_method": "area", "width": width, "height": height, "crop": "disabled"},
+            ),
+            "52": ("VAEEncode", {"pixels": ["51", 0], "vae": [loader, 3]}),
+        }
+        if how == "in a mask":
+            more["53"] = ("SolidMask", {"value": 1.0, "width": width // 2, "height": height})
+            more["54"] = ("MaskComposite", {"destination": ["55", 0], "source": ["53", 0], "x": 0, "y": 0, "operation": "add"})
+            more["55"] = ("SolidMask", {"value": 0.0, "width": width, "height": height})
+            more["56"] = ("SetLatentNoiseMask", {"samples": ["52", 0], "mask": ["54", 0]})
+        start.prompt |= {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in more.items()}
+        start.prompt[sampler]["inputs"]["latent_image"] = [list(more)[-1], 0]
+        for shift in nodes_of(workflow, "GLMImageModelSampling"):  # so that KSampler's own schedule is another one
+            workflow.prompt[sampler]["inputs"]["model"] = workflow.prompt.pop(shift)["inputs"]["model"]
+    theirs, _, _ = server.run(workflow)
+    Runner(ALL_NODES, folders).run(workflow)
+    assert len(theirs) == len(saved(folders)) == (2 if how == "two at once" else 1)
+    for other, own in zip(sorted(theirs), sorted(saved(folders)), strict=True):
+        difference = ImageChops.difference(Image.open(other), Image.open(own)).histogram()
+        assert sum(difference[2:256]) + sum(difference[258:512]) + sum(difference[514:]) <= 9  # all but a few within 1
 
 
 def test_a_relay_that_takes_all_steps_starts_as_without_comfyui(server, tmp_path):

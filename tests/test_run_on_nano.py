@@ -14,10 +14,10 @@ from glm_image_pack.workflows import template_file
 from PIL import Image
 
 from blueprints import EDIT, INPAINT, TEXT_TO_IMAGE, placed
-from shipped import COGVIEW3, COMFYUI_ONLY, NAMES
+from shipped import COGVIEW3, NAMES
 
 WITHOUT_GLM_IMAGE = [*COGVIEW3, "remote"]
-ON_NANO = [name for name in NAMES if name not in [*WITHOUT_GLM_IMAGE, *COMFYUI_ONLY]]
+ON_NANO = [name for name in NAMES if name not in WITHOUT_GLM_IMAGE]
 
 
 def shipped(name: str) -> Workflow:

@@ -15,12 +15,12 @@ from PIL import Image
 from shipped import (
     ADDED,
     COGVIEW3,
-    COMFYUI_ONLY,
     NAMES,
     NANO,
     ROOT,
     SIZES,
     SMALL,
+    STOCK_SAMPLERS,
     UNPLANNED,
     WITH_SERVER,
     WITH_VLM,
@@ -30,23 +30,13 @@ from shipped import (
 )
 
 needs_glmga = pytest.mark.skipif(not hasattr(transformers, "GlmgaConfig"), reason="this transformers has no Glmga")
-HEADLESS = [
-    pytest.param(name, marks=[needs_glmga]) if name in WITH_VLM else name
-    for name in NAMES
-    if name not in [*COMFYUI_ONLY, *WITH_SERVER]
-]
+HEADLESS = [pytest.param(name, marks=[needs_glmga]) if name in WITH_VLM else name for name in NAMES if name not in WITH_SERVER]
 
 
 def test_there_are_the_promised_workflows():
     text = ["text_to_image", "variations", "same_prior_new_seed", "lora", "separate_loaders"]
     edits = ["image_edit", "several_references", "restyle"]
-    assert sorted([*text, *edits, *NANO, *WITH_VLM, *COGVIEW3, *COMFYUI_ONLY, *WITH_SERVER]) == NAMES
-
-
-@pytest.mark.parametrize("name", COMFYUI_ONLY)
-def test_a_workflow_for_comfyui_only_is_refused_by_name(name, runner):
-    with pytest.raises(ValueError, match="no such node here: .*(KSampler|SamplerCustom.*); run the workflow in ComfyUI"):
-        runner.run(read_workflow(api_file(name), ALL_NODES))
+    assert sorted([*text, *edits, *NANO, *WITH_VLM, *COGVIEW3, *STOCK_SAMPLERS, *WITH_SERVER]) == NAMES
 
 
 def test_every_node_is_in_a_workflow():

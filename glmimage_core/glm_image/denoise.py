@@ -21,7 +21,7 @@ from .kv_cache import LayerKVCache
 from .prior import Prior, check_codebook
 from .reference_cache import reference_kv_caches
 from .references import Reference
-from .schedule import partial_schedule, run_progress
+from .schedule import partial_schedule, run_progress, schedule_of_sigmas
 from .step_cache import CfgBranchCache, StepCache
 from .tiles import Tile, blended
 
@@ -131,6 +131,8 @@ def sample(
     references: Sequence[Reference] = (),
     approximations: Approximations = Approximations(),
     caches_on_device: bool = True,
+    noise: torch.Tensor | None = None,
+    sigmas: torch.Tensor | None = None,
     progress: Progress = no_progress,
 ) -> torch.Tensor:
     """Paint the pictures that the prior plans, one for each seed.
@@ -141,8 +143,10 @@ def sample(
     positive, negative: glyph embeddings [1, L, D]. latents: [1 or B, 16, height / 8, width / 8] in the VAE's space, where a
     denoise below 1 starts from. mask: [1 or B, 1, height / 8, width / 8], 1 where the picture may change and 0 where
     `latents` must come out again. Image i starts from the first noise of a generator seeded with seeds[i]; a prior of
-    one image serves all of them. caches_on_device: as `reference_kv_caches` takes it. Tiles of a large picture are painted by
-    the schedule of a picture of their size. Returns [B, 16, height / 8, width / 8] float32 in the VAE's space, on the CPU.
+    one image serves all of them. noise: [B, 16, height / 8, width / 8], in place of the seeds'. sigmas: [S + 1] shifted, falling
+    to 0, in place of those that follow from steps and denoise. caches_on_device: as `reference_kv_caches` takes it. Tiles of a
+    large picture are painted by the schedule of a picture of their size. Returns [B, 16, height / 8, width / 8] float32 in the
+    VAE's space, on the CPU.
 
     Raises ValueError, before the model runs, for latents of another size, for a missing latent and for bad settings.
     """
@@ -151,10 +155,12 @@ def sample(
     if denoise == 0:
         return latents.expand(batch, -1, -1, -1).clone()
     tiles = dit.tiles(width, height)
-    schedule = partial_schedule(steps, denoise, dit.shift.of_size(tiles[0].width, tiles[0].height))
+    mu = dit.shift.of_size(tiles[0].width, tiles[0].height)
+    schedule = partial_schedule(steps, denoise, mu) if sigmas is None else schedule_of_sigmas(sigmas, mu)
     progress(0, schedule.steps)
 
-    noise = initial_noise(seeds, len(dit.space.mean), latent_grid(width, height)).to(device)
+    noise = initial_noise(seeds, len(dit.space.mean), latent_grid(width, height)) if noise is None else noise
+    noise = noise.to(device)
     start = None if latents is None else dit.space.normalise(latents.to(device).float())
     mask = None if mask is None else mask.to(device, torch.float32)
     x = noise if denoise == 1 else schedule.sigmas[0] * noise + (1 - schedule.sigmas[0]) * start

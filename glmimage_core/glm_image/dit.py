@@ -30,6 +30,7 @@ class Dit(Component):
     checkpoint: the folder that all this was read from, or a single file; roots: the folders below which its small files
     were looked for. attention and compiled: how the model computes. codebook: identifies the one that its prior tokens index, ""
     where no AR model lies beside it. tiling: of pictures that are larger than a tile, or None to paint all in one piece.
+    schedule_of: width and height in pixels of the picture by whose schedule stock samplers step; `denoise.sample` heeds its own.
     """
 
     model: "GlmImageDit"
@@ -42,6 +43,7 @@ class Dit(Component):
     compiled: bool = False
     codebook: str = ""
     tiling: Tiling | None = None
+    schedule_of: tuple[int, int] = (1024, 1024)
 
     def tiles(self, width: int, height: int) -> list[Tile]:
         """The parts in which a picture of width x height pixels is painted."""

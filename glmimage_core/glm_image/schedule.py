@@ -81,6 +81,12 @@ def full_schedule(steps: int, mu: float) -> Schedule:
     return Schedule((timesteps - 1).float(), torch.cat([sigmas, sigmas.new_zeros(1)]).float())
 
 
+def schedule_of_sigmas(sigmas: torch.Tensor, mu: float) -> Schedule:
+    """The schedule of somebody else's shifted sigmas, [S + 1], falling from at most 1 to 0."""
+    sigmas = sigmas.float()
+    return Schedule(timestep_of_sigma(sigmas[:-1], mu).clamp(min=0), sigmas)
+
+
 def partial_schedule(steps: int, denoise: float, mu: float) -> Schedule:
     """The last `steps` steps of a longer schedule, that begins at about `denoise` (0 < denoise <= 1) of its length.
 

@@ -15,7 +15,15 @@ pytestmark = pytest.mark.skipif(
     tuple(map(int, __version__.split(".")[:2])) < (0, 33), reason="the copies are of ComfyUI 0.33; older nodes compute otherwise"
 )
 SHOWN_ON_THE_SCREEN = {"SaveImage", "PreviewImage", "MaskPreview", "PreviewAny"}
-NOT_WIDGETS = {"IMAGE", "MASK", "LATENT", "VAE", "*"}
+NOT_WIDGETS = {
+    *("IMAGE", "MASK", "LATENT", "VAE", "*"),
+    *("MODEL", "CONDITIONING", "NOISE", "GUIDER", "SAMPLER", "SIGMAS"),
+}
+SOME_CHOICES = {  # of those that ComfyUI has
+    "sampler_name": ["euler"],
+    "scheduler": ["simple"],
+    "upscale_method": ["nearest-exact", "bilinear", "area", "bicubic"],  # of latents
+}
 LATER = {"resolution_steps"}  # which ComfyUI has required since a newer version
 
 
@@ -118,8 +126,17 @@ def test_a_copy_computes_what_comfyuis_own_node_does(name, inputs, run):
 
 def test_every_copy_is_compared():
     latents_and_files = {"SetLatentNoiseMask", "VAEEncode", "VAEDecode", "VAEEncodeForInpaint", "LoadImage", "LoadImageMask"}
+    samplers = {
+        "KSampler",
+        "SamplerCustomAdvanced",
+        "KSamplerSelect",
+        "RandomNoise",
+        "CFGGuider",
+        "BasicGuider",
+    }  # test_comfyui.py
+    latents_and_files |= {"EmptyLatentImage", "EmptySD3LatentImage", "LatentUpscale", "LatentUpscaleBy"}
     values = {name for name in STOCK_NODES if name.startswith("Primitive")} | {"GetImageSize"}  # which wants its server
-    assert {name for name, _ in CASES} == set(STOCK_NODES) - latents_and_files - values - SHOWN_ON_THE_SCREEN
+    assert {name for name, _ in CASES} == set(STOCK_NODES) - latents_and_files - samplers - values - SHOWN_ON_THE_SCREEN
 
 
 @pytest.mark.parametrize("name", sorted(STOCK_NODES))
@@ -136,6 +153,9 @@ def test_a_copy_has_the_inputs_of_comfyuis_own_node_in_its_order(name):
             continue  # a list of files there
         options = rest[0] if rest else {}
         choices = options.get("options") if kind == "COMBO" else kind
+        if input_name in SOME_CHOICES and mine[input_name][0] != choices:
+            assert mine[input_name][0] == SOME_CHOICES[input_name] == [one for one in choices if one in SOME_CHOICES[input_name]]
+            continue
         assert mine[input_name][0] == (choices if choices else kind)
         assert {key: mine[input_name][1].get(key, options.get(key)) for key in ("default", "min", "max")} == {
             key: options.get(key) for key in ("default", "min", "max")
@@ -143,6 +163,26 @@ def test_a_copy_has_the_inputs_of_comfyuis_own_node_in_its_order(name):
         assert (
             isinstance(choices, list) or kind in NOT_WIDGETS or "default" in mine[input_name][1] or name.startswith("Primitive")
         )
+
+
+@pytest.mark.parametrize("name", ["EmptyLatentImage", "EmptySD3LatentImage"])
+def test_empty_latents_are_those_of_comfyuis_own_node(name, run):
+    inputs = {"width": 264, "height": 328, "batch_size": 3}
+    (mine,), (theirs, *_) = ours(name, inputs), run(name, **inputs)
+    assert torch.equal(mine["samples"], theirs["samples"].cpu())
+
+
+@pytest.mark.parametrize("method", ["nearest-exact", "bilinear", "area", "bicubic"])
+def test_latents_are_resized_as_by_comfyuis_own_node(method, run):
+    latent = {"samples": noise(2, 16, 20, 24)}
+    sizes = ((320, 200, "center"), (320, 200, "disabled"), (0, 0, "center"), (0, 40, "disabled"), (256, 0, "center"))
+    for width, height, crop in sizes:
+        inputs = {"samples": latent, "upscale_method": method, "width": width, "height": height, "crop": crop}
+        (mine,), (theirs, *_) = ours("LatentUpscale", inputs), run("LatentUpscale", **inputs)
+        assert torch.equal(mine["samples"], theirs["samples"])
+    inputs = {"samples": latent, "upscale_method": method, "scale_by": 1.3}
+    (mine,), (theirs, *_) = ours("LatentUpscaleBy", inputs), run("LatentUpscaleBy", **inputs)
+    assert torch.equal(mine["samples"], theirs["samples"])
 
 
 def test_latents_for_inpainting_are_those_of_comfyuis_own_node(vae, run):

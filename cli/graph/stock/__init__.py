@@ -1,13 +1,14 @@
 """ComfyUI's own nodes that workflows around this pack use, with the same ids, inputs and results.
 
-base     what such a node has
-reading  pictures on disk as tensors, every frame of an animated one
-files    Load Image, Save Image and their kin
-scaling  sizes of pictures
-images   pictures out of pictures
-masks    masks
-latents  the VAE's stock nodes, and masks of latents
-values   primitives, and text to look at
+base      what such a node has
+reading   pictures on disk as tensors, every frame of an animated one
+files     Load Image, Save Image and their kin
+scaling   sizes of pictures
+images    pictures out of pictures
+masks     masks
+latents   the VAE's stock nodes, masks and sizes of latents
+sampling  empty latents, KSampler and SamplerCustomAdvanced
+values    primitives, and text to look at
 """
 
 from .base import Folders, StockNode
@@ -28,7 +29,7 @@ from .images import (
     RepeatImageBatch,
     SplitImageWithAlpha,
 )
-from .latents import SetLatentNoiseMask, VAEDecode, VAEEncode, VAEEncodeForInpaint
+from .latents import LatentUpscale, LatentUpscaleBy, SetLatentNoiseMask, VAEDecode, VAEEncode, VAEEncodeForInpaint
 from .masks import (
     CropMask,
     FeatherMask,
@@ -40,6 +41,16 @@ from .masks import (
     MaskToImage,
     SolidMask,
     ThresholdMask,
+)
+from .sampling import (
+    BasicGuider,
+    CFGGuider,
+    EmptyLatentImage,
+    EmptySD3LatentImage,
+    KSampler,
+    KSamplerSelect,
+    RandomNoise,
+    SamplerCustomAdvanced,
 )
 from .scaling import GetImageSize, ImageScale, ImageScaleBy, ImageScaleToMaxDimension, ImageScaleToTotalPixels
 from .values import PRIMITIVES, PreviewAny
@@ -53,7 +64,9 @@ STOCK_NODES: dict[str, type[StockNode]] = {
         *(ImageInvert, ImageBlur, ImagePadForOutpaint, ImageCompositeMasked, SplitImageWithAlpha, JoinImageWithAlpha),
         *(SolidMask, InvertMask, CropMask, MaskComposite, FeatherMask, GrowMask, ThresholdMask),
         *(MaskToImage, ImageToMask, ImageColorToMask),
-        *(SetLatentNoiseMask, VAEEncode, VAEDecode, VAEEncodeForInpaint),
+        *(SetLatentNoiseMask, LatentUpscale, LatentUpscaleBy, VAEEncode, VAEDecode, VAEEncodeForInpaint),
+        *(EmptySD3LatentImage, EmptyLatentImage, KSampler),
+        *(RandomNoise, KSamplerSelect, CFGGuider, BasicGuider, SamplerCustomAdvanced),
     )
 }
 

@@ -5,7 +5,9 @@ import torch
 from ....glmimage_core.diffusion import LATENT_PX
 from ....nodes.vae import GLMImageVAEDecode, GLMImageVAEEncode
 from .base import StockNode, pixels
-from .scaling import resize_mask
+from .scaling import METHODS, resize, resize_mask
+
+LATENT_METHODS = [method for method in METHODS if method != "lanczos"]  # ComfyUI has bislerp too
 
 
 def _whole_latents(tensor: torch.Tensor) -> torch.Tensor:
@@ -24,6 +26,50 @@ class SetLatentNoiseMask(StockNode):
 
     def set_mask(self, samples, mask):
         return (samples | {"noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
+
+
+class LatentUpscale(StockNode):
+    """A side of 0 follows the other one."""
+
+    TITLE = "Upscale Latent"
+    REQUIRED = {
+        "samples": ("LATENT", {}),
+        "upscale_method": (LATENT_METHODS, {}),
+        "width": pixels(512),
+        "height": pixels(512),
+        "crop": (["disabled", "center"], {}),
+    }
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "upscale"
+
+    def upscale(self, samples, upscale_method, width, height, crop):
+        if width == height == 0:
+            return (samples,)
+        rows, columns = samples["samples"].shape[-2:]
+        width = max(64, width or round(columns * max(64, height) / rows))
+        height = max(64, height or round(rows * width / columns))
+        return (_resized(samples, (width // LATENT_PX, height // LATENT_PX), upscale_method, crop=crop == "center"),)
+
+
+class LatentUpscaleBy(StockNode):
+    TITLE = "Upscale Latent By"
+    REQUIRED = {
+        "samples": ("LATENT", {}),
+        "upscale_method": (LATENT_METHODS, {}),
+        "scale_by": ("FLOAT", {"default": 1.5, "min": 0.01, "max": 8.0, "step": 0.01}),
+    }
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "upscale"
+
+    def upscale(self, samples, upscale_method, scale_by):
+        rows, columns = samples["samples"].shape[-2:]
+        return (_resized(samples, (round(columns * scale_by), round(rows * scale_by)), upscale_method),)
+
+
+def _resized(latent: dict, size: tuple[int, int], method: str, *, crop: bool = False) -> dict:
+    """size: columns and rows."""
+    samples = resize(latent["samples"].movedim(1, -1), size, method, crop=crop).movedim(-1, 1)
+    return latent | {"samples": samples}
 
 
 class VAEEncode(StockNode):

@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 # In transformer_options
 STEP_CACHE_KEY = "glm_image_step_cache"  # for one run of our sampler
 TILING_KEY = "glm_image_tiling"  # from GLM-Image Tiles
-USUAL_SIDE = 1024  # pixels; the schedule of a MODEL without GLM-Image Model Sampling
 
 
 class PreviewedLatents(NormalisedLatents):
@@ -154,7 +153,7 @@ class GlmImageModel(ComponentModel):
         super().__init__(
             dit,
             comfy.model_base.ModelType.FLOW,
-            sampling=shifted_sampling(dit, USUAL_SIDE, USUAL_SIDE),
+            sampling=shifted_sampling(dit, *dit.schedule_of),
             latent_format=PreviewedLatents(dit),
             device=device,
             offload=offload,

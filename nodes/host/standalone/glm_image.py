@@ -12,7 +12,15 @@ from ..requests import GlmImageRequest
 from .services import StandaloneHost
 
 
-def sample(host: StandaloneHost, model: Dit, request: GlmImageRequest) -> torch.Tensor:
+def sample(
+    host: StandaloneHost,
+    model: Dit,
+    request: GlmImageRequest,
+    *,
+    noise: torch.Tensor | None = None,
+    sigmas: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """noise, sigmas: in place of those that follow from the request, as `denoise.sample` takes them."""
     (positive, _), (negative, _) = request.positive[0], request.negative[0]
     tile, *_ = model.tiles(request.prior.width, request.prior.height)
     job = Job(
@@ -45,4 +53,6 @@ def sample(host: StandaloneHost, model: Dit, request: GlmImageRequest) -> torch.
             progress=host.progress("Sampler"),
             approximations=request.approximations,
             caches_on_device=fits,
+            noise=noise,
+            sigmas=sigmas,
         )

@@ -148,7 +148,7 @@ class StandaloneHost:
         return self._residency_of(wire).free_bytes()
 
     def for_size(self, model: Dit, width: int, height: int) -> Dit:
-        return model  # the only sampler here takes the size from the prior
+        return replace(model, schedule_of=(width, height))
 
     def in_tiles(self, model: Dit, tiling: Tiling) -> Dit:
         return replace(model, tiling=tiling)
