@@ -10,6 +10,8 @@ from glm_image_pack.cli.answers import KEPT_DB, Answer, comparison_rows, groups,
 from glm_image_pack.cli.main import main
 from glm_image_pack.cli.workers import WorkerError, lines_of
 from glm_image_pack.glmimage_core.glm_image.files import components
+from glm_image_pack.training import world
+from PIL import Image
 
 pytest.importorskip("glm_image_pack.training.scoring", reason="needs SciPy")
 NANO = components.BUILT_IN[components.NANO]
@@ -66,6 +68,21 @@ def test_several_processes_answer_what_one_does(tmp_path, capsys):
     assert printed[0] == printed[1] and printed[0]["all"][0] == "6"
     names = [sorted(file.name for file in (tmp_path / processes).iterdir()) for processes in ("1", "2")]
     assert names[0] == names[1] and len(names[0]) == 6
+
+
+@pytest.mark.slow
+def test_plans_can_be_judged_alone(tmp_path, capsys):
+    """Edits among them have a word that no prompt names."""
+    folder = tmp_path / "plans"
+    assert main(["score", "--share", "0.06", "--plans", "--save", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "plans alone" in printed and float(rows_of(printed)["one shape"][1]) == 100
+    assert float(rows_of(printed)["all"][1]) > 70
+    pictures = [Image.open(file) for file in folder.iterdir()]
+    assert len(pictures) == 30
+    for picture in pictures:  # drawn and not painted: the palette alone, but for edges
+        colours = sorted(picture.getcolors(2**16), reverse=True)
+        assert colours[0][1] in world.COLOURS.values() and sum(count for count, _ in colours[:6]) > 0.9 * 192 * 192
 
 
 @pytest.mark.slow

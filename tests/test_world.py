@@ -32,6 +32,23 @@ def test_a_scene_is_as_many_tokens_as_it_shows(anywhere):
         assert torch.equal(bare, cells)
 
 
+def test_a_plan_is_drawn_as_its_scene():
+    for scene in scenes(50, anywhere=True):
+        text = scene.word.text if scene.word else ""
+        assert torch.equal(drawing.draw_plan(world.tokens_of(scene), text), drawing.draw(scene))
+
+
+def test_a_misplaced_part_and_a_letter_too_many_are_drawn_as_planned():
+    star = world.Scene(6, 6, "red", shapes=(world.Shape("star", "blue", "small", 1, 1),), word=world.Word("AB", "white", 5, 2))
+    tokens = world.tokens_of(star)
+    tokens[4, 4] = tokens[1, 1]
+    drawn = (
+        drawing.draw_plan(tokens, "B").unflatten(0, (6, -1)).unflatten(2, (6, -1)).transpose(1, 2)
+    )  # [rows, columns, 32, 32, 3]
+    assert torch.equal(drawn[4, 4], drawn[1, 1]) and not torch.equal(drawn[4, 4], drawn[0, 0])
+    assert torch.equal(drawn[5, 2], drawn[0, 0]) and not torch.equal(drawn[5, 3], drawn[0, 0])
+
+
 @pytest.mark.parametrize("size", world.SPANS)
 @pytest.mark.parametrize("rows", SIDES)
 def test_a_place_is_where_its_name_says(rows, size):

@@ -1,5 +1,6 @@
 """A scene as a picture: shapes with antialiased edges, letters of 5 x 7 dots."""
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import cache
@@ -7,7 +8,7 @@ from functools import cache
 import torch
 from PIL import Image, ImageDraw
 
-from .world import CELL_PX, COLOURS, KINDS, SPANS, Scene
+from .world import CELL_PX, COLOURS, KINDS, SPANS, Scene, cells, letter_slot, part_of_shape
 
 DOT_PX = 4  # along a side of one dot of a letter
 _SUPERSAMPLING = 8  # a shape is drawn so many times larger and scaled down
@@ -88,6 +89,46 @@ def draw(scene: Scene) -> torch.Tensor:
         for index, letter in enumerate(scene.word.text):
             _paint(picture, (scene.word.row, scene.word.column + index), letter_mask(letter), scene.word.colour)
     return picture
+
+
+def draw_plan(tokens: torch.Tensor, text: str = "") -> torch.Tensor:
+    """A plan as a picture, [rows * 32, columns * 32, 3] float32 in 0..1: what a perfect painter makes of it.
+
+    tokens: [rows, columns] int64; each draws its own cell, so a plan of misplaced parts is drawn as it is. text: the word of the
+    prompt. A cell for a letter that it does not have stays bare; so does a token outside the codebook of the world.
+    """
+    rows, columns = tokens.shape
+    picture = torch.zeros(rows * CELL_PX, columns * CELL_PX, 3)
+    drawn = list(cells())
+    for row, column in itertools.product(range(rows), range(columns)):
+        if (token := int(tokens[row, column])) >= len(drawn):
+            continue
+        cell = drawn[token]
+        picture[row * CELL_PX : (row + 1) * CELL_PX, column * CELL_PX : (column + 1) * CELL_PX] = rgb(cell.ground)
+        mask = None if cell.pattern is None else pattern_mask(cell.pattern, text)
+        if mask is not None:
+            _paint(picture, (row, column), mask, cell.colour)
+    return picture
+
+
+def pattern_mask(pattern: int, text: str) -> torch.Tensor | None:
+    """How much of each pixel of its cell a pattern covers, [32, 32] float32 in 0..1; None for a letter that `text` has not."""
+    after = pattern - letter_slot(0)
+    if after >= 0:
+        return letter_mask(text[-1 - after]) if after < len(text) else None
+    kind, size, row, column = _parts()[pattern]
+    return shape_mask(kind, size)[row * CELL_PX : (row + 1) * CELL_PX, column * CELL_PX : (column + 1) * CELL_PX]
+
+
+@cache
+def _parts() -> dict[int, tuple[str, str, int, int]]:
+    """Kind, size, row and column of the part of a shape that each pattern below the letters shows."""
+    return {
+        part_of_shape(kind, size, row, column): (kind, size, row, column)
+        for kind in KINDS
+        for size, span in SPANS.items()
+        for row, column in itertools.product(range(span), repeat=2)
+    }
 
 
 def rgb(colour: str) -> torch.Tensor:

@@ -13,6 +13,9 @@ from ..glmimage_core.glm_image.draw import Sampling
 from ..glmimage_core.glm_image.lookahead import AUTO
 from ..glmimage_core.glm_image.pipeline import GlmImage
 from ..glmimage_core.images import to_pictures
+from ..glmimage_core.quoted import find_quoted_texts
+from .drawing import draw_plan
+from .reading import read
 
 
 class Planned(NamedTuple):
@@ -26,7 +29,8 @@ class Planned(NamedTuple):
 class Painter:
     """Paints what a prompt says, from reference pictures or without; one seed plans and paints.
 
-    planned: how the plan of each picture so far was made.
+    plans_alone: draw each plan by code instead, so that the planner alone is judged. planned: how the plan of each picture so far
+    was made.
     """
 
     glm: GlmImage
@@ -35,6 +39,7 @@ class Painter:
     sampling: Sampling = Sampling()  # noqa: RUF009, immutable
     approximations: Approximations = Approximations()  # noqa: RUF009, immutable
     lookahead: int = AUTO
+    plans_alone: bool = False
     planned: list[Planned] = field(default_factory=list)
 
     @classmethod
@@ -68,6 +73,8 @@ class Painter:
             lookahead=self.lookahead,
         )
         self.planned.append(Planned(time.perf_counter() - began, plan.tokens_a_pass))
+        if self.plans_alone:
+            return draw_plan(plan.tokens[0], _word(prompt, pictures, glyph_texts))
         painted = self.glm.paint_tensor(
             plan,
             seed=seed,
@@ -78,3 +85,10 @@ class Painter:
             approximations=self.approximations,
         )
         return painted[0]
+
+
+def _word(prompt: str, pictures: Sequence[torch.Tensor], glyph_texts: Sequence[str] | None) -> str:
+    """The word that a picture is to show, if any: of the glyph texts, of the prompt, or else of a reference."""
+    texts = find_quoted_texts(prompt) if glyph_texts is None else list(glyph_texts)
+    words = (word.text for picture in pictures if (word := read(picture).word))
+    return texts[0] if texts else next(words, "")
