@@ -26,6 +26,7 @@ from glm_image_pack.training import captions, decoder, drawing, letters, loop, m
 from glm_image_pack.training import dit as dit_training
 from glm_image_pack.training.structure import structured
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
 scoring = pytest.importorskip("glm_image_pack.training.scoring", reason="needs SciPy")
 LIKELIEST = Sampling(temperature=0)
@@ -229,6 +230,27 @@ def test_the_matrices_of_layers_go_by_muon(tmp_path):
     adamw, muon = torch.load(tmp_path / "line.pt", weights_only=True)["optimizers"]
     assert [len(state["state"]) for state in (adamw, muon)] == [1, 1]  # bias, weight
     assert "momentum_buffer" in muon["state"][0] and "exp_avg" in adamw["state"][0]
+
+
+def test_where_bfloat16_is_emulated_nothing_is_computed_in_it(tmp_path, monkeypatch):
+    """An optimizer step by Muon asks for bfloat16, whatever the precision of the weights."""
+    products = []
+
+    class Watched(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor):
+                products.append(made.dtype)
+            return made
+
+    for emulated in (False, True):
+        monkeypatch.setattr(loop, "emulates", lambda device, dtype, emulated=emulated: emulated)
+        products.clear()
+        with Watched():
+            trained(tmp_path / str(emulated), layered=True, seconds=0.1)
+            with loop.mixed_precision(torch.device("cpu")):
+                torch.ones(2, 2) @ torch.ones(2, 2)
+        assert (torch.bfloat16 in products) is not emulated
 
 
 def test_the_state_files_keep_their_format(made):

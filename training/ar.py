@@ -16,7 +16,7 @@ from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import preview_grid
 from ..glmimage_core.glm_image.layout import emitted_positions, prompt_ids, prompt_positions
 from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, describe, random_edit
-from .loop import Recipe
+from .loop import Recipe, mixed_precision
 from .structure import structured
 from .world import CODES, beginnings, random_scene, tokens_of
 
@@ -191,7 +191,7 @@ def batch_loss(ar: ArModel, sequences: list[Sequence]) -> torch.Tensor:
     targets = pad(targets, (0, padding)).to(device)
     weights = pad(torch.cat([s.weights for s in sequences]), (0, padding)).to(device)
     core = ar.model.model.language_model
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         hidden = core(inputs_embeds=core.embed_tokens(ids), position_ids=positions, use_cache=False).last_hidden_state
         logits = ar.model.lm_head(hidden.flatten(0, 1)[rows])
     return (cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()

@@ -18,7 +18,7 @@ from ..glmimage_core.glm_image.kv_cache import LayerKVCache
 from ..glmimage_core.vae import Vae
 from .captions import EDITS, random_edit
 from .drawing import draw
-from .loop import Recipe
+from .loop import Recipe, mixed_precision
 from .structure import structured, table_of_looks
 from .world import CELL_PX, COLOURS, LONGEST_WORD, Scene, letters_after, random_scene, tokens_of
 
@@ -176,7 +176,7 @@ def lesson_loss(
     shift = dit.shift.of_size(*size)
     sigma = (shift * u / (shift * u + 1 - u)).view(-1, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=generator).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         caches = written_references(dit, vae, lesson.references, width=width, height=height)
         prior = model.embed_prior(prior_for_dit(tokens)).repeat_interleave(DRAWS, 0)
         if caches is None:
@@ -202,7 +202,7 @@ def lesson_loss(
 def latents_of_scenes(dit: Dit, vae: Vae, scenes: list[Scene]) -> torch.Tensor:
     """The latents of drawn scenes, normalised as the DiT reads them: [scenes, 16, h, w] float32."""
     pictures = torch.stack([draw(scene) for scene in scenes]).movedim(-1, 1).to(vae.device) * 2 - 1
-    with torch.autocast(vae.device.type, torch.bfloat16):
+    with mixed_precision(vae.device):
         latents = vae.model.encode(pictures).latent_dist.mode()
     return dit.space.normalise(latents.float())
 

@@ -4,12 +4,16 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.nn import Module
 from torch.optim import AdamW, Optimizer
+from torch.overrides import TorchFunctionMode
+
+from ..glmimage_core.placement.compute import emulates
 
 Loss = Callable[[random.Random, torch.Generator], torch.Tensor]
 """Draws a batch from two generators and returns its loss."""
@@ -68,6 +72,7 @@ def train(
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         average, first_step, seconds_before = saved["average"], saved["step"], saved["seconds"]
+    emulated = emulates(next(model.parameters()).device, torch.bfloat16)
     began = last_saved = time.monotonic()
     losses: list[float] = []
     step = first_step
@@ -79,8 +84,9 @@ def train(
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        for optimizer in optimizers:
-            optimizer.step()
+        with _Float32ForBfloat16() if emulated else nullcontext():
+            for optimizer in optimizers:
+                optimizer.step()
         step += 1
         _update_average(average, model, step)
         losses.append(loss.item())
@@ -97,6 +103,18 @@ def train(
         _save(state_file, model, optimizers, average=average, step=step, seconds=elapsed)
     model.load_state_dict(average)
     return step >= recipe.steps
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Matrix products in bfloat16 where the device has them. Without AVX-512 a CPU took 16 times as long as in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=not emulates(device, torch.bfloat16))
+
+
+class _Float32ForBfloat16(TorchFunctionMode):
+    """Tensors that are to be converted to bfloat16 become float32: torch's Muon always asks for bfloat16."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return args[0].float() if function is torch.Tensor.bfloat16 else function(*args, **(kwargs or {}))
 
 
 def averaged(name: str, folder: Path) -> dict[str, torch.Tensor] | None:

@@ -12,14 +12,14 @@ from ..glmimage_core.glm_image.ar_model import ArModel
 from .ar import START_WEIGHT, Sequence, batch_loss, edit_lesson, picture_lesson
 from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, random_edit
 from .loop import Recipe
+from .scoring import SIZES
 from .world import Shape, Word, beginnings, first_visible
 
-RECIPE = Recipe(steps=6000, learning_rate=2e-4, warmup=100)
-SIZES = ((8, 8), (6, 6), (6, 10), (10, 6), (8, 12), (12, 8), (12, 12))  # rows and columns of cells
-OTHER_SIZES = 0.25  # share of batches whose sides are any of SIDES
+RECIPE = Recipe(steps=2000, learning_rate=4e-4, warmup=60)
+OTHER_SIZES = 0.15  # share of batches whose sides are any of SIDES; the others are of the sizes that `score` asks for
 SIDES = (6, 7, 8, 9, 10, 11, 12)  # cells
-BATCHES = 3  # of pictures, and as many of edits, in a step
-LESSONS = 4  # in a batch: small batches stay in a CPU's cache, which halves the time of a lesson
+PICTURE_BATCHES, EDIT_BATCHES = 2, 3  # batches of each in a step
+LESSONS = 6  # in a batch
 TWO_REFERENCES = 0.35  # share of batches of edits
 ANYWHERE = 0.3  # share of edits in whose scenes things stand at any cell
 NEAR_WEIGHT = 4.0  # in the loss: of the cells beside and above the start of a thing of a reference
@@ -70,5 +70,5 @@ def _starts(thing: Shape | Word) -> set[tuple[int, int]]:
 
 def loss_of(ar: ArModel, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
     """The mean loss of a step's batches."""
-    batches = [make(ar, rng) for _ in range(BATCHES) for make in (random_pictures, random_edits)]
+    batches = [random_pictures(ar, rng) for _ in range(PICTURE_BATCHES)] + [random_edits(ar, rng) for _ in range(EDIT_BATCHES)]
     return torch.stack([batch_loss(ar, batch) for batch in batches]).mean()
