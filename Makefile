@@ -16,7 +16,7 @@ demo: .venv/ready
 	.venv/bin/python . render nano_edit $(HERE)
 	@echo "The pictures are in $(DEMO)/output/glm-image."
 
-HERE = --input workflows/input --output $(DEMO)/output --device cpu
+HERE = --output $(DEMO)/output --device cpu
 
 # The whole suite on the newest libraries.
 test: .venv/ready

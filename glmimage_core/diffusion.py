@@ -54,9 +54,11 @@ def image_seeds(seed: int, count: int) -> list[int]:
 def check_start(latents: torch.Tensor | None, mask: torch.Tensor | None, *, batch: int, denoise: float) -> None:
     """Raise ValueError where a run of `batch` pictures cannot start from these latents.
 
-    latents: [1 or B, C, h, w]; a denoise below 1 starts from them. mask: [1 or B, 1, h, w], which keeps them where it is 0. An
-    empty latent image, all zeros, has nothing to start from or to keep.
+    denoise: 0..1. latents: [1 or B, C, h, w]; a denoise below 1 starts from them. mask: [1 or B, 1, h, w], which keeps them where
+    it is 0. An empty latent image, all zeros, has nothing to start from or to keep.
     """
+    if not 0 <= denoise <= 1:
+        raise ValueError(f"denoise is {denoise}; it must lie in 0..1")
     if latents is None:
         if denoise < 1:
             raise ValueError(f"denoise is {denoise}, which starts from a latent image, but none is connected")

@@ -13,6 +13,7 @@ from ..glmimage_core.checkpoints.outputs import check_writable
 from ..glmimage_core.glm_image.plans.choose import chosen
 from ..glmimage_core.glm_image.plans.kept import SUFFIXES, TEXT_KEY, load_prior, prior_text, save_prior
 from ..glmimage_core.images import to_pictures
+from ..workflows import shipped_picture
 from .host import host
 from .sockets import CATEGORY, PRIOR, validation_message
 
@@ -167,6 +168,8 @@ def _find(name: str) -> Path:
     in_output = name.endswith(IN_OUTPUT)
     folder = host.output_folder() if in_output else host.input_folder()
     path = inside(folder, name.removesuffix(IN_OUTPUT))
+    if not path.is_file() and not in_output and (shipped := shipped_picture(name)):
+        return shipped
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no plan {name!r} in {folder}; save one with GLM-Image Save Prior, or put a PNG that carries one into "

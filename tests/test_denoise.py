@@ -251,7 +251,8 @@ def test_caches_that_come_layer_by_layer_paint_the_same_picture(dit, glyphs, enc
     [
         ({"latents": torch.zeros(1, 16, 40, 32)}, "prior plans 256x256 pixels, but the latent image is of 256x320"),
         ({"denoise": 0.5}, "denoise is 0.5, which starts from a latent image"),
-        ({"denoise": 1.5}, "denoise is 1.5"),
+        ({"denoise": -0.5}, "denoise is -0.5; it must lie in 0..1"),
+        ({"denoise": 1.5}, "denoise is 1.5; it must lie in 0..1"),
         ({"steps": 0}, "steps is 0"),
         ({"denoise": 0.5, "latents": torch.zeros(1, 16, 32, 32)}, "latent image is an empty one"),
         ({"mask": torch.ones(1, 1, 32, 32), "latents": torch.zeros(1, 16, 32, 32)}, "latent image is an empty one"),

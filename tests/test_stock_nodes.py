@@ -30,6 +30,18 @@ def test_a_reference_outside_the_input_folder_is_refused(runner, image, message)
         runner.run(workflow)
 
 
+def test_the_pictures_of_shipped_workflows_are_found_wherever_render_is_called(runner, folders, tmp_path):
+    runner.folders = Folders(tmp_path, folders.output, folders.written)
+    runner.run(shipped("image_edit"))
+    assert len(folders.written) == 1
+    own = Image.new("RGB", (256, 288), "red")
+    own.save(tmp_path / "glm-image-mug.png")  # a picture of the user's goes first
+    image, _ = STOCK_NODES["LoadImage"]().load("glm-image-mug.png", runner.folders)
+    assert image[0, 0, 0].tolist() == [1, 0, 0]
+    for name in ("sub/glm-image-mug.png", "../input/glm-image-mug.png", "glm-image-mug.png [output]"):
+        assert STOCK_NODES["LoadImage"].VALIDATE_INPUTS(name, Folders(tmp_path / "none", tmp_path / "none", [])) is not True
+
+
 def test_a_file_name_may_come_from_a_primitive(runner, folders):
     workflow = shipped("image_edit")
     workflow.prompt["50"] = {"class_type": "PrimitiveString", "inputs": {"value": "glm-image-mug.png"}}

@@ -46,6 +46,11 @@ def template_file(name: str) -> Path:
     return FOLDER / f"{TEMPLATES[name]}.json"
 
 
+def shipped_picture(name: str) -> Path | None:
+    """The picture of that name that a shipped workflow loads, or None: for who has not put it into the input folder."""
+    return next((file for file in (FOLDER / "input").iterdir() if file.name == name), None)
+
+
 def find_workflow(path: Path) -> Path:
     """That file, or the shipped workflow that it names, where there is no file so called: "nano", "workflows/nano.json"."""
     shipped = path.suffix in ("", ".json") and path.parent.name in ("", FOLDER.name) and path.stem in TEMPLATES

@@ -213,8 +213,6 @@ def check_run(
     """Raise ValueError for arguments of `sample` that mean nothing. Runs nothing, so it can go before a model is moved."""
     check_size(width, height)
     check_settings("CogView3-Plus", batch=batch, steps=steps, cfg=cfg)
-    if not 0 <= denoise <= 1:
-        raise ValueError(f"denoise is {denoise}; it must lie in 0..1")
     if latents is not None:
         check_channels(dit.space, latents)
         if latents.shape[2:] != tuple(latent_grid(width, height)):

@@ -30,13 +30,13 @@ class Tiling:
     overlap: int = 256
 
     def __post_init__(self):
-        for name, pixels in (("the side of a tile", self.side), ("the overlap", self.overlap)):
-            if pixels % PRIOR_PX:
-                raise ValueError(f"{name} is {pixels} pixels; it must be a multiple of {PRIOR_PX}")
-        if not MIN_SIDE <= self.side <= MAX_SIDE:
-            raise ValueError(f"the side of a tile is {self.side} pixels; it must lie in {MIN_SIDE}..{MAX_SIDE}")
-        if not 0 <= self.overlap <= self.side // 2:
-            raise ValueError(f"the overlap is {self.overlap} pixels; it must lie in 0..{self.side // 2}, half of a tile")
+        if self.side % PRIOR_PX or not MIN_SIDE <= self.side <= MAX_SIDE:
+            raise ValueError(
+                f"the side of a tile is {self.side} pixels; it must be a multiple of {PRIOR_PX} in {MIN_SIDE}..{MAX_SIDE}"
+            )
+        if self.overlap % PRIOR_PX or not 0 <= self.overlap <= self.side // 2:
+            allowed = f"a multiple of {PRIOR_PX} in 0..{self.side // 2}, half a tile"
+            raise ValueError(f"the overlap is {self.overlap} pixels; it must be {allowed}")
 
 
 class Tile(NamedTuple):

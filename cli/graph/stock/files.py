@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from ....glmimage_core.checkpoints.names import inside
 from ....glmimage_core.checkpoints.numbered import expanded, stem_of, write_numbered
 from ....glmimage_core.checkpoints.outputs import check_writable
+from ....workflows import shipped_picture
 from .base import Folders, StockNode
 from .reading import check_picture, read_frames
 
@@ -25,13 +26,18 @@ class LoadImage(StockNode):
 
     @staticmethod
     def _path(folders: Folders, image: str) -> Path:
-        """The file of a name, which may end with the folder that it lies in, as in `x.png [output]`."""
+        """The file of a name, which may end with the folder that it lies in, as in `x.png [output]`.
+
+        The shipped workflows' own pictures are found too, as ComfyUI finds them: the pack puts them into its input folder.
+        """
         name, _, place = image.rpartition(" ")
         places = {"[input]": folders.input, "[output]": folders.output, "[temp]": folders.temp}
         folder, name = (places[place], name) if place in places else (folders.input, image)
         path = inside(folder, name)
         if not path.is_file() and "\\" in name:  # a workflow from Windows
             path = inside(folder, name.replace("\\", "/"))
+        if not path.is_file() and place not in ("[output]", "[temp]") and (shipped := shipped_picture(name)):
+            return shipped
         if not path.is_file():
             option = "" if folder == folders.temp else f"; --{'output' if folder == folders.output else 'input'} DIR says which"
             raise FileNotFoundError(f"no picture {name!r} in {folder}{option}")
