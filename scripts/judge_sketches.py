@@ -1,6 +1,8 @@
 """Measures how often nano is right when the surest of four sketches is painted, against the first one.
 
-python scripts/judge_sketches.py [COUNT] [FIRST]
+python scripts/judge_sketches.py [COUNT] [FIRST] [--plans]
+
+--plans: code draws the plans, of all four sketches; nothing is painted.
 """
 
 import itertools
@@ -11,17 +13,19 @@ from glm_image_pack.glmimage_core.glm_image.pipeline import GlmImage
 from glm_image_pack.training.sketching import choose, requests
 
 
-def main(count: int, first: int) -> None:
+def main(count: int, first: int, plans_alone: bool) -> None:
     glm = GlmImage.load(ROOT / "nano", dtype="float32")
     results = []
     for number, request in itertools.islice(enumerate(requests(first + count)), first, None):
-        results.append(choose(glm, request, seed=4 * number))
+        results.append(choose(glm, request, seed=4 * number, plans_alone=plans_alone))
         print(f"{number}: {results[-1].first:d} {results[-1].best:d}", file=sys.stderr, flush=True)
     one, other = (sum(getattr(result, name) for result in results) for name in ("first", "best"))
     gained, lost = (sum((result.best - result.first) == change for result in results) for change in (1, -1))
     print(f"of {count} the first sketch is right in {one} and the surest in {other}: {gained} gained, {lost} lost")
+    if plans_alone:
+        print(f"any of the four is right in {sum(result.some for result in results)}")
 
 
 if __name__ == "__main__":
-    count, first, *_ = [*sys.argv[1:], None, None]
-    main(int(count or 50), int(first or 0))
+    count, first, *_ = [*(argument for argument in sys.argv[1:] if argument != "--plans"), None, None]
+    main(int(count or 50), int(first or 0), plans_alone="--plans" in sys.argv)

@@ -40,7 +40,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         short = loop.Recipe(steps=2, learning_rate=1e-3, warmup=1)
         patch.setattr(letters, "FINDER_RECIPE", short)
-        for module in (make.vae, make.vision, make.ar, make.dit, letters, plans, decoder):
+        for module in (make.vae, make.vision, make.ar, make.dit, letters, plans, decoder, make.words):
             patch.setattr(module, "RECIPE", short)
         for name in make.PHASES:
             assert make.train_phase(name, folder, torch.device("cpu"), report=lambda line: None)
@@ -264,6 +264,7 @@ def test_the_state_files_keep_their_format(made):
         "letters": {"dit", "glyph"},
         "plans": {"language_model", "lm_head"},
         "decoder": {"conv_in", "mid_block", "up_blocks", "conv_norm_out", "conv_out"},
+        "words": {"visual", "quant_conv"},
     }
     assert prefixes.keys() == make.PHASES.keys()
     for name, expected in prefixes.items():

@@ -16,7 +16,8 @@ vae        the VAE's loss and initial weights
 decoder    how its decoder goes on while its latents stay
 vision     those of the AR model's vision half
 ar         those of its language half
-plans      how it goes on, with every size seen equally often
+plans      how it goes on, with the sizes that score asks for
+words      how the vision half goes on, with long words
 dit        those of DiT and glyph encoder
 letters    how glyph encoder and DiT learn to write words
 """

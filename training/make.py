@@ -8,6 +8,7 @@ glyphs    the glyph encoder and one head of the DiT, which learn to find letters
 letters   the DiT again, which now reads the letters
 plans     the language half again, from the weights that the checkpoint has, with every size seen equally often
 decoder   the VAE's decoder again, from the weights that the checkpoint has; its encoder and all latents stay
+words     the vision half again, from the weights that the checkpoint has, with long words; the codebook stays
 """
 
 import math
@@ -24,7 +25,7 @@ from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import scheduler_shift
 from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_ar, load_vae
-from . import ar, decoder, dit, letters, plans, vae, vision
+from . import ar, decoder, dit, letters, plans, vae, vision, words
 from .dit import DitModels
 from .layout import write_nano_layout
 from .loop import Loss, Recipe, averaged, train
@@ -122,6 +123,18 @@ def _plans(nano: Path, device: torch.device) -> Phase:
 
     half = _ar_halves(model)["ar"]
     return Phase(half, partial(plans.loss_of, component), plans.RECIPE, write, layers=model.model.language_model.layers)
+
+
+def _words(nano: Path, device: torch.device) -> Phase:
+    model = load_ar(nano, "float32").model.to(device)
+    core = model.model
+    core.vqmodel.quantize.requires_grad_(False)  # a kept plan is known by its codebook
+
+    def write() -> None:
+        model.to(STORED_DTYPE).save_pretrained(nano / "vision_language_encoder")
+
+    half = ModuleDict({"visual": core.visual, "quant_conv": core.vqmodel.quant_conv})
+    return Phase(half, partial(words.loss_of, model), words.RECIPE, write)
 
 
 def _ar_halves(model: Module) -> dict[str, ModuleDict]:
@@ -231,7 +244,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 PHASES: dict[str, Callable[[Path, torch.device], Phase]] = {
     "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters,
-    "plans": _plans, "decoder": _decoder,
+    "plans": _plans, "decoder": _decoder, "words": _words,
 }  # fmt: skip
-"""In the order in which they are made: dit needs the VAE, glyphs needs dit, letters needs glyphs, plans needs ar and decoder
-needs vae, or both a finished checkpoint."""
+"""In the order in which they are made: dit needs the VAE, glyphs needs dit, letters needs glyphs, plans needs ar, decoder
+needs vae and words needs vision, or all three a finished checkpoint."""

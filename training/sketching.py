@@ -9,6 +9,7 @@ from ..glmimage_core.glm_image.plans.choose import best, chosen
 from ..glmimage_core.glm_image.plans.entropy import token_information
 from ..glmimage_core.glm_image.sketch import expand_sketches, sketch_priors
 from .captions import LANGUAGES, Request, describe
+from .drawing import draw_plan
 from .reading import read
 from .scoring import SIZES, does_what_is_asked
 from .world import CELL_PX, random_scene
@@ -18,11 +19,15 @@ STEPS = 20
 
 
 class Chosen(NamedTuple):
-    """first, best: whether the picture of the first sketch, and that of the one of which the planner is surest, is right."""
+    """first, best: whether the picture of the first sketch, and that of the one of which the planner is surest, is right.
+
+    some: whether that of any sketch is; None where not all were looked at.
+    """
 
     request: Request
     first: bool
     best: bool
+    some: bool | None = None
 
 
 def requests(count: int) -> Iterator[Request]:
@@ -33,8 +38,8 @@ def requests(count: int) -> Iterator[Request]:
         yield describe(rng, scene, LANGUAGES[number % len(LANGUAGES)])
 
 
-def choose(glm: GlmImage, request: Request, seed: int) -> Chosen:
-    """Sketch a prompt, and paint the first sketch and the chosen one."""
+def choose(glm: GlmImage, request: Request, seed: int, *, plans_alone: bool = False) -> Chosen:
+    """Sketch a prompt, and paint the first sketch and the chosen one. plans_alone: code draws all of them instead."""
     width, height = request.scene.columns * CELL_PX, request.scene.rows * CELL_PX
     sketches = sketch_priors(glm.ar, request.prompt, width, height, seed=seed, batch=SKETCHES)
     bits = token_information(glm.ar, sketches).mean((1, 2))
@@ -42,7 +47,14 @@ def choose(glm: GlmImage, request: Request, seed: int) -> Chosen:
 
     def is_right(sketch: int) -> bool:
         plan = expand_sketches(glm.ar, chosen(sketches, [sketch]), seed=seed + sketch)
-        return does_what_is_asked(read(glm.paint_tensor(plan, seed=seed, steps=STEPS)[0]), request)
+        if plans_alone:
+            picture = draw_plan(plan.tokens[0], request.word.text if request.word else "")
+        else:
+            picture = glm.paint_tensor(plan, seed=seed, steps=STEPS)[0]
+        return does_what_is_asked(read(picture), request)
 
+    if plans_alone:
+        right = [is_right(sketch) for sketch in range(SKETCHES)]
+        return Chosen(request, right[0], right[number], any(right))
     first = is_right(0)
     return Chosen(request, first, first if number == 0 else is_right(number))

@@ -9,7 +9,7 @@ from ..glmimage_core.diffusion import Grid
 from .drawing import draw
 from .loop import Recipe
 from .structure import structured
-from .world import COLOURS, random_scene, tokens_of
+from .world import COLOURS, Scene, random_scene, tokens_of
 
 RECIPE = Recipe(steps=6500, learning_rate=2e-3)
 SCENES = 16  # in a batch
@@ -51,6 +51,11 @@ def code_logits(ar_model, patches: torch.Tensor, grids: list[Grid]) -> torch.Ten
 
 def loss_of(ar_model, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
     scenes = [random_scene(rng, rng.choice(SIDES), rng.choice(SIDES), with_word=0.6, anywhere=True) for _ in range(SCENES)]
+    return loss_of_scenes(ar_model, scenes, generator)
+
+
+def loss_of_scenes(ar_model, scenes: list[Scene], generator: torch.Generator) -> torch.Tensor:
+    """The cross entropy of the cells of scenes: a fifth of the bare ones', and the others'."""
     patches = torch.cat([patches_of(degraded(draw(scene).movedim(-1, 0), generator)) for scene in scenes])
     device = ar_model.device
     logits = code_logits(ar_model, patches.to(device), [Grid(scene.rows, scene.columns) for scene in scenes])
