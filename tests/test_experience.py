@@ -104,7 +104,7 @@ def nano_ar():
 def test_what_nano_carries_saves_passes_of_its_first_plan_and_changes_no_token(nano_ar, seed):
     known, unknown, wrong = (replace(nano_ar, experience=e) for e in (read(), Experience(), misleading()))
     plans = [generate_prior(ar, PROMPT, 256, 256, seed=seed, lookahead=16) for ar in (known, unknown, wrong)]
-    assert plans[0].passes < 0.75 * plans[1].passes
+    assert plans[0].passes < 0.8 * plans[1].passes
     assert all(torch.equal(plan.tokens, plans[0].tokens) and torch.equal(plan.preview, plans[0].preview) for plan in plans)
 
 

@@ -117,7 +117,7 @@ def test_the_glyph_text_says_which_letters_and_nothing_else(nano, paint):
 
 @pytest.mark.slow
 def test_words_are_written_letter_by_letter(nano):
-    assert sum(right(nano, of_subject("word", 8))) >= 5
+    assert sum(right(nano, of_subject("word", 16))) >= 10
 
 
 def test_the_image_processor_and_vision_half_see_what_was_drawn(nano):
