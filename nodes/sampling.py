@@ -118,10 +118,13 @@ class GLMImageSampler:
         return ({"samples": host.sample(model, request)},)
 
 
-def glm_image_request(model, positive, negative, latent_image: dict | None, *, denoise: float, **settings) -> GlmImageRequest:
+def glm_image_request(
+    model, positive, negative, latent_image: dict | None, *, denoise: float, batch: int | None = None, **settings
+) -> GlmImageRequest:
     """A run of a sampler, from what is connected to it. settings: the other widgets, by the names of the request.
 
-    Raises ValueError for inputs that do not go together.
+    batch: the pictures to paint, by default as many as the plan or the latents have, whichever are more. Raises
+    ValueError for inputs that do not go together.
     """
     dit = glm_dit(model)
     glyphs, options = one_conditioning(positive, "positive")
@@ -136,7 +139,7 @@ def glm_image_request(model, positive, negative, latent_image: dict | None, *, d
     positive, negative = (
         [[embeddings, of_side | {PRIOR_KEY: prior}] for embeddings, of_side in side] for side in (positive, negative)
     )
-    batch = max(prior.batch, 0 if latents is None else len(latents))
+    batch = batch or max(prior.batch, 0 if latents is None else len(latents))
     check_sample(dit, prior, glyphs=(glyphs, unwanted), batch=batch, denoise=denoise, latents=latents, mask=mask)
     return GlmImageRequest(
         positive=positive,

@@ -1,10 +1,9 @@
 """Measures how often nano is right when the surest of four sketches is painted, against the first one.
 
 python scripts/judge_sketches.py [COUNT] [FIRST] [--plans]
-
---plans: code draws the plans, of all four sketches; nothing is painted.
 """
 
+import argparse
 import itertools
 import sys
 
@@ -27,5 +26,9 @@ def main(count: int, first: int, plans_alone: bool) -> None:
 
 
 if __name__ == "__main__":
-    count, first, *_ = [*(argument for argument in sys.argv[1:] if argument != "--plans"), None, None]
-    main(int(count or 50), int(first or 0), plans_alone="--plans" in sys.argv)
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("count", type=int, nargs="?", default=50)
+    arguments.add_argument("first", type=int, nargs="?", default=0)
+    arguments.add_argument("--plans", action="store_true", help="code draws the plans of all four sketches; nothing is painted")
+    options = arguments.parse_args()
+    main(options.count, options.first, plans_alone=options.plans)

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from glm_image_pack.cli.graph.errors import WorkflowError
+from glm_image_pack.cli.graph.errors import NodeError, WorkflowError
 from glm_image_pack.cli.graph.stock import STOCK_NODES, Folders
 from glm_image_pack.cli.graph.stock.files import _write_whole
 from glm_image_pack.cli.graph.stock.reading import read_frames
@@ -40,6 +40,18 @@ def test_the_pictures_of_shipped_workflows_are_found_wherever_render_is_called(r
     assert image[0, 0, 0].tolist() == [1, 0, 0]
     for name in ("sub/glm-image-mug.png", "../input/glm-image-mug.png", "glm-image-mug.png [output]"):
         assert STOCK_NODES["LoadImage"].VALIDATE_INPUTS(name, Folders(tmp_path / "none", tmp_path / "none", [])) is not True
+
+
+@pytest.mark.parametrize("name", ["stock_sampler", "custom_sampler"])
+def test_stock_samplers_paint_as_many_pictures_as_there_are_latents(runner, folders, name):
+    workflow = shipped(name)
+    set_input(workflow, "EmptySD3LatentImage", batch_size=2)
+    runner.run(workflow)
+    assert len(folders.written) == 2
+    set_input(workflow, "GLMImageGeneratePrior", batch_size=2)
+    set_input(workflow, "EmptySD3LatentImage", batch_size=1)
+    with pytest.raises(NodeError, match="the prior plans 2 images and 1 were asked for"):
+        runner.run(workflow)
 
 
 def test_a_file_name_may_come_from_a_primitive(runner, folders):

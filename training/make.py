@@ -84,18 +84,14 @@ def _vae(nano: Path, device: torch.device) -> Phase:
     def write() -> None:
         mean, std = vae.latent_statistics(model)
         model.register_to_config(latents_mean=mean, latents_std=std)
-        model.to(STORED_DTYPE).save_pretrained(nano / "vae")
+        _save(model, nano / "vae")
 
     return Phase(model, partial(vae.loss_of, model), vae.RECIPE, write)
 
 
 def _decoder(nano: Path, device: torch.device) -> Phase:
     model = load_vae(nano, "float32").model.to(device)
-
-    def write() -> None:
-        model.to(STORED_DTYPE).save_pretrained(nano / "vae")
-
-    return Phase(model.decoder, partial(decoder.loss_of, model), decoder.RECIPE, write)
+    return Phase(model.decoder, partial(decoder.loss_of, model), decoder.RECIPE, partial(_save, model, nano / "vae"))
 
 
 def _vision(nano: Path, device: torch.device) -> Phase:
@@ -117,10 +113,7 @@ def _plans(nano: Path, device: torch.device) -> Phase:
     component = load_ar(nano, "float32")
     model = component.model.to(device)
     model.set_attn_implementation("eager")
-
-    def write() -> None:
-        model.to(STORED_DTYPE).save_pretrained(nano / "vision_language_encoder")
-
+    write = partial(_save, model, nano / "vision_language_encoder")
     half = _ar_halves(model)["ar"]
     return Phase(half, partial(plans.loss_of, component), plans.RECIPE, write, layers=model.model.language_model.layers)
 
@@ -129,12 +122,8 @@ def _words(nano: Path, device: torch.device) -> Phase:
     model = load_ar(nano, "float32").model.to(device)
     core = model.model
     core.vqmodel.quantize.requires_grad_(False)  # a kept plan is known by its codebook
-
-    def write() -> None:
-        model.to(STORED_DTYPE).save_pretrained(nano / "vision_language_encoder")
-
     half = ModuleDict({"visual": core.visual, "quant_conv": core.vqmodel.quant_conv})
-    return Phase(half, partial(words.loss_of, model), words.RECIPE, write)
+    return Phase(half, partial(words.loss_of, model), words.RECIPE, partial(_save, model, nano / "vision_language_encoder"))
 
 
 def _ar_halves(model: Module) -> dict[str, ModuleDict]:
@@ -152,7 +141,11 @@ def _write_ar(nano: Path) -> None:
     for name, half in _ar_halves(model).items():
         if trained := averaged(name, nano.parent):
             half.load_state_dict(trained)
-    model.to(STORED_DTYPE).save_pretrained(nano / "vision_language_encoder")
+    _save(model, nano / "vision_language_encoder")
+
+
+def _save(model: Module, folder: Path) -> None:
+    model.to(STORED_DTYPE).save_pretrained(folder)
 
 
 class _DitTraining:
@@ -187,8 +180,8 @@ class _DitTraining:
         transformer = self.models.dit.model
         released = GlmImageTransformer2DModel.from_config(transformer.config)  # its config names the class of the library
         released.load_state_dict(transformer.state_dict())
-        released.to(STORED_DTYPE).save_pretrained(self.nano / "transformer")
-        self.models.glyph_encoder.model.to(STORED_DTYPE).save_pretrained(self.nano / "text_encoder")
+        _save(released, self.nano / "transformer")
+        _save(self.models.glyph_encoder.model, self.nano / "text_encoder")
 
     def phase(self, loss_of: Callable[..., torch.Tensor], recipe: Recipe) -> Phase:
         layers = self.models.dit.model.transformer_blocks

@@ -53,8 +53,5 @@ def choose(glm: GlmImage, request: Request, seed: int, *, plans_alone: bool = Fa
             picture = glm.paint_tensor(plan, seed=seed, steps=STEPS)[0]
         return does_what_is_asked(read(picture), request)
 
-    if plans_alone:
-        right = [is_right(sketch) for sketch in range(SKETCHES)]
-        return Chosen(request, right[0], right[number], any(right))
-    first = is_right(0)
-    return Chosen(request, first, first if number == 0 else is_right(number))
+    right = {sketch: is_right(sketch) for sketch in (range(SKETCHES) if plans_alone else {0, number})}
+    return Chosen(request, right[0], right[number], any(right.values()) if plans_alone else None)

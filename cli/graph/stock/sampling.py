@@ -157,6 +157,7 @@ def _sampled(guider: Guider, latent: dict, *, seed: int, sampler_name: str, sigm
         steps=len(sigmas) - 1,
         cfg=guider.cfg,
         denoise=sigmas[0].item(),
+        batch=len(start),  # which the latents alone say in ComfyUI
         sampler_name=sampler_name,
         approximations=Approximations(),
     )
