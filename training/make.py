@@ -6,7 +6,7 @@ ar        the language half of the AR model, on the tokens of scenes
 dit       DiT and glyph encoder, on the VAE's latents of scenes
 glyphs    the glyph encoder and one head of the DiT, which learn to find letters
 letters   the DiT again, which now reads the letters
-plans     the language half again, from the weights that the checkpoint has, with every size seen equally often
+plans     the language half again, from the weights that the checkpoint has, with the sizes that `score` asks for
 decoder   the VAE's decoder again, from the weights that the checkpoint has; its encoder and all latents stay
 words     the vision half again, from the weights that the checkpoint has, with long words; the codebook stays
 """

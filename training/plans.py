@@ -1,4 +1,4 @@
-"""The phase plans: nano's language half goes on from the weights that the checkpoint has, with every size seen equally often.
+"""The phase plans: nano's language half goes on from the weights that the checkpoint has, with the sizes of `score`.
 
 Off 256 x 256 pixels the plans of the phase ar are wrong mostly by one cell: a thing of a reference is copied beside its place. So
 lessons are of all sizes that `score` asks for, several in each step, and the cells around a thing of a reference count more.
