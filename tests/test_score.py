@@ -157,3 +157,19 @@ def test_an_edit_is_asked_with_its_word_as_glyph_text_if_that_is_wanted(says_wor
     expected = [[word.text] if word else [] for word in words]
     edits = [question.subject == "edit" for question in asked]
     assert given == [texts if says_word and is_edit else None for texts, is_edit in zip(expected, edits, strict=True)]
+
+
+def test_a_plan_that_keeps_a_word_is_drawn_with_the_word_of_its_length():
+    """Of two references the plan alone says whose word stays."""
+    from glm_image_pack.training import drawing, painter, world
+
+    def scene(text: str) -> world.Scene:
+        return world.Scene(8, 8, "white", word=world.Word(text, "red", 3, 0))
+
+    pictures = [drawing.draw(scene(text)) for text in ("SU", "ZIX")]
+    for kept in ("SU", "ZIX"):
+        tokens = world.tokens_of(scene(kept))
+        assert painter._word(tokens, "Put the star of the second picture into the first.", pictures, None) == kept
+        assert painter._word(tokens, 'Change the word to "MOON"', pictures, None) == "MOON"
+    bare = torch.full((2, 2), world.CODES + 5)
+    assert world.letters_in(bare) == 0

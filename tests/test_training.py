@@ -22,7 +22,7 @@ from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_key
 from glm_image_pack.glmimage_core.glm_image.references import Reference, encode_reference
 from glm_image_pack.glmimage_core.images import to_pictures
 from glm_image_pack.training import ar as ar_training
-from glm_image_pack.training import captions, decoder, drawing, letters, loop, make, plans, vision, world
+from glm_image_pack.training import captions, decoder, drawing, keeping, letters, loop, make, plans, vision, world
 from glm_image_pack.training import dit as dit_training
 from glm_image_pack.training.structure import structured
 from safetensors.torch import load_file
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         short = loop.Recipe(steps=2, learning_rate=1e-3, warmup=1)
         patch.setattr(letters, "FINDER_RECIPE", short)
-        for module in (make.vae, make.vision, make.ar, make.dit, letters, plans, decoder, make.words):
+        for module in (make.vae, make.vision, make.ar, make.dit, letters, plans, decoder, keeping, make.words):
             patch.setattr(module, "RECIPE", short)
         for name in make.PHASES:
             assert make.train_phase(name, folder, torch.device("cpu"), report=lambda line: None)
@@ -265,6 +265,7 @@ def test_the_state_files_keep_their_format(made):
         "plans": {"language_model", "lm_head"},
         "decoder": {"conv_in", "mid_block", "up_blocks", "conv_norm_out", "conv_out"},
         "words": {"visual", "quant_conv"},
+        "keeping": {"dit", "glyph"},
     }
     assert prefixes.keys() == make.PHASES.keys()
     for name, expected in prefixes.items():
@@ -416,3 +417,32 @@ def test_the_phase_decoder_changes_no_latent(made, tmp_path):
     assert written.keys() == found.keys()
     changed = {name for name in found if not torch.equal(found[name], written[name])}
     assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+def test_the_phase_keeping_goes_on_with_the_checkpoint_that_it_finds(made, tmp_path):
+    """What decides where the finder looks stays as it is."""
+    folder = tmp_path / "nano"
+    shutil.copytree(made, folder)
+    phase = start_phase("keeping", folder)
+    files = {"dit": "transformer/diffusion_pytorch_model.safetensors", "glyph": "text_encoder/model.safetensors"}
+    for name, file in files.items():
+        weights, found = phase.modules[name].state_dict(), load_file(folder / file)
+        assert all(torch.equal(weights[key], weight.float()) for key, weight in found.items())
+    recipe = loop.Recipe(steps=2, learning_rate=1e-2, warmup=1)
+    before = {name: load_file(folder / file) for name, file in files.items()}
+    loop.train("keeping", phase.modules, phase.loss_of, recipe, folder=tmp_path, layers=phase.layers, report=lambda line: None)
+    phase.write()
+    after = {name: load_file(folder / file) for name, file in files.items()}
+    changed = {key for key in before["dit"] if not torch.equal(before["dit"][key], after["dit"][key])}
+    assert "transformer_blocks.1.attn1.to_k.weight" in changed and "transformer_blocks.0.attn1.to_k.weight" not in changed
+    assert all(torch.equal(before["glyph"][key], after["glyph"][key]) for key in before["glyph"])
+
+
+def test_the_phase_keeping_shows_words_that_stay_and_no_text_says():
+    kinds = set()
+    for seed in range(40):
+        lesson = keeping.random_kept_words(random.Random(seed))
+        assert set(lesson.texts) == {""} and word_stays(lesson)
+        assert len({(scene.rows, scene.columns) for scene in lesson.scenes}) == 1
+        kinds.add(len(lesson.references[0]))
+    assert kinds == {1, 2}

@@ -20,4 +20,5 @@ plans      how it goes on, with the sizes that score asks for
 words      how the vision half goes on, with long words
 dit        those of DiT and glyph encoder
 letters    how glyph encoder and DiT learn to write words
+keeping    how the DiT goes on, with words that stay in an edit and that no glyph text says
 """

@@ -50,21 +50,24 @@ def freeze_all_but_the_finder(dit: Dit) -> None:
 
 @torch.no_grad()
 def freeze_the_finder(models: DitModels) -> None:
-    """Freeze everything that decides where the finder looks, and give the finder new random values to read with.
-
-    The new rows of to_v and columns of to_out carry what the finder finds into the picture; they are trained.
-    """
+    """Freeze everything that decides where the finder looks."""
     model = models.dit.model
     block = model.transformer_blocks[0]
     attention = block.attn1
-    rows = _finder_rows(attention)
-    torch.nn.init.normal_(attention.to_v.weight[rows], std=attention.to_v.in_features**-0.5)
-    torch.nn.init.zeros_(attention.to_v.bias[rows])
-    torch.nn.init.normal_(attention.to_out[0].weight[:, rows], std=attention.to_v.out_features**-0.5)
     inputs = model.image_projector, model.prior_token_embedding, model.prior_projector, model.glyph_projector
     frozen = models.glyph_encoder.model, *inputs, model.time_condition_embed, block.norm1, attention.to_q, attention.to_k
     for module in frozen:
         module.requires_grad_(False)
+
+
+@torch.no_grad()
+def init_what_the_finder_reads(dit: Dit) -> None:
+    """Give the finder new random values: rows of to_v and columns of to_out, which carry what it finds into the picture."""
+    attention = dit.model.transformer_blocks[0].attn1
+    rows = _finder_rows(attention)
+    torch.nn.init.normal_(attention.to_v.weight[rows], std=attention.to_v.in_features**-0.5)
+    torch.nn.init.zeros_(attention.to_v.bias[rows])
+    torch.nn.init.normal_(attention.to_out[0].weight[:, rows], std=attention.to_v.out_features**-0.5)
 
 
 def random_strips(rng: random.Random) -> Lesson:

@@ -9,6 +9,7 @@ letters   the DiT again, which now reads the letters
 plans     the language half again, from the weights that the checkpoint has, with the sizes that `score` asks for
 decoder   the VAE's decoder again, from the weights that the checkpoint has; its encoder and all latents stay
 words     the vision half again, from the weights that the checkpoint has, with long words; the codebook stays
+keeping   the DiT again, from the weights that the checkpoint has, with edits whose words no glyph text says
 """
 
 import math
@@ -24,8 +25,8 @@ from torch.nn import Module, ModuleDict
 from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import scheduler_shift
-from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_ar, load_vae
-from . import ar, decoder, dit, letters, plans, vae, vision, words
+from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_ar, load_dit, load_glyph_encoder, load_vae
+from . import ar, decoder, dit, keeping, letters, plans, vae, vision, words
 from .dit import DitModels
 from .layout import write_nano_layout
 from .loop import Loss, Recipe, averaged, train
@@ -174,6 +175,11 @@ class _DitTraining:
             {name: weight for name, weight in trained.items() if name in own and not name.startswith(exclude)}, strict=False
         )
 
+    def start_from_checkpoint(self) -> None:
+        """Take the weights that the checkpoint has."""
+        self.modules["dit"].load_state_dict(load_dit(self.nano, "float32").model.state_dict())
+        self.modules["glyph"].load_state_dict(load_glyph_encoder(self.nano, "float32").model.state_dict())
+
     def write(self) -> None:
         from diffusers import GlmImageTransformer2DModel
 
@@ -210,8 +216,16 @@ def _letters(nano: Path, device: torch.device) -> Phase:
     training = _DitTraining(nano, device)
     training.start_from("dit")
     training.start_from("glyphs")
+    letters.init_what_the_finder_reads(training.models.dit)
     letters.freeze_the_finder(training.models)
     return training.phase(letters.loss_of, letters.RECIPE)
+
+
+def _keeping(nano: Path, device: torch.device) -> Phase:
+    training = _DitTraining(nano, device)
+    training.start_from_checkpoint()
+    letters.freeze_the_finder(training.models)
+    return training.phase(keeping.loss_of, keeping.RECIPE)
 
 
 def _initial_model(nano: Path, name: str, **settings) -> Module:
@@ -237,7 +251,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 PHASES: dict[str, Callable[[Path, torch.device], Phase]] = {
     "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters,
-    "plans": _plans, "decoder": _decoder, "words": _words,
+    "plans": _plans, "decoder": _decoder, "words": _words, "keeping": _keeping,
 }  # fmt: skip
 """In the order in which they are made: dit needs the VAE, glyphs needs dit, letters needs glyphs, plans needs ar, decoder
-needs vae and words needs vision, or all three a finished checkpoint."""
+needs vae, words needs vision and keeping needs letters, or all four a finished checkpoint."""

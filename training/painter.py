@@ -16,6 +16,7 @@ from ..glmimage_core.images import to_pictures
 from ..glmimage_core.quoted import find_quoted_texts
 from .drawing import draw_plan
 from .reading import read
+from .world import letters_in
 
 
 class Planned(NamedTuple):
@@ -74,7 +75,8 @@ class Painter:
         )
         self.planned.append(Planned(time.perf_counter() - began, plan.tokens_a_pass))
         if self.plans_alone:
-            return draw_plan(plan.tokens[0], _word(prompt, pictures, glyph_texts))
+            tokens = plan.tokens[0]
+            return draw_plan(tokens, _word(tokens, prompt, pictures, glyph_texts))
         painted = self.glm.paint_tensor(
             plan,
             seed=seed,
@@ -87,8 +89,10 @@ class Painter:
         return painted[0]
 
 
-def _word(prompt: str, pictures: Sequence[torch.Tensor], glyph_texts: Sequence[str] | None) -> str:
-    """The word that a picture is to show, if any: of the glyph texts, of the prompt, or else of a reference."""
+def _word(tokens: torch.Tensor, prompt: str, pictures: Sequence[torch.Tensor], glyph_texts: Sequence[str] | None) -> str:
+    """The word that a plan shows, if any: of the glyph texts, of the prompt, or else of a reference, one of its length first."""
     texts = find_quoted_texts(prompt) if glyph_texts is None else list(glyph_texts)
-    words = (word.text for picture in pictures if (word := read(picture).word))
-    return texts[0] if texts else next(words, "")
+    if not texts:
+        texts = [word.text for picture in pictures if (word := read(picture).word)]
+        texts.sort(key=lambda text: len(text) != letters_in(tokens))
+    return texts[0] if texts else ""

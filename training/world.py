@@ -183,6 +183,13 @@ def letters_after(scene: Scene) -> torch.Tensor:
     return after
 
 
+def letters_in(tokens: torch.Tensor) -> int:
+    """The number of letters of a plan's word, by the token of its first: tokens of any shape, some may show nothing."""
+    shown = tokens[(tokens >= len(COLOURS)) & (tokens < CODES)]
+    letters = (shown - len(COLOURS)) % PATTERNS - letter_slot(0) + 1
+    return max([0, *letters.tolist()])
+
+
 def random_word(rng: random.Random, longest: int) -> str:
     return random_letters(rng, rng.randint(1, longest))
 
