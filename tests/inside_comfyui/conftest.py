@@ -72,21 +72,34 @@ def no_gradients():
 
 
 @pytest.fixture
-def texts(monkeypatch):
-    """Texts as they are sent to the browser, each with the id of its node."""
+def browser(monkeypatch):
+    """What is sent to the browser: `texts`, each with the id of its node, and `messages`, each with its kind."""
     from server import PromptServer
 
-    sent = []
-
     class Browser:
+        client_id = "browser"
+
+        def __init__(self):
+            self.texts, self.messages = [], []
+
         def send_progress_text(self, text, node_id):
-            sent.append((node_id, text))
+            self.texts.append((node_id, text))
+
+        def send_sync(self, event, data, client=None):
+            self.messages.append((event, data, client))
 
         def __getattr__(self, name):  # the rest of a server: nobody listens
             return lambda *arguments, **named: None
 
-    monkeypatch.setattr(PromptServer, "instance", Browser(), raising=False)
-    return sent
+    browser = Browser()
+    monkeypatch.setattr(PromptServer, "instance", browser, raising=False)
+    return browser
+
+
+@pytest.fixture
+def texts(browser):
+    """Texts as they are sent to the browser, each with the id of its node."""
+    return browser.texts
 
 
 @pytest.fixture

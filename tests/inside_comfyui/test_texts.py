@@ -3,6 +3,7 @@
 from comfy_execution.utils import CurrentNodeContext
 from glm_image_pack.glmimage_core.glm_image.files.components import NANO
 from glm_image_pack.nodes.host import host
+from glm_image_pack.nodes.host.comfyui.progress import WARNING_EVENT
 
 
 def test_a_warning_is_on_the_node_before_the_plan_begins_and_when_it_is_done(run, texts):
@@ -17,11 +18,13 @@ def test_a_warning_is_on_the_node_before_the_plan_begins_and_when_it_is_done(run
     assert texts[-1][1].splitlines()[-1].endswith("a pass")
 
 
-def test_a_warning_is_shown_once_in_a_run_and_not_in_another(texts):
+def test_a_warning_is_shown_once_in_a_run_and_not_in_another(browser):
     for prompt_id, node_id in (("first", "7"), ("first", "8"), ("second", "7")):
         with CurrentNodeContext(prompt_id, node_id):
             host.warn(f"{prompt_id} {node_id}")
             host.warn(f"{prompt_id} {node_id}")
             host.say("done")
     each = [("7", "first 7"), ("8", "first 8"), ("7", "second 7")]
-    assert texts == [(node, text) for node, warning in each for text in (warning, f"{warning}\ndone")]
+    assert browser.texts == [(node, text) for node, warning in each for text in (warning, f"{warning}\ndone")]
+    shown = [(data["node"], data["text"], client) for event, data, client in browser.messages if event == WARNING_EVENT]
+    assert shown == [(*warning, "browser") for warning in each]  # to the window that queued the run, and to no other

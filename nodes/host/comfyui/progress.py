@@ -14,6 +14,7 @@ from .background import stop_if_asked
 
 PREVIEW_SECONDS = 0.25  # between two pictures or two texts of one stage
 PREVIEW_SIDE = 1024  # pixels; larger pictures are scaled down
+WARNING_EVENT = "glm-image.warning"  # nodes/web/warnings.js listens to it
 
 _warned: contextvars.ContextVar[tuple[ExecutionContext | None, tuple[str, ...]]] = contextvars.ContextVar(
     "warned", default=(None, ())
@@ -63,10 +64,14 @@ def write_on_node(text: str) -> None:
 
 
 def warn_on_node(text: str) -> None:
-    """Show a warning on the node that runs, once, for as long as it runs, and after."""
+    """Show a warning once: on the node that runs, and as a message of the front end.
+
+    Newer front ends take the text of a node away as soon as the run ends.
+    """
     if text not in _warnings():
         _warned.set((get_executing_context(), (*_warnings(), text)))
         _show(*_warnings())
+        _notify(text)
 
 
 def _warnings() -> tuple[str, ...]:
@@ -82,3 +87,14 @@ def _show(*lines: str) -> None:
     from server import PromptServer
 
     PromptServer.instance.send_progress_text("\n".join(lines), context.node_id)
+
+
+def _notify(warning: str) -> None:
+    context = get_executing_context()
+    if context is None:
+        return
+    from server import PromptServer
+
+    server = PromptServer.instance
+    message = {"prompt_id": context.prompt_id, "node": context.node_id, "text": warning}
+    server.send_sync(WARNING_EVENT, message, server.client_id)
