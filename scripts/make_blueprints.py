@@ -205,7 +205,7 @@ class GlmImage:
         words.end()
         plan = self.graph.stage("Plan", YELLOW)
         planned = {"ar": self.ar, "prompt": self.prompt, "seed": self.composition_seed, **sides, **references}
-        prior = plan.add("GLMImageGeneratePrior", shown=True, **planned)
+        prior = plan.add("GLMImageGeneratePrior", shown=True, seeds="fixed", **planned)
         both = {"positive": (encoded, 0), "negative": (encoded, 1)}
         applied = plan.add("GLMImageApplyPrior", **both, prior=(prior, 0), **references)
         plan.end()
@@ -225,9 +225,10 @@ def text_to_image() -> Blueprint:
         "Text to image",
         "Plans a picture from a prompt and paints it with GLM-Image. Text in quotation marks is drawn.",
     )
+    picture = graph.input("image", "IMAGE", label="size of picture (optional)", optional=True)
     glm = GlmImage(graph, PROMPT, "1280 x 1280", AREA)
     words = graph.stage("Prompt and size", PURPLE)
-    graph.output("image", "IMAGE", glm.paint(words, glm.sides(words), {}))
+    graph.output("image", "IMAGE", glm.paint(words, glm.sides(words, image=picture), {}))
     return graph
 
 

@@ -90,7 +90,7 @@ def mix_plans(graph: Graph) -> None:
     """Two plans in one, and what else can be done with a plan, switched off."""
     loaded = load(graph, BUILT_IN, NANO_MODEL)
     words = encode(graph, loaded, MIXED)
-    one = plan(graph, loaded, words, size=OF_NANO["size"])
+    one = plan(graph, loaded, words, size=OF_NANO["size"], seeds="fixed")
     sides = sides_in(graph)
     column = graph.column(*WORDS, top=LOWER_ROW)
     settings = {"ar": loaded.ar, "prompt": words.text, "seed": 1, "title": "Generate another Prior"}
@@ -116,7 +116,7 @@ def sketch_plans(graph: Graph) -> None:
     column = graph.column(*PLAN)
     size = column.add("GLMImageSize", ar=loaded.ar, fit=True, **OF_NANO["size"])
     asked = {"ar": loaded.ar, "prompt": words.text, **sides_of(size)}
-    sketches = column.add("GLMImageSketchPriors", preview=PREVIEW, **asked)
+    sketches = column.add("GLMImageSketchPriors", preview=PREVIEW, seeds="fixed", **asked)
     graph.group("Sketch", YELLOW, size, sketches)
     column = graph.column(*WORDS, top=LOWER_ROW)
     seen = column.add("GLMImagePreviewPrior", prior=(sketches, 0), ar=loaded.ar)

@@ -20,9 +20,9 @@ ComfyUI/models/diffusers/GLM-Image/
   text_encoder/ tokenizer/ processor/
   scheduler/ vae/
 ```
-Then press **R**. To try the graph at once, choose *nano (built in)*.
+Then press **R**. To try the graph at once, choose *nano (built in)* and type *A red star on blue.*
 
-**quantization** on a card of 24 GB: *none*; 12 or 16 GB: *int8*; 8 GB: *nf4*. They need the package \
+**quantization** on a card of 24 GB: *none*; 12 or 16 GB: *int8*; 8 GB: *nf4*. The last two need the package \
 *comfy-kitchen*. Main memory holds 35 GB without.
 
 {_FAULT}"""
@@ -70,8 +70,8 @@ ABOUT = {
     ),
     "text_to_image": (
         'Type the prompt once, in **Prompt**. Put text that should be drawn in "quotation marks".\n\n**Generate Prior** plans '
-        "the composition, **Sampler** paints it. A new seed in the sampler keeps the composition; a new seed in Generate Prior "
-        "changes it."
+        "the composition, **Sampler** paints it. Each run changes both seeds. To keep the composition, set the seed of Generate "
+        "Prior to *fixed* before you run."
     ),
     "variations": (
         "**batch_size** in Generate Prior plans that many different compositions in one go. Image i uses seed + i in both "
@@ -120,14 +120,17 @@ ABOUT = {
         "more of them for more regions, each with its mask and its prompt."
     ),
     "mix_plans": (
-        "**Mix Priors** takes the left half from one plan and the right half from another; any mask will do. **Paste Prior** and "
-        "**Drop Prior** are bypassed: switch them on (Ctrl+B) to lay a part of the other plan over it, or to have the sampler "
-        "invent the masked half. **Shift Prior** moves everything by whole tokens of 32 pixels."
+        "**Mix Priors** takes the left half from one plan, whose seed is fixed, and the right half from another, which each run "
+        "plans anew; any mask will do. **Paste Prior** and **Drop Prior** are bypassed: switch them on (Ctrl+B) to lay a part of "
+        "the other plan over it, or to have the sampler invent the masked half. **Shift Prior** moves everything by whole tokens "
+        "of 32 pixels."
     ),
     "sketch_plans": (
         "**Sketch Priors** writes only the small previews of four plans, a fifth of the tokens at 1024 x 1024. **Contact Sheet** "
         "shows them with their numbers: write those that you like into **Choose Priors**, and only they are expanded and "
-        "painted. **Choose Surest** is bypassed: switch it on (Ctrl+B) and the planner itself chooses."
+        "painted. The sheet shows tokens, similar ones in similar colours. The seed of the sketches is fixed, so that the "
+        "numbers stay; another seed gives other sketches.\n\n**Choose Surest** is bypassed: switch it on (Ctrl+B) and the "
+        "planner itself chooses."
     ),
     "enlarge": (
         "The picture is enlarged, read as a plan of its own at the new size, and painted over in tiles that grow together. "

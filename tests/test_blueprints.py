@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from glm_image_pack.cli.graph.errors import WorkflowError
+from glm_image_pack.cli.graph.errors import NodeError, WorkflowError
 from glm_image_pack.cli.graph.nodes import ALL_NODES
 from glm_image_pack.cli.graph.stock import Folders
 from glm_image_pack.cli.graph.workflow import parse_workflow
@@ -67,9 +67,18 @@ def test_the_one_node_of_a_file_has_the_inputs_of_its_subgraph(name):
         ends = [[(slot["name"], slot["type"], slot.get("label")) for slot in slots[end]] for slots in (host, definition)]
         assert ends[0] == ends[1]
     assert [slot["name"] for slot in host["inputs"] if "widget" not in slot] == {
+        TEXT_TO_IMAGE: ["image"],
         EDIT: ["image", "image_2", "image_3", "image_4"],
         INPAINT: ["image", "mask"],
     }.get(name, [])
+
+
+@pytest.mark.parametrize("name", OF_GLM_IMAGE)
+def test_a_run_keeps_the_composition_and_changes_the_details(name):
+    """The classic renderer shows no control of a seed on a blueprint, so what the nodes inside have decides."""
+    seeds = {node["type"]: node["widgets_values"] for node in definition_of(name)["nodes"]}
+    assert "fixed" in seeds["GLMImageGeneratePrior"] and "randomize" not in seeds["GLMImageGeneratePrior"]
+    assert "randomize" in seeds["GLMImageSampler"] and "fixed" not in seeds["GLMImageSampler"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,6 +144,14 @@ def test_a_blueprint_as_it_is_paints_on_nano_in_a_size_that_nano_knows(runner, c
     picture = painted(runner, placed(TEXT_TO_IMAGE, checkpoint=NANO, steps=1))
     assert picture.size == (384, 384)
     assert "1280x1280 is no size that this model knows; the nearest one is taken: 384x384" in caplog.text
+
+
+def test_a_picture_gives_its_size_to_one_that_is_made_from_words(runner):
+    Image.new("RGB", (320, 192)).save(runner.folders.input / "wide.png")
+    values = {"prompt": "a red star", "aspect": "image size", "megapixels": 1.0, "checkpoint": NANO, "steps": 1}
+    assert painted(runner, placed(TEXT_TO_IMAGE, {"image": "wide.png"}, **values)).size == (320, 192)
+    with pytest.raises(NodeError, match="no image is connected; connect one or choose an aspect"):
+        painted(runner, placed(TEXT_TO_IMAGE, **values))
 
 
 def test_an_edit_of_one_picture_keeps_its_size(runner):

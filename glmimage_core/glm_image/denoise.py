@@ -246,6 +246,5 @@ def _check_latents(dit: Dit, prior: Prior, latents: torch.Tensor) -> None:
         height, width = (side * LATENT_PX for side in latents.shape[2:])
         raise ValueError(
             f"the prior plans {prior.width}x{prior.height} pixels, but the latent image is of {width}x{height}; "
-            "give Generate Prior and the latent the same size; for a second pass over enlarged latents connect ar and vae to "
-            "Apply Prior"
+            "make both of one size; for a second pass over enlarged latents connect ar and vae to Apply Prior"
         )
