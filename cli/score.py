@@ -35,6 +35,12 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         help="a folder with model_index.json; default: nano, the built-in model",
     )
     parser.add_argument("--share", type=float, default=1.0, help="share of the prompts of each subject, 0..1; default: all")
+    parser.add_argument(
+        "--series",
+        default="held out",
+        metavar="NAME",
+        help="ask other questions, one set for each name; default: those of the card",
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps of each picture; default: %(default)s")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; default: %(default)s")
     parser.add_argument(
@@ -96,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
     checkpoints = _checked(options)
     quiet_libraries()
-    asked = list(scoring.questions(options.share))
+    asked = list(scoring.questions(options.share, options.series))
     if options.part:
         part, parts = _part(options.part)
         for answer in _answers(checkpoints[0], asked[part - 1 :: parts], options, one_thread=True):
@@ -169,7 +175,7 @@ def _processes(checkpoint: Path, questions: int) -> int:
 
 
 def _answers_of_processes(checkpoint: Path, processes: int, options: argparse.Namespace) -> Iterator[Answer]:
-    settings = ["share", "steps", "cfg", "dtype", "quantization", "step_cache", "lookahead"]
+    settings = ["share", "series", "steps", "cfg", "dtype", "quantization", "step_cache", "lookahead"]
     arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in settings]
     arguments += [f"--{name.replace('_', '-')}" for name in ("glyph_text", "plans") if getattr(options, name)]
     if options.save:

@@ -147,6 +147,9 @@ def test_the_questions_are_the_same_every_time_and_as_many_as_said():
     assert np.mean([question.asked.prompt.isascii() for question in asked]) == pytest.approx(0.5, abs=0.02)
     some = list(scoring.questions(0.1))
     assert len(some) == 50 and all(question in asked for question in some)
+    others = list(scoring.questions(0.1, "others"))
+    assert [question.subject for question in others] == [question.subject for question in some]
+    assert sum(other.asked == question.asked for other, question in zip(others, some, strict=True)) <= 2
 
 
 def test_a_shape_that_is_cut_off_is_read_as_one_within_the_picture():

@@ -22,6 +22,9 @@ SUBJECTS = {"one shape": 150, "number and place": 100, "word": 100, "edit": 150}
 """The subjects, and how many questions a whole score has of each."""
 
 
+SERIES = "held out"  # the questions of the card; work on nano may look at them, and then others tell whether it has got better
+
+
 @dataclass(frozen=True)
 class Question:
     subject: str
@@ -43,11 +46,11 @@ Paint = Callable[..., torch.Tensor]
 """(prompt, references, width, height, *, seed[, glyph_texts]) -> picture. Pictures are [H, W, 3] in 0..1, sides in pixels."""
 
 
-def questions(share: float = 1.0) -> Iterator[Question]:
-    """All held-out questions, or an equal share of each subject's."""
+def questions(share: float = 1.0, series: str = SERIES) -> Iterator[Question]:
+    """All held-out questions of a series, or an equal share of each subject's. series: any name, each with its own questions."""
     for subject, count in SUBJECTS.items():
         for number in range(max(1, round(count * share))):
-            yield Question(subject, number, _MAKERS[subject](random.Random(f"held out/{subject}/{number}"), number))
+            yield Question(subject, number, _MAKERS[subject](random.Random(f"{series}/{subject}/{number}"), number))
 
 
 def answer(paint: Paint, question: Question, *, says_word: bool = False) -> torch.Tensor:
