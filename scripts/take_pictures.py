@@ -47,6 +47,7 @@ GRAPHS = ROOT / "docs" / "graphs"
 WIDTH = 1200  # pixels of every picture of a graph
 SIDE = 512  # pixels of a picture in the template browser
 MARGIN = 40  # around the graph, in the graph's own units
+CANVAS = (33, 33, 33)  # the colour behind a graph
 SEEDS = 20  # tried before a workflow is given up
 SECONDS = 300  # for one run
 
@@ -233,6 +234,16 @@ def record_of(picture: Path) -> dict:
         return json.loads(image.info.get("comment", b"{}"))
 
 
+KINDS = {
+    "enhance_prompt": ["GLMImageEnhancePrompt"],
+    "enhance_prompt_api": ["GLMImageEnhancePromptAPI"],
+    "describe": ["GLMImageDescribe"],
+    "remote": ["GLMImageRemote"],
+    "cogview3_plus": ["GLMImageCogView3Encode", "GLMImageCogView3Sampler"],
+    "cogview3_base": ["GLMImageCogView3BaseSampler", "GLMImageCogView3Relay"],
+}
+"""The nodes that thumbnails show of workflows that nano cannot run."""
+
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.VueNodes.Enabled": False,
@@ -260,8 +271,10 @@ SET_WIDGETS = """values => {
             widget.callback?.(value);
         }
 }"""
-FIT_GRAPH = """([width, margin]) => {
-    const boxes = [...window.app.graph.nodes.map(node => node.getBounding()), ...window.app.graph.groups.map(g => g._bounding)];
+FIT_GRAPH = """([width, margin, kinds]) => {
+    const {nodes, groups} = window.app.graph;
+    const shown = kinds ? nodes.filter(node => kinds.includes(node.type)) : [...nodes, ...groups];
+    const boxes = shown.map(one => one.getBounding?.() ?? one._bounding);
     const left = Math.min(...boxes.map(box => box[0])) - margin, top = Math.min(...boxes.map(box => box[1])) - margin;
     const right = Math.max(...boxes.map(box => box[0] + box[2])) + margin;
     const bottom = Math.max(...boxes.map(box => box[1] + box[3])) + margin;
@@ -362,6 +375,17 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     return square
 
 
+def closeup(page, kinds: Sequence[str], shot: Path) -> Image.Image:
+    """The nodes of these kinds, in a square. shot: where the screenshot may be written."""
+    height = page.evaluate(FIT_GRAPH, [2 * SIDE, MARGIN, kinds])
+    page.set_viewport_size({"width": 2 * SIDE, "height": height})
+    page.evaluate(FIT_GRAPH, [2 * SIDE, MARGIN, kinds])
+    time.sleep(2)
+    page.screenshot(path=shot)
+    with Image.open(shot) as image:
+        return ImageOps.pad(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS, color=CANVAS)
+
+
 def take(page, address: str, base: Path, name: str) -> None:
     """One workflow's pictures, with their record as the comment."""
     page.evaluate("graph => window.app.loadGraphData(graph)", json.loads(template_file(name).read_text("utf-8")))
@@ -382,7 +406,7 @@ def take(page, address: str, base: Path, name: str) -> None:
         given += [GIVEN[name]] if name in GIVEN and not given else []
         thumbnail = side_by_side([Image.open(path) for path in (*(base / "input" / picture for picture in given), *files)])
     else:
-        thumbnail = graph.crop((0, 0, graph.height, graph.height)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        thumbnail = closeup(page, KINDS[name], shot)
     for picture, file in ((graph, GRAPHS / f"{name}.jpg"), (thumbnail, template_file(name).with_suffix(".jpg"))):
         picture.save(file, quality=85, optimize=True, comment=json.dumps(record))
 
