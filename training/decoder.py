@@ -11,7 +11,7 @@ from torch.nn.functional import l1_loss, mse_loss
 from .loop import Recipe
 from .vae import NOISE, pictures
 
-RECIPE = Recipe(steps=3000, learning_rate=1e-3, warmup=50)
+RECIPE = Recipe(steps=4500, learning_rate=1e-3, warmup=50)
 SQUARES = 4.0  # weight of the mean square error, which edges dominate, beside the mean error
 BATCHES = ((12, 64), (3, 128))  # crops and their side in pixels
 
