@@ -1,13 +1,9 @@
 """What the front end runs of the pack: warnings of nodes become messages."""
 
-import json
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
-WEB = Path(__file__).resolve().parents[1] / "nodes" / "web"
+from front_end import WEB, run_in_node
+
 # As the front end's: a message of the server that is read from standard input, and the messages that the window shows.
 API = """
 export const api = new EventTarget();
@@ -32,17 +28,9 @@ process.stdout.write(JSON.stringify(globalThis.shown));
 @pytest.fixture
 def shown(tmp_path):
     """shown(kind, **data): the messages that the window shows when the server has sent one."""
-    if not shutil.which("node"):
-        pytest.skip("needs Node.js")
-    shutil.copytree(WEB, tmp_path / "extensions" / "pack", ignore=shutil.ignore_patterns("docs"))
-    (tmp_path / "scripts").mkdir()
-    for name, text in (("scripts/app.js", APP), ("scripts/api.js", API), ("run.js", RUN), ("package.json", '{"type": "module"}')):
-        (tmp_path / name).write_text(text, "utf-8")
 
     def run(kind: str, **data) -> list[dict]:
-        command = ["node", str(tmp_path / "run.js")]
-        sent = json.dumps({"type": kind, "detail": data}).encode()
-        return json.loads(subprocess.run(command, input=sent, capture_output=True, check=True).stdout)
+        return run_in_node(tmp_path, RUN, {"app.js": APP, "api.js": API}, {"type": kind, "detail": data})
 
     return run
 

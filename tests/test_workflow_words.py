@@ -2,13 +2,12 @@
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from glm_image_pack.workflows import template_file
 
+from front_end import run_in_node
 from make_workflow_words import WORDS, shipped_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,18 +41,9 @@ def words_of(language: str) -> dict[str, dict[str, str]]:
 @pytest.fixture
 def opened(tmp_path):
     """opened(graph, language): the graph as the extension hands it on to the front end in that language."""
-    if not shutil.which("node"):
-        pytest.skip("needs Node.js")
-    shutil.copytree(ROOT / "nodes" / "web", tmp_path / "extensions" / "pack", ignore=shutil.ignore_patterns("docs"))
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "app.js").write_text(APP, "utf-8")
-    (tmp_path / "package.json").write_text('{"type": "module"}', "utf-8")
-    (tmp_path / "run.js").write_text(RUN, "utf-8")
 
     def run(graph: dict, language: str = "zh") -> dict:
-        command = ["node", str(tmp_path / "run.js"), language]
-        done = subprocess.run(command, input=json.dumps(graph).encode(), capture_output=True, check=True)
-        return json.loads(done.stdout)
+        return run_in_node(tmp_path, RUN, {"app.js": APP}, graph, language)
 
     return run
 

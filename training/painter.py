@@ -94,5 +94,6 @@ def _word(tokens: torch.Tensor, prompt: str, pictures: Sequence[torch.Tensor], g
     texts = find_quoted_texts(prompt) if glyph_texts is None else list(glyph_texts)
     if not texts:
         texts = [word.text for picture in pictures if (word := read(picture).word)]
-        texts.sort(key=lambda text: len(text) != letters_in(tokens))
+        length = letters_in(tokens)
+        texts.sort(key=lambda text: len(text) != length)
     return texts[0] if texts else ""

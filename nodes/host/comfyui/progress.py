@@ -81,20 +81,17 @@ def _warnings() -> tuple[str, ...]:
 
 
 def _show(*lines: str) -> None:
-    context = get_executing_context()
-    if context is None:
-        return
-    from server import PromptServer
-
-    PromptServer.instance.send_progress_text("\n".join(lines), context.node_id)
+    if context := get_executing_context():
+        _server().send_progress_text("\n".join(lines), context.node_id)
 
 
 def _notify(warning: str) -> None:
-    context = get_executing_context()
-    if context is None:
-        return
+    if context := get_executing_context():
+        message = {"prompt_id": context.prompt_id, "node": context.node_id, "text": warning}
+        _server().send_sync(WARNING_EVENT, message, _server().client_id)
+
+
+def _server():
     from server import PromptServer
 
-    server = PromptServer.instance
-    message = {"prompt_id": context.prompt_id, "node": context.node_id, "text": warning}
-    server.send_sync(WARNING_EVENT, message, server.client_id)
+    return PromptServer.instance
