@@ -41,6 +41,11 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         metavar="NAME",
         help="ask other questions, one set for each name; default: those of the card",
     )
+    parser.add_argument(
+        "--larger",
+        action="store_true",
+        help="ask for pictures of 512x512, 512x256 and 256x512 instead of 192 to 384 pixels a side",
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps of each picture; default: %(default)s")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; default: %(default)s")
     parser.add_argument(
@@ -102,7 +107,8 @@ def run(options: argparse.Namespace) -> int:
 
     checkpoints = _checked(options)
     quiet_libraries()
-    asked = list(scoring.questions(options.share, options.series))
+    sizes = scoring.LARGER_SIZES if options.larger else scoring.SIZES
+    asked = list(scoring.questions(options.share, options.series, sizes))
     if options.part:
         part, parts = _part(options.part)
         for answer in _answers(checkpoints[0], asked[part - 1 :: parts], options, one_thread=True):
@@ -177,7 +183,7 @@ def _processes(checkpoint: Path, questions: int) -> int:
 def _answers_of_processes(checkpoint: Path, processes: int, options: argparse.Namespace) -> Iterator[Answer]:
     settings = ["share", "series", "steps", "cfg", "dtype", "quantization", "step_cache", "lookahead"]
     arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in settings]
-    arguments += [f"--{name.replace('_', '-')}" for name in ("glyph_text", "plans") if getattr(options, name)]
+    arguments += [f"--{name.replace('_', '-')}" for name in ("glyph_text", "plans", "larger") if getattr(options, name)]
     if options.save:
         arguments.append(f"--save={options.save.absolute()}")
     commands = [

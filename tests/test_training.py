@@ -22,7 +22,7 @@ from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_key
 from glm_image_pack.glmimage_core.glm_image.references import Reference, encode_reference
 from glm_image_pack.glmimage_core.images import to_pictures
 from glm_image_pack.training import ar as ar_training
-from glm_image_pack.training import captions, decoder, drawing, keeping, letters, loop, make, plans, vision, world
+from glm_image_pack.training import captions, decoder, drawing, keeping, larger, letters, loop, make, plans, vision, world
 from glm_image_pack.training import dit as dit_training
 from glm_image_pack.training.structure import structured
 from safetensors.torch import load_file
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         short = loop.Recipe(steps=2, learning_rate=1e-3, warmup=1)
         patch.setattr(letters, "FINDER_RECIPE", short)
-        for module in (make.vae, make.vision, make.ar, make.dit, letters, plans, decoder, keeping, make.words):
+        for module in (make.vae, make.vision, make.ar, make.dit, letters, plans, decoder, keeping, larger, make.words):
             patch.setattr(module, "RECIPE", short)
         for name in make.PHASES:
             assert make.train_phase(name, folder, torch.device("cpu"), report=lambda line: None)
@@ -266,6 +266,7 @@ def test_the_state_files_keep_their_format(made):
         "decoder": {"conv_in", "mid_block", "up_blocks", "conv_norm_out", "conv_out"},
         "words": {"visual", "quant_conv"},
         "keeping": {"dit", "glyph"},
+        "larger": {"language_model", "lm_head"},
     }
     assert prefixes.keys() == make.PHASES.keys()
     for name, expected in prefixes.items():
@@ -398,11 +399,43 @@ def test_a_shape_with_an_empty_corner_may_show_first_one_cell_to_the_right():
 
 def test_the_loss_of_a_step_is_that_of_its_batches(nano_ar):
     rng = random.Random(0)
-    batches = [plans.random_pictures(nano_ar, rng) for _ in range(plans.PICTURE_BATCHES)]
-    batches += [plans.random_edits(nano_ar, rng) for _ in range(plans.EDIT_BATCHES)]
+    kinds = [plans.pictures_of_size] * plans.PICTURE_BATCHES + [plans.edits_of_size] * plans.EDIT_BATCHES
+    batches = [batch(nano_ar, rng, *plans.random_size(rng)) for batch in kinds]
     assert {len(batch) for batch in batches} == {plans.LESSONS}
     expected = sum(ar_training.batch_loss(nano_ar, batch).item() for batch in batches) / len(batches)
     assert plans.loss_of(nano_ar, random.Random(0), torch.Generator()).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_larger_lessons_are_of_the_sizes_that_larger_questions_ask_for():
+    rng = random.Random(1)
+    sizes = Counter(larger.random_size(rng) for _ in range(4000))
+    assert all(sizes[size] > 0.1 * 4000 for size in scoring.LARGER_SIZES)
+    assert all(sizes[size] > 0.02 * 4000 for size in scoring.SIZES)
+    assert {side for size in sizes for side in size} == set(larger.SIDES)
+
+
+def test_a_batch_of_larger_pictures_has_fewer_lessons(nano_ar, monkeypatch):
+    batches = []
+    monkeypatch.setattr(larger, "batch_loss", lambda ar, batch: batches.append(batch) or torch.zeros(()))
+    for size, lessons in (((12, 12), 6), ((16, 16), 3), ((8, 16), 6)):
+        monkeypatch.setattr(larger, "random_size", lambda rng, size=size: size)
+        larger.loss_of(nano_ar, random.Random(0), torch.Generator())
+        assert {len(batch) for batch in batches} == {lessons} and len(batches) == 5
+        batches.clear()
+
+
+def test_a_phase_that_goes_on_leaves_the_configs_as_it_finds_them(tmp_path):
+    folder = tmp_path / "nano"
+    make.write_nano_layout(folder)
+    for name in ("vae", "vision_language_encoder"):
+        make._save(make._initial_model(folder, name), folder / name)
+    start_phase("dit", folder).write()
+    components = ("vae", "vision_language_encoder", "transformer", "text_encoder")
+    found = {name: (folder / name / "config.json").read_text(encoding="utf-8") for name in components}
+    for phase in ("plans", "larger", "words", "decoder", "keeping"):
+        start_phase(phase, folder).write()
+        written = {name: (folder / name / "config.json").read_text(encoding="utf-8") for name in components}
+        assert written == found, phase
 
 
 def test_the_phase_decoder_changes_no_latent(made, tmp_path):

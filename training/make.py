@@ -10,6 +10,7 @@ plans     the language half again, from the weights that the checkpoint has, wit
 decoder   the VAE's decoder again, from the weights that the checkpoint has; its encoder and all latents stay
 words     the vision half again, from the weights that the checkpoint has, with long words; the codebook stays
 keeping   the DiT again, from the weights that the checkpoint has, with edits whose words no glyph text says
+larger    the language half again, from the weights that the checkpoint has, with pictures of up to 512 x 512 pixels
 """
 
 import math
@@ -26,12 +27,13 @@ from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import scheduler_shift
 from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_ar, load_dit, load_glyph_encoder, load_vae
-from . import ar, decoder, dit, keeping, letters, plans, vae, vision, words
+from . import ar, decoder, dit, keeping, larger, letters, plans, vae, vision, words
 from .dit import DitModels
 from .layout import write_nano_layout
 from .loop import Loss, Recipe, averaged, train
 
 STORED_DTYPE = torch.bfloat16
+_LOAD = {"vision_language_encoder": load_ar, "transformer": load_dit, "text_encoder": load_glyph_encoder, "vae": load_vae}
 
 
 class Phase(NamedTuple):
@@ -91,7 +93,7 @@ def _vae(nano: Path, device: torch.device) -> Phase:
 
 
 def _decoder(nano: Path, device: torch.device) -> Phase:
-    model = load_vae(nano, "float32").model.to(device)
+    model = _model_so_far(nano, "vae").to(device)
     return Phase(model.decoder, partial(decoder.loss_of, model), decoder.RECIPE, partial(_save, model, nano / "vae"))
 
 
@@ -111,16 +113,24 @@ def _ar(nano: Path, device: torch.device) -> Phase:
 
 
 def _plans(nano: Path, device: torch.device) -> Phase:
-    component = load_ar(nano, "float32")
-    model = component.model.to(device)
-    model.set_attn_implementation("eager")
+    return _planner(nano, device, plans.loss_of, plans.RECIPE, attention="eager")
+
+
+def _larger(nano: Path, device: torch.device) -> Phase:
+    return _planner(nano, device, larger.loss_of, larger.RECIPE, attention="sdpa")
+
+
+def _planner(nano: Path, device: torch.device, loss_of: Callable[..., torch.Tensor], recipe: Recipe, *, attention: str) -> Phase:
+    """The language half, from the weights that the checkpoint has."""
+    model = _model_so_far(nano, "vision_language_encoder").to(device)
+    model.set_attn_implementation(attention)
     write = partial(_save, model, nano / "vision_language_encoder")
-    half = _ar_halves(model)["ar"]
-    return Phase(half, partial(plans.loss_of, component), plans.RECIPE, write, layers=model.model.language_model.layers)
+    layers = model.model.language_model.layers
+    return Phase(_ar_halves(model)["ar"], partial(loss_of, ar_model(model, nano)), recipe, write, layers=layers)
 
 
 def _words(nano: Path, device: torch.device) -> Phase:
-    model = load_ar(nano, "float32").model.to(device)
+    model = _model_so_far(nano, "vision_language_encoder").to(device)
     core = model.model
     core.vqmodel.quantize.requires_grad_(False)  # a kept plan is known by its codebook
     half = ModuleDict({"visual": core.visual, "quant_conv": core.vqmodel.quant_conv})
@@ -177,8 +187,8 @@ class _DitTraining:
 
     def start_from_checkpoint(self) -> None:
         """Take the weights that the checkpoint has."""
-        self.modules["dit"].load_state_dict(load_dit(self.nano, "float32").model.state_dict())
-        self.modules["glyph"].load_state_dict(load_glyph_encoder(self.nano, "float32").model.state_dict())
+        for module, name in (("dit", "transformer"), ("glyph", "text_encoder")):
+            self.modules[module].load_state_dict(_model_so_far(self.nano, name).state_dict())
 
     def write(self) -> None:
         from diffusers import GlmImageTransformer2DModel
@@ -241,6 +251,13 @@ def _initial_model(nano: Path, name: str, **settings) -> Module:
     return model
 
 
+def _model_so_far(nano: Path, name: str) -> Module:
+    """A component with the weights that the checkpoint has. Saved again, its config stays the same."""
+    model = _initial_model(nano, name)
+    model.load_state_dict(_LOAD[name](nano, "float32").model.state_dict())
+    return model
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed PyTorch's global generator, from which initial weights are drawn, and restore it after."""
@@ -251,7 +268,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 PHASES: dict[str, Callable[[Path, torch.device], Phase]] = {
     "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters,
-    "plans": _plans, "decoder": _decoder, "words": _words, "keeping": _keeping,
+    "plans": _plans, "decoder": _decoder, "words": _words, "keeping": _keeping, "larger": _larger,
 }  # fmt: skip
 """In the order in which they are made: dit needs the VAE, glyphs needs dit, letters needs glyphs, plans needs ar, decoder
-needs vae, words needs vision and keeping needs letters, or all four a finished checkpoint."""
+needs vae, words needs vision, keeping needs letters and larger needs plans, or all five a finished checkpoint."""

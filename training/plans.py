@@ -30,20 +30,18 @@ def random_size(rng: random.Random) -> tuple[int, int]:
     return (rng.choice(SIDES), rng.choice(SIDES)) if rng.random() < OTHER_SIZES else rng.choice(SIZES)
 
 
-def random_pictures(ar: ArModel, rng: random.Random) -> list[Sequence]:
+def pictures_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int, lessons: int = LESSONS) -> list[Sequence]:
     """A batch of scenes of one size."""
-    rows, columns = random_size(rng)
-    return [picture_lesson(ar, rng, rows, columns) for _ in range(LESSONS)]
+    return [picture_lesson(ar, rng, rows, columns) for _ in range(lessons)]
 
 
-def random_edits(ar: ArModel, rng: random.Random) -> list[Sequence]:
+def edits_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int, lessons: int = LESSONS) -> list[Sequence]:
     """A batch of edits of one size and one number of references."""
-    rows, columns = random_size(rng)
     with_two = rng.random() < TWO_REFERENCES
     kinds = [kind for kind in EDITS if (kind in COMBINATIONS) == with_two]
     edits = [
         random_edit(rng, rows, columns, rng.choice(LANGUAGES), kind=rng.choice(kinds), anywhere=rng.random() < ANYWHERE)
-        for _ in range(LESSONS)
+        for _ in range(lessons)
     ]
     return [edit_lesson(ar, edit)._replace(weights=edit_weights(edit).flatten()) for edit in edits]
 
@@ -70,5 +68,5 @@ def _starts(thing: Shape | Word) -> set[tuple[int, int]]:
 
 def loss_of(ar: ArModel, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
     """The mean loss of a step's batches."""
-    batches = [random_pictures(ar, rng) for _ in range(PICTURE_BATCHES)] + [random_edits(ar, rng) for _ in range(EDIT_BATCHES)]
-    return torch.stack([batch_loss(ar, batch) for batch in batches]).mean()
+    kinds = [pictures_of_size] * PICTURE_BATCHES + [edits_of_size] * EDIT_BATCHES
+    return torch.stack([batch_loss(ar, batch(ar, rng, *random_size(rng))) for batch in kinds]).mean()

@@ -7,7 +7,7 @@ judge       reads the picture back and compares it with the prompt
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from .reading import read
 from .world import CELL_PX, COLOURS, KINDS, SPANS, Scene, Shape, other_colour, random_scene, with_thing
 
 SIZES = ((8, 8), (8, 8), (8, 8), (6, 6), (6, 10), (10, 6), (8, 12), (12, 8), (12, 12))  # rows and columns, in turn
+LARGER_SIZES = ((16, 16), (8, 16), (16, 8))  # of the questions that ask for larger pictures
 SUBJECTS = {"one shape": 150, "number and place": 100, "word": 100, "edit": 150}
 """The subjects, and how many questions a whole score has of each."""
 
@@ -46,11 +47,20 @@ Paint = Callable[..., torch.Tensor]
 """(prompt, references, width, height, *, seed[, glyph_texts]) -> picture. Pictures are [H, W, 3] in 0..1, sides in pixels."""
 
 
-def questions(share: float = 1.0, series: str = SERIES) -> Iterator[Question]:
-    """All held-out questions of a series, or an equal share of each subject's. series: any name, each with its own questions."""
+def questions(share: float = 1.0, series: str = SERIES, sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Question]:
+    """All held-out questions of a series, or an equal share of each subject's.
+
+    series: any name, each with its own questions. sizes: rows and columns of the pictures, in turn.
+    """
     for subject, count in SUBJECTS.items():
         for number in range(max(1, round(count * share))):
-            yield Question(subject, number, _MAKERS[subject](random.Random(f"{series}/{subject}/{number}"), number))
+            size = sizes[_turn(subject, number) % len(sizes)]
+            yield Question(subject, number, _MAKERS[subject](random.Random(f"{series}/{subject}/{number}"), number, size))
+
+
+def _turn(subject: str, number: int) -> int:
+    """Which of the sizes a question has. Kinds of edits take turns too, so an edit's size changes only after all of them."""
+    return number // len(EDITS) if subject == "edit" else number
 
 
 def answer(paint: Paint, question: Question, *, says_word: bool = False) -> torch.Tensor:
@@ -131,40 +141,33 @@ def kept_psnr(picture: torch.Tensor, edit: Edit, seen: Scene) -> float:
     return psnr(picture[same], before[same])
 
 
-def _one_shape(rng: random.Random, number: int) -> Request:
-    scene = _empty_scene(rng, number)
+def _one_shape(rng: random.Random, number: int, size: tuple[int, int]) -> Request:
+    scene = Scene(*size, rng.choice(list(COLOURS)))
     shape = Shape(rng.choice(KINDS), other_colour(rng, scene.ground), rng.choice(list(SPANS)))
     return describe(rng, with_thing(rng, scene, shape), LANGUAGES[number % 2])
 
 
-def _number_and_place(rng: random.Random, number: int) -> Request:
+def _number_and_place(rng: random.Random, number: int, size: tuple[int, int]) -> Request:
     """A prompt with at least one place, or one number above one."""
-    rows, columns = SIZES[number % len(SIZES)]
     while True:
-        request = describe(rng, random_scene(rng, rows, columns, with_word=0), LANGUAGES[number % 2])
+        request = describe(rng, random_scene(rng, *size, with_word=0), LANGUAGES[number % 2])
         if any(claim.count > 1 or claim.place for claim in request.claims):
             return request
 
 
-def _word(rng: random.Random, number: int) -> Request:
+def _word(rng: random.Random, number: int, size: tuple[int, int]) -> Request:
     """A prompt with a word of up to six letters, alone or beside shapes."""
-    rows, columns = SIZES[number % len(SIZES)]
     while True:
-        scene = random_scene(rng, rows, columns, most_groups=2, with_word=1)
+        scene = random_scene(rng, *size, most_groups=2, with_word=1)
         if scene.word and len(scene.word.text) <= 6:
             return describe(rng, scene, LANGUAGES[number % 2])
 
 
-def _edit(rng: random.Random, number: int) -> Edit:
-    rows, columns = SIZES[number // len(EDITS) % len(SIZES)]
-    return random_edit(rng, rows, columns, LANGUAGES[number % 2], kind=EDITS[number // 2 % len(EDITS)])
+def _edit(rng: random.Random, number: int, size: tuple[int, int]) -> Edit:
+    return random_edit(rng, *size, LANGUAGES[number % 2], kind=EDITS[number // 2 % len(EDITS)])
 
 
-def _empty_scene(rng: random.Random, number: int) -> Scene:
-    return Scene(*SIZES[number % len(SIZES)], rng.choice(list(COLOURS)))
-
-
-_MAKERS: dict[str, Callable[[random.Random, int], Request | Edit]] = {
+_MAKERS: dict[str, Callable[[random.Random, int, tuple[int, int]], Request | Edit]] = {
     "one shape": _one_shape,
     "number and place": _number_and_place,
     "word": _word,
