@@ -17,6 +17,7 @@ from .progress import progress_bar, quiet_libraries
 from .workers import lines_of
 
 LEAST_QUESTIONS = 20  # of a process: fewer do not repay its start
+STEPS, CFG, STEP_CACHE = 20, 1.5, 0.0  # how pictures are painted unless it is said otherwise
 LARGE = 10**9  # bytes of a checkpoint's weights from which on several processes are not started unasked
 
 
@@ -46,8 +47,8 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="ask for pictures of 512x512, 512x256 and 256x512 instead of 192 to 384 pixels a side",
     )
-    parser.add_argument("--steps", type=int, default=20, help="steps of each picture; default: %(default)s")
-    parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each picture; default: %(default)s")
+    parser.add_argument("--cfg", type=float, default=CFG, help="guidance scale; default: %(default)s")
     parser.add_argument(
         "--dtype",
         choices=["auto", *DTYPES],
@@ -58,7 +59,11 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         "--quantization", choices=QUANTIZATIONS, default="none", help="format of AR model and DiT; default: %(default)s"
     )
     parser.add_argument(
-        "--step-cache", type=float, default=0.0, metavar="THRESHOLD", help="step_cache of GLM-Image Sampler; default: 0, off"
+        "--step-cache",
+        type=float,
+        default=STEP_CACHE,
+        metavar="THRESHOLD",
+        help="step_cache of GLM-Image Sampler; default: 0, off",
     )
     parser.add_argument(
         "--lookahead",
@@ -144,6 +149,8 @@ def _checked(options: argparse.Namespace) -> list[Path]:
     check_lookahead(options.lookahead)
     if options.compare and (options.save or options.part):
         raise ValueError("--compare prints a table of two checkpoints; it goes with neither --save nor --part")
+    if options.plans and (options.steps, options.cfg, options.step_cache) != (STEPS, CFG, STEP_CACHE):
+        raise ValueError("--plans paints nothing; it goes without --steps, --cfg and --step-cache")
     if options.part:
         _part(options.part)
     if options.save:

@@ -11,6 +11,7 @@ from glm_image_pack.cli.main import main
 from glm_image_pack.cli.workers import WorkerError, lines_of
 from glm_image_pack.glmimage_core.glm_image.files import components
 from glm_image_pack.training import world
+from glm_image_pack.training.captions import EDITS
 from PIL import Image
 
 pytest.importorskip("glm_image_pack.training.scoring", reason="needs SciPy")
@@ -21,6 +22,11 @@ FEW = ["--share", "0.01", "--steps", "2"]  # six questions
 def an_answer(number: int, right: bool, kept: float | None = None, **changes) -> Answer:
     described = {"subject": "edit" if kept else "word", "kind": "move" if kept else None, "width": 256, "height": 192}
     return Answer(number=number, right=right, kept=kept, tokens_a_pass=1.0, plan_seconds=0.1, **{**described, **changes})
+
+
+def size_of(question) -> tuple[int, int]:
+    """Width and height of what a question asks for, in pixels."""
+    return question.asked.scene.columns * world.CELL_PX, question.asked.scene.rows * world.CELL_PX
 
 
 def rows_of(printed: str) -> dict[str, list[str]]:
@@ -111,6 +117,23 @@ def test_a_part_is_every_nth_question(monkeypatch, capsys):
     assert sum(map(len, parts)) == len({(a.subject, a.number) for part in parts for a in part})
 
 
+def test_larger_questions_are_asked_at_larger_sizes(monkeypatch, capsys):
+    """Each kind of edit at each size, as at the other sizes."""
+    seen = []
+
+    def answered(checkpoint, asked, options, one_thread=False):
+        seen.extend(asked)
+        return (an_answer(question.number, True, subject=question.subject) for question in asked)
+
+    monkeypatch.setattr(score, "_answers", answered)
+    assert main(["score", "--larger", "--part", "1/1"]) == 0 and len(capsys.readouterr().out.splitlines()) == 500
+    sizes = {(512, 512), (512, 256), (256, 512)}
+    asked = {(question.subject, getattr(question.asked, "kind", None), *size_of(question)) for question in seen}
+    assert {key[2:] for key in asked} == sizes
+    kinds = {key[:2] for key in asked}
+    assert len(kinds) == 3 + len(EDITS) and len(asked) == len(kinds) * len(sizes)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -118,6 +141,7 @@ def test_a_part_is_every_nth_question(monkeypatch, capsys):
         (["--part", "half"], "--part is half; it must be I/N"),
         (["--processes", "0"], "--processes is 0; at least one is needed"),
         (["--compare", "nowhere"], "nowhere is no folder with a model_index.json"),
+        (["--plans", "--steps", "5"], "--plans paints nothing; it goes without --steps, --cfg and --step-cache"),
         (["--compare", str(NANO), "--save", "x"], "it goes with neither --save nor --part"),
     ],
 )
