@@ -8,6 +8,7 @@ from ..glmimage_core.glm_image.regrow import check_regrow
 from ..glmimage_core.images import from_picture, to_rgb
 from ..glmimage_core.masks import composite
 from .planning import SAMPLING, planner_job, run_planner, tell_of_regrowing
+from .prompt import tell_of_choices
 from .references import GLMImageEncodeReference
 from .regrow import prompt_message, warn_of_mask
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar
@@ -49,7 +50,6 @@ class GLMImageInpaint:
                     "STRING",
                     {
                         "multiline": True,
-                        "dynamicPrompts": True,
                         "tooltip": "What to change, as for an edit: make the circle purple, remove the tree. To replace or to "
                         "outpaint: what to add, and where.",
                     },
@@ -93,6 +93,7 @@ class GLMImageInpaint:
     ):
         model = glm_ar(ar)
         check_prompt(model, prompt)
+        tell_of_choices(prompt)
         check_references(references, codebook=model.codebook)
         warn_of_mask(mask)
         picture, mask = to_be_read(model, image, mask, erase=under_mask == UNDER_MASK[1])

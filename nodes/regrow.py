@@ -10,6 +10,7 @@ from ..glmimage_core.glm_image.regrow import check_regrow, regrow_prior
 from ..glmimage_core.masks import as_batch
 from .host import host
 from .planning import SAMPLING, planner_job, run_planner, tell_of_regrowing
+from .prompt import tell_of_choices
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, validation_message
 from .widgets import seed_input
 
@@ -44,7 +45,6 @@ class GLMImageRegrowPrior:
                     "STRING",
                     {
                         "multiline": True,
-                        "dynamicPrompts": True,
                         "tooltip": "What the picture shows with the new part in it; with references, what an edit changes.",
                     },
                 ),
@@ -69,6 +69,7 @@ class GLMImageRegrowPrior:
     async def regrow(self, ar, prior, mask, prompt, seed, references=(), temperature=0.9, top_p=0.75, top_k=50, lookahead="auto"):
         model = glm_ar(ar)
         check_prompt(model, prompt)
+        tell_of_choices(prompt)
         check_references(references, codebook=model.codebook)
         check_regrow(model, prior, mask)
         warn_of_mask(mask)

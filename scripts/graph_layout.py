@@ -51,7 +51,7 @@ ATTEMPTS = (  # columns, scale, and how much nodes get of the height that they w
 )
 SAYING = (  # and show no picture
     *("GLMImageChangedMask", "GLMImageLoadLoRA", "GLMImageLoadPrior", "GLMImagePriorEntropy"),
-    *("GLMImageChooseSurest", "GLMImageChooseByText"),
+    *("GLMImageChooseSurest", "GLMImageChooseByText", "GLMImageSize"),
 )
 STOCK_PICTURES = ("LoadImage", "SaveImage", "PreviewImage", "PreviewAny")
 

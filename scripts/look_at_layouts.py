@@ -2,9 +2,9 @@
 
     python scripts/look_at_layouts.py --comfyui DIR [--python INTERPRETER] [--chromium FILE] [--pictures DIR] [NAME ...]
 
-It asks for the front end's own geometry, and for the scale at which a window of 1600 x 900 pixels shows the graph. Ends with 1
-if a node lies over another or reaches out of its group, or if the graph is drawn without text. --pictures keeps what the window
-shows.
+It asks for the front end's own geometry, for the scale at which a window of 1600 x 900 pixels shows the graph, and for what the
+front end would queue. Ends with 1 if a node lies over another or reaches out of its group, if the graph is drawn without text, or
+if what is queued is not the shipped file in API format. --pictures keeps what the window shows.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 from itertools import combinations
 from pathlib import Path
 
-import _pack  # noqa: F401, the pack under its name
+from _pack import ROOT
 from glm_image_pack.workflows import TEMPLATES, template_file
 
 from take_pictures import CHROMIUM_FLAGS, SECONDS, SETTINGS, comfyui, parser
@@ -34,6 +34,7 @@ GEOMETRY = """() => {
         groups: window.app.graph.groups.map(group => [group.title, [...group._bounding]]),
     };
 }"""
+EXPORT = "async () => (await window.app.graphToPrompt()).output"
 ROUNDING = 1  # of the geometry on a page, in the graph's units
 
 
@@ -66,6 +67,14 @@ def faults(geometry: dict) -> list[str]:
     return over + out + ["no text is drawn"] * geometry["textless"]
 
 
+def exported_otherwise(name: str, exported: dict) -> list[str]:
+    """What the front end would queue otherwise than the shipped file in API format does, in words."""
+    shipped = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    described = [{key: (one["class_type"], one["inputs"]) for key, one in graph.items()} for graph in (exported, shipped)]
+    differing = [key for key in described[0] | described[1] if described[0].get(key) != described[1].get(key)]
+    return [f"node {key} is queued otherwise than in workflows/api" for key in differing]
+
+
 def main() -> int:
     arguments = parser("Says what lies over what in the shipped workflows, in both renderers of a real ComfyUI.")
     arguments.add_argument("names", nargs="*", metavar="NAME", help="a workflow's short name; all by default")
@@ -92,7 +101,7 @@ def main() -> int:
                 page.evaluate(OPEN, [graph, title])
                 time.sleep(3)
                 geometry = page.evaluate(GEOMETRY)
-                wrong = faults(geometry)
+                wrong = faults(geometry) + exported_otherwise(name, page.evaluate(EXPORT))
                 found += len(wrong)
                 print(f"{renderer}: {title}: at {geometry['scale']:.2f}: {'; '.join(wrong) or 'nothing'}", flush=True)
                 if options.pictures:

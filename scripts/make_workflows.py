@@ -4,7 +4,7 @@
 
 UI format is laid out by graph_layout.py and converted to API format by the pack's own converter, so the two cannot drift apart.
 Run it after a change to a node's inputs; a test compares the files with what it writes. What the notes say is in
-workflow_notes.py, and nodes/templates.py says what the files are called.
+workflow_notes.py, and workflows/__init__.py says what the files are called.
 """
 
 import json
@@ -19,7 +19,19 @@ from glm_image_pack.glmimage_core.glm_image.files.components import NANO
 from glm_image_pack.workflows import TEMPLATES
 
 from graph_layout import ALL_NODES, ERROR, PREVIEW, Column, Graph
-from workflow_notes import ABOUT, COGVIEW3_BASE_MODEL, COGVIEW3_PLUS_MODEL, MODEL, NANO_MODEL, VLM_MODEL
+from workflow_notes import (
+    ABOUT,
+    COGVIEW3_BASE_MODEL,
+    COGVIEW3_PLUS_MODEL,
+    EDIT_MODEL,
+    MODEL,
+    NANO_MODEL,
+    PARTS_MODEL,
+    RESTYLE_MODEL,
+    REWRITTEN_MODEL,
+    TWO_PICTURES_MODEL,
+    VLM_MODEL,
+)
 
 PROMPT = (
     "A small bookshop on a rainy evening, seen from across the street. Warm light falls through the window onto wet "
@@ -49,7 +61,7 @@ REWRITERS = {  # with the input that is typed, what its group and its answer are
 SEEING = ("GLMImageEnhancePrompt", "GLMImageDescribe")
 CHECKPOINT = {"checkpoint": "GLM-Image", "dtype": "auto"}
 BUILT_IN = {"checkpoint": NANO, "dtype": "float32"}  # a CPU is at its best in float32, and it is small
-OF_NANO = {"checkpoint": BUILT_IN, "size": {"aspect": "1:1", "megapixels": 0.06}, "steps": 20}
+OF_NANO = {"checkpoint": BUILT_IN, "note": NANO_MODEL, "size": {"aspect": "1:1", "megapixels": 0.06}, "steps": 20}
 SIZE = {"aspect": "1280 x 1280", "megapixels": 1.55}
 NONE: Mapping[str, str] = {}
 
@@ -104,7 +116,7 @@ def load_parts(graph: Graph) -> Loaded:
     column = graph.column(*ABOUT_COLUMN)
     about(graph, column)
     loaders = [column.add(f"GLMImageLoad{part}", preview=ERROR, **CHECKPOINT) for part in ("DiT", "AR", "GlyphEncoder", "VAE")]
-    graph.group("Model", BLUE, *loaders, graph.note(column, "Model files", MODEL))
+    graph.group("Model", BLUE, *loaders, graph.note(column, "Model files", PARTS_MODEL))
     return Loaded(*((loader, 0) for loader in loaders))
 
 
@@ -237,6 +249,7 @@ def text_to_image(
     prompt: str = PROMPT,
     *,
     checkpoint: dict = CHECKPOINT,
+    note: str = MODEL,
     pictures: tuple[str, ...] = (),
     lora: bool = False,
     rewriter: str = "",
@@ -245,11 +258,13 @@ def text_to_image(
     **painting,
 ) -> None:
     """Text to image or an edit: prompt, plan, picture. planning, painting: other inputs of Generate Prior and the samplers."""
-    loaded = load(graph, checkpoint, NANO_MODEL if checkpoint is BUILT_IN else MODEL, lora)
+    loaded = load(graph, checkpoint, note, lora)
     words = encode(graph, loaded, prompt, rewriter)
     references = refer(graph, loaded, pictures) if pictures else {}
     prior = plan(graph, loaded, words, size=size, references=references, **planning)
     paint(graph, loaded, words, prior, references=references, **painting)
+    if rewriter == "GLMImageDescribe":  # last, so that the other nodes keep their numbers
+        graph.note(graph.column(*ABOUT_COLUMN, top=LOWER_ROW), "Model files of the writer", VLM_MODEL)
 
 
 def separate_loaders(graph: Graph) -> None:
@@ -261,7 +276,7 @@ def separate_loaders(graph: Graph) -> None:
 
 def restyle(graph: Graph) -> None:
     """A picture painted over: its own latent, partly noised, under a new plan of its own size."""
-    loaded = load(graph)
+    loaded = load(graph, model_note=RESTYLE_MODEL)
     words = encode(graph, loaded, RESTYLE)
     image = graph.column(*WORDS, top=LOWER_ROW).add("LoadImage", title="Picture", taller=40, image=SCENE)
     size = {"aspect": "like image", "megapixels": 1.5, "image": (image, 0)}
@@ -319,7 +334,8 @@ def cogview3_plus(graph: Graph) -> None:
     about(graph, column)
     loaded = column.add("GLMImageLoadCogView3", preview=ERROR, checkpoint="CogView3-Plus-3B")
     vlm = column.add("GLMImageLoadVLM", preview=ERROR, checkpoint=VLM, bypassed=True)
-    graph.group("Models", BLUE, loaded, vlm, graph.note(column, "Model files", COGVIEW3_PLUS_MODEL))
+    note = graph.note(column, "Model files", f"{COGVIEW3_PLUS_MODEL}\n\nThe writer is {VLM_MODEL}")
+    graph.group("Models", BLUE, loaded, vlm, note)
     column = graph.column(*WORDS)
     typed = column.add("GLMImagePrompt", title="Prompt", taller=160, prompt=COGVIEW3_PROMPT)
     settings = {"vlm": (vlm, 0), "prompt": (typed, 0), "language": "en"}
@@ -376,14 +392,14 @@ DESCRIPTIONS: dict[str, Callable[[Graph], None]] = {
     "same_prior_new_seed": partial(text_to_image, planning={"seeds": "fixed"}, painting_seeds=(0, 1)),
     "lora": partial(text_to_image, lora=True),
     "separate_loaders": separate_loaders,
-    "image_edit": partial(text_to_image, prompt=EDIT, pictures=(SCENE,)),
-    "several_references": partial(text_to_image, prompt=COMBINE, pictures=(SCENE, MUG)),
+    "image_edit": partial(text_to_image, prompt=EDIT, pictures=(SCENE,), note=EDIT_MODEL),
+    "several_references": partial(text_to_image, prompt=COMBINE, pictures=(SCENE, MUG), note=TWO_PICTURES_MODEL),
     "restyle": restyle,
     "stock_sampler": stock_sampler,
     "custom_sampler": custom_sampler,
-    "enhance_prompt": partial(text_to_image, prompt=SHORT_PROMPT, rewriter="GLMImageEnhancePrompt"),
-    "enhance_prompt_api": partial(text_to_image, prompt=SHORT_PROMPT, rewriter="GLMImageEnhancePromptAPI"),
-    "describe": partial(text_to_image, prompt=INSTRUCTION, rewriter="GLMImageDescribe"),
+    "enhance_prompt": partial(text_to_image, prompt=SHORT_PROMPT, rewriter="GLMImageEnhancePrompt", note=REWRITTEN_MODEL),
+    "enhance_prompt_api": partial(text_to_image, prompt=SHORT_PROMPT, rewriter="GLMImageEnhancePromptAPI", note=REWRITTEN_MODEL),
+    "describe": partial(text_to_image, prompt=INSTRUCTION, rewriter="GLMImageDescribe", note=REWRITTEN_MODEL),
     "remote": remote,
     "cogview3_plus": cogview3_plus,
     "cogview3_base": cogview3_base,

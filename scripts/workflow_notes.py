@@ -1,15 +1,20 @@
 """What the notes in the shipped workflows say, in Markdown. Without code in a line: Nodes 2.0 draws it blue on blue."""
 
 _FAULT = (
-    "Something wrong? *If something goes wrong* in the pack's README. In a report, include what *python . info* prints in the "
-    "folder of the pack."
+    "Something wrong? *If something goes wrong* in the pack's README. Report a fault where you got the pack (its page in the "
+    "Manager has the address), with what *python . info* prints in its folder."
 )
 NANO_MODEL = (
     "*nano (built in)* comes with the pack: nothing to download, and a CPU is enough. For pictures of anything else choose "
     f"another checkpoint; *GLM-Image 11 text to image* says where it comes from.\n\n{_FAULT}"
 )
 _HF = "https://huggingface.co"
-MODEL = f"""## [zai-org/GLM-Image]({_HF}/zai-org/GLM-Image), 35 GB
+_CARDS = "**quantization** on a card of 24 GB: *none*; 12 or 16 GB: *int8*; 8 GB: *nf4*."
+
+
+def glm_image(on_nano: str = " and type *A red star on blue.*", cards: str = "") -> str:
+    """Where GLM-Image comes from. on_nano: what to do after nano is chosen, to try the graph. cards: settings for each card."""
+    return f"""## [zai-org/GLM-Image]({_HF}/zai-org/GLM-Image), 35 GB
 Download the whole folder:
 
 ```
@@ -20,12 +25,27 @@ ComfyUI/models/diffusers/GLM-Image/
   text_encoder/ tokenizer/ processor/
   scheduler/ vae/
 ```
-Then press **R**. To try the graph at once, choose *nano (built in)* and type *A red star on blue.*
+Then press **R**. To try the graph at once, choose *nano (built in)*{on_nano}
 
-**quantization** on a card of 24 GB: *none*; 12 or 16 GB: *int8*; 8 GB: *nf4*. The last two need the package \
-*comfy-kitchen*. Main memory holds 35 GB without.
+{cards or _CARDS} The last two need the package *comfy-kitchen*. Main memory holds 35 GB without.
 
 {_FAULT}"""
+
+
+MODEL = glm_image()
+EDIT_MODEL = glm_image(" and the picture *glm-image-shapes.png*, and type *Change the red circle to blue.*")
+TWO_PICTURES_MODEL = glm_image(
+    ", *glm-image-shapes.png* as Reference 1, bypass the other *Encode Reference* (Ctrl+B), and type *Change the red circle to "
+    "blue.*"
+)
+RESTYLE_MODEL = glm_image(" and the picture *glm-image-shapes.png*, and type *A red star on blue.*")
+REWRITTEN_MODEL = glm_image(" and type *A red star on blue.* The writer would change that: bypass it (Ctrl+B).")
+PARTS_MODEL = glm_image(
+    " in all four loaders, and type *A red star on blue.*",
+    "Single files go into *models/diffusion_models* (DiT), *text_encoders* (AR model) and *vae*.\n\n**quantization** on a card "
+    "of 24 GB: *none*; 16 GB: *int8* for the AR model; 12 GB: *int8* for it and the DiT; 8 GB: *nf4* for the AR model, the DiT "
+    "is streamed.",
+)
 VLM_MODEL = f"""Glmga, [GLM-4.1V]({_HF}/zai-org/GLM-4.1V-9B-Thinking) (21 GB) or another \
 vision-language model that transformers opens, as downloaded:
 
@@ -34,8 +54,9 @@ ComfyUI/models/LLM/Glmga/
   config.json
   *.safetensors
   tokenizer and processor
-```"""
-COGVIEW3_PLUS_MODEL = f"""## [THUDM/CogView3-Plus-3B]({_HF}/THUDM/CogView3-Plus-3B)
+```
+On a card of less than 24 GB choose a **quantization** in the loader."""
+COGVIEW3_PLUS_MODEL = f"""## [THUDM/CogView3-Plus-3B]({_HF}/THUDM/CogView3-Plus-3B), 15 GB
 Download the whole folder:
 
 ```
@@ -44,11 +65,14 @@ ComfyUI/models/diffusers/CogView3-Plus-3B/
   transformer/ text_encoder/ tokenizer/
   scheduler/ vae/
 ```
-Its tokenizer needs the packages *sentencepiece* and *protobuf*.
+Its tokenizer needs the packages *sentencepiece* and *protobuf*. One part after the other goes to the card: the text \
+encoder has 9.5 GB, the DiT 5.7 GB.
 
 {_FAULT}"""
-COGVIEW3_BASE_MODEL = f"""*python . convert* in the pack's folder makes the two folders from the \
-published checkpoints, see *docs/cogview3.md*. T5 comes from [THUDM/CogView3-Plus-3B]({_HF}/THUDM/CogView3-Plus-3B):
+COGVIEW3_BASE_MODEL = f"""*python . convert* in the pack's folder makes the two folders from the published \
+checkpoints, to which [THUDM/CogView3](https://github.com/THUDM/CogView3) links, and from *sdxl_vae.safetensors* of \
+[stabilityai/sdxl-vae]({_HF}/stabilityai/sdxl-vae); see *docs/cogview3.md*. T5, 9.5 GB on the card, comes from \
+[THUDM/CogView3-Plus-3B]({_HF}/THUDM/CogView3-Plus-3B):
 
 ```
 ComfyUI/models/diffusers/
@@ -83,8 +107,8 @@ ABOUT = {
         "runs once, and again when you change its seed."
     ),
     "lora": (
-        "Choose a file in **Load GLM-Image LoRA** and switch the node on (Ctrl+B); until then it is bypassed. One file may "
-        "change the DiT, the AR model, or both; the node says what it changed."
+        "Choose a file of *models/loras* in **Load GLM-Image LoRA** and switch the node on (Ctrl+B); until then it is "
+        "bypassed. One file may change the DiT, the AR model, or both; the node says what it changed."
     ),
     "separate_loaders": (
         "Each part has a loader of its own, with more settings: another quantization for AR model and DiT, single safetensors "

@@ -168,7 +168,8 @@ def test_the_nodes_and_templates_are_there(server):
     for name, node in NODE_CLASS_MAPPINGS.items():
         assert nodes[name]["display_name"] == node.TITLE and nodes[name]["category"] == "GLM-Image"
         assert nodes[name]["output_tooltips"] == list(node.OUTPUT_TOOLTIPS)
-    assert sorted(server.get("/workflow_templates")["comfyui-glm-image"]) == sorted(TEMPLATES.values())
+    for path in ("/workflow_templates", "/api/workflow_templates"):
+        assert server.get(path)["comfyui-glm-image"] == list(TEMPLATES.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

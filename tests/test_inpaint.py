@@ -139,6 +139,16 @@ def test_the_changed_mask_comes_with_the_references_latents(ar, encode_reference
         run("GLMImageChangedMask", prior=prior, references=(reference,), reference=2)
 
 
+def test_a_choice_in_a_prompt_is_drawn_in_no_node_that_shares_it(ar, encoder, vae, caplog):
+    prompt, size = "a {red|blue} house", {"width": 256, "height": 192}
+    (prior,) = run("GLMImageGeneratePrior", ar=ar, prompt=prompt, **size, batch_size=1, seed=1)
+    run("GLMImageEncodePrompt", glyph_encoder=encoder, prompt=prompt)
+    run("GLMImageRegrowPrior", ar=ar, prior=prior, mask=hole(), prompt=prompt, seed=2)
+    inputs = {"ar": ar, "vae": vae, "image": from_picture(pattern(256, 192, 3)), "mask": hole(), "prompt": prompt}
+    run("GLMImageInpaint", **inputs, under_mask="change it", batch_size=1, seed=1)
+    assert caplog.text.count("{red|blue} stays as it is here; type the prompt into GLM-Image Prompt") == 4
+
+
 def test_an_empty_prompt_is_refused_when_the_graph_is_queued_and_a_mask_of_nothing_is_noticed(ar, vae, caplog):
     for name in ("GLMImageRegrowPrior", "GLMImageInpaint"):
         assert "empty" in NODES[name].VALIDATE_INPUTS(" ") and NODES[name].VALIDATE_INPUTS(None) is True

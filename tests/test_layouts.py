@@ -44,7 +44,7 @@ WINDOW, FITTED, AROUND, TEXTLESS = (1600, 900), 0.75, 10, 8 / 14
 TITLE, BADGE, SHOWN, SAID = 30, 20, 270, 40  # above a node; the picture that a node of these shows while it runs; a line of text
 SAYING = {
     *("GLMImageChangedMask", "GLMImageLoadLoRA", "GLMImageLoadPrior", "GLMImagePriorEntropy"),
-    *("GLMImageChooseSurest", "GLMImageChooseByText"),
+    *("GLMImageChooseSurest", "GLMImageChooseByText", "GLMImageSize"),
 }
 SHOWING = {
     *("GLMImageInpaint", "GLMImageRegrowPrior", "GLMImageSketchPriors", "GLMImageExpandPriors"),
@@ -190,8 +190,14 @@ def test_a_second_run_changes_a_seed(name):
 def test_the_prompt_is_typed_in_the_one_node_that_draws_choices(name):
     typed = [node for node in graph(name)["nodes"] if node["type"] == "GLMImagePrompt"]
     assert len(typed) == 1 and typed[0]["title"] == ("Text to be drawn" if name in ("picture_plan", "enlarge") else "Prompt")
-    halves = (ALL_NODES[half] for half in ("GLMImageEncodePrompt", "GLMImageGeneratePrior"))
-    assert not any(input_types(half)["prompt"][1].get("dynamicPrompts") for half in halves)
+
+
+def test_no_node_that_shares_a_prompt_with_another_draws_choices():
+    """One may plan by a choice and another one draw text by another choice."""
+    plans = ("GLMImageGeneratePrior", "GLMImageSketchPriors", "GLMImageInpaint", "GLMImageRegrowPrior", "GLMImageExpandPriors")
+    texts = {name: input_types(ALL_NODES[name]).get("prompt") for name in ("GLMImageEncodePrompt", *plans)}
+    assert sum(text is not None for text in texts.values()) >= 5
+    assert not [name for name, text in texts.items() if text and text[1].get("dynamicPrompts")]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*COGVIEW3, *UNPLANNED, "remote")])
@@ -204,13 +210,27 @@ def test_one_choice_of_checkpoint_is_all_that_nano_needs(name):
     assert all(sides) and len(sides) == 2
 
 
+HF = "https://huggingface.co/"
+COGVIEW3_PLUS = (f"{HF}THUDM/CogView3-Plus-3B", "CogView3-Plus-3B/")
+SOURCES = {  # what the notes say of the files of each loader: from where, how large, into which folder, and what a card wants
+    "GLMImageLoad": (f"{HF}zai-org/GLM-Image), 35 GB", "ComfyUI/models/diffusers/GLM-Image/", "8 GB: *nf4*"),
+    "GLMImageLoadDiT": (f"{HF}zai-org/GLM-Image), 35 GB", "models/diffusion_models", "12 GB: *int8* for it and the DiT"),
+    "GLMImageLoadLoRA": ("models/loras",),
+    "GLMImageLoadVLM": (f"{HF}zai-org/GLM-4.1V-9B-Thinking) (21 GB)", "ComfyUI/models/LLM/", "less than 24 GB"),
+    "GLMImageLoadCogView3": (*COGVIEW3_PLUS, "15 GB", "ComfyUI/models/diffusers/", "9.5 GB, the DiT 5.7 GB"),
+    "GLMImageLoadT5": (*COGVIEW3_PLUS, "9.5 GB on the card", "ComfyUI/models/diffusers/"),
+    "GLMImageLoadCogView3Base": ("https://github.com/THUDM/CogView3", f"{HF}stabilityai/sdxl-vae", "cogview3-relay-3b/"),
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_notes_say_what_it_is_where_files_come_from_and_where_to_turn(name):
     notes = [node["widgets_values"][0] for node in graph(name)["nodes"] if node["type"] == "MarkdownNote"]
     said = "\n".join(notes)
-    assert notes[0].startswith("## ") and "python . info" in said
-    if name not in (*NANO, "remote"):
-        assert "https://huggingface.co/" in said and "ComfyUI/models/" in said
+    assert notes[0].startswith("## ") and "python . info" in said and "where you got the pack" in said
+    for loader in {node["type"] for node in graph(name)["nodes"]} & SOURCES.keys():
+        for words in SOURCES[loader] if name not in NANO else ("nano (built in)",):
+            assert words in said, (loader, words)
     outside = "".join(re.split(r"```.*?```", said, flags=re.DOTALL))
     assert "`" not in outside  # which Nodes 2.0 draws blue on blue
 

@@ -1,7 +1,7 @@
 """The shipped workflows: what each is called in ComfyUI's template browser.
 
-The browser shows a file's name, searches in it and sorts by it, so the names begin with what people look for, and a number puts
-those first that need no download. Each workflow also has a short name, which does not change: that of its file in API format, and
+The browser shows a file's name and searches in it, so the names begin with what people look for. A number puts those first that
+need no download. Each workflow also has a short name, which does not change: that of its file in API format, and
 of its file in UI format before the numbers came. Old links and commands use it.
 """
 

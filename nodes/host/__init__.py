@@ -19,6 +19,7 @@ def _find_host() -> Host:
 
         templates.put_pictures()
         templates.serve_short_names()
+        templates.list_in_order()
         return ComfyHost(families.MODELS, families.SAMPLERS)
     from .standalone import StandaloneHost, families
 

@@ -63,6 +63,22 @@ def test_reference_latents_and_guidance_are_said_and_change_nothing(conditioned,
         assert any("FluxGuidance has no effect; set cfg" in line for line in said)
 
 
+@pytest.mark.parametrize(
+    ("node", "values"),
+    [
+        ("FreeU", {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}),
+        ("FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}),
+    ],
+)
+def test_patches_for_unets_are_said_and_change_nothing(conditioned, painted, run, model, node, values):
+    positive, negative, _ = conditioned(False)
+    plain, _ = painted("KSampler", positive, negative)
+    (patched,) = run(node, model=model, **values)
+    samples, said = painted("KSampler", positive, negative, model=patched)
+    assert torch.equal(samples, plain)
+    assert any("patches on the MODEL have no effect" in line for line in said)
+
+
 @pytest.mark.parametrize("sampler", ["KSampler", "GLMImageSampler"])
 def test_a_control_net_is_said_and_does_not_run(conditioned, painted, run, picture, control_net, sampler):
     positive, negative, _ = conditioned(False)

@@ -10,6 +10,6 @@ glm_image   GLM-Image: the DiT as a MODEL, and its sampler
 attention_patches  stock nodes' patches of the DiT's attention
 cogview3    CogView3-Plus and CogView3-Base as a MODEL, and their samplers
 families    which component is which MODEL, and which function answers which request
-templates   pictures and old links of the shipped workflows
+templates   pictures, order and old links of the shipped workflows
 services    folders, device, placement: what the nodes ask of their host
 """

@@ -42,7 +42,7 @@ class NormalisedLatents(comfy.latent_formats.LatentFormat):
 class OwnModelConfig(comfy.supported_models_base.BASE):
     """The configuration that ComfyUI's BaseModel wants. It keeps ComfyUI from building a model: ours is built already."""
 
-    unet_config = {"disable_unet_model_creation": True}
+    unet_config = {"disable_unet_model_creation": True, "model_channels": 0}  # FreeU asks for the latter before it patches
     unet_extra_config = {}
 
 

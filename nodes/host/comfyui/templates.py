@@ -1,5 +1,6 @@
-"""What ComfyUI's template browser needs of the pack: the pictures that shipped workflows load, and their links of old."""
+"""What ComfyUI's template browser needs of the pack: pictures of the shipped workflows, their order, old links."""
 
+import json
 import logging
 import shutil
 from functools import partial
@@ -12,6 +13,7 @@ from server import PromptServer
 from ....workflows import FOLDER, TEMPLATES, template_file
 
 log = logging.getLogger(__name__)
+LISTS = ("/workflow_templates", "/api/workflow_templates")
 PACK = Path(__file__).parents[3].name  # as ComfyUI calls the pack: the name of its folder, or of the link to it
 
 
@@ -34,6 +36,20 @@ def serve_short_names() -> None:
         return
     for name in TEMPLATES:
         server.routes.get(f"/workflow_templates/{PACK}/{name}.json")(partial(_answer, template_file(name)))
+
+
+def list_in_order() -> None:
+    """Have ComfyUI list the pack's templates by their numbers. It lists them as they lie on the disk, and so the browser does."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.app.on_response_prepare.append(_in_order)
+
+
+async def _in_order(request: web.Request, response: web.StreamResponse) -> None:
+    if request.path in LISTS and response.status == 200:
+        templates = json.loads(response.text)
+        templates[PACK] = sorted(templates[PACK])
+        response.text = json.dumps(templates)
 
 
 async def _answer(file: Path, request: web.Request) -> web.FileResponse:
