@@ -16,8 +16,19 @@ from .clone import check_training
 from .progress import progress_bar, quiet_libraries
 from .workers import lines_of
 
+DEFAULTS = {
+    "share": 1.0,
+    "series": "held out",
+    "larger": False,
+    "glyph_text": False,
+    "dtype": "float32",
+    "quantization": "none",
+    "step_cache": 0.0,
+    "lookahead": 0,
+}
+"""What changes a score, and is said above its table where it is set otherwise. Steps and cfg are always said."""
 LEAST_QUESTIONS = 20  # of a process: fewer do not repay its start
-STEPS, CFG, STEP_CACHE = 20, 1.5, 0.0  # how pictures are painted unless it is said otherwise
+STEPS, CFG = 20, 1.5
 LARGE = 10**9  # bytes of a checkpoint's weights from which on several processes are not started unasked
 
 
@@ -35,10 +46,12 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         metavar="CHECKPOINT",
         help="a folder with model_index.json; default: nano, the built-in model",
     )
-    parser.add_argument("--share", type=float, default=1.0, help="share of the prompts of each subject, 0..1; default: all")
+    parser.add_argument(
+        "--share", type=float, default=DEFAULTS["share"], help="share of the prompts of each subject, 0..1; default: all"
+    )
     parser.add_argument(
         "--series",
-        default="held out",
+        default=DEFAULTS["series"],
         metavar="NAME",
         help="ask other questions, one set for each name; default: those of the card",
     )
@@ -52,23 +65,26 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--dtype",
         choices=["auto", *DTYPES],
-        default="float32",
+        default=DEFAULTS["dtype"],
         help="precision of the weights; auto: as stored; default: %(default)s",
     )
     parser.add_argument(
-        "--quantization", choices=QUANTIZATIONS, default="none", help="format of AR model and DiT; default: %(default)s"
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default=DEFAULTS["quantization"],
+        help="format of AR model and DiT; default: %(default)s",
     )
     parser.add_argument(
         "--step-cache",
         type=float,
-        default=STEP_CACHE,
+        default=DEFAULTS["step_cache"],
         metavar="THRESHOLD",
         help="step_cache of GLM-Image Sampler; default: 0, off",
     )
     parser.add_argument(
         "--lookahead",
         type=int,
-        default=0,
+        default=DEFAULTS["lookahead"],
         metavar="TOKENS",
         help="tokens a pass of the AR model; default: 0, as many as are fastest",
     )
@@ -89,7 +105,10 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         help="also score this checkpoint and print where they differ; p is of McNemar's exact test",
     )
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="processes of one thread each; default: one a core, 1 for a large checkpoint"
+        "--processes",
+        type=int,
+        metavar="N",
+        help="how many processes, of one thread each if several; default: one a core, 1 for a large checkpoint",
     )
     parser.add_argument(
         "--part",
@@ -122,13 +141,19 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     scores = [_all_answers(checkpoint, asked, options) for checkpoint in checkpoints]
     seconds = (time.monotonic() - began) / sum(map(len, scores))
-    how = "plans alone" if options.plans else f"{options.steps} steps, cfg {options.cfg}"
-    settings = f"{how}, {seconds:.1f} s a picture"
+    how = ["plans alone"] if options.plans else [f"{options.steps} steps", f"cfg {options.cfg}"]
+    settings = ", ".join([*how, *_set_otherwise(options), f"{seconds:.1f} s a picture"])
     if options.compare:
         print(comparison(f"{checkpoints[0]} and {checkpoints[1]}, {settings}", *scores).markdown())
     else:
         print(table(f"{checkpoints[0].name}, {settings}", *scores).markdown())
     return 0
+
+
+def _set_otherwise(options: argparse.Namespace) -> list[str]:
+    """The settings that are not the defaults, as words."""
+    changed = {name: getattr(options, name) for name, usual in DEFAULTS.items() if getattr(options, name) != usual}
+    return [name.replace("_", " ") + ("" if value is True else f" {value}") for name, value in changed.items()]
 
 
 def _checked(options: argparse.Namespace) -> list[Path]:
@@ -149,10 +174,12 @@ def _checked(options: argparse.Namespace) -> list[Path]:
     check_lookahead(options.lookahead)
     if options.compare and (options.save or options.part):
         raise ValueError("--compare prints a table of two checkpoints; it goes with neither --save nor --part")
-    if options.plans and (options.steps, options.cfg, options.step_cache) != (STEPS, CFG, STEP_CACHE):
+    if options.plans and (options.steps, options.cfg, options.step_cache) != (STEPS, CFG, DEFAULTS["step_cache"]):
         raise ValueError("--plans paints nothing; it goes without --steps, --cfg and --step-cache")
     if options.part:
         _part(options.part)
+        if options.processes:
+            raise ValueError("--part is one process; start another one for each of the others")
     if options.save:
         check_writable(options.save / "picture.png")
         options.save.mkdir(parents=True, exist_ok=True)

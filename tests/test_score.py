@@ -14,7 +14,7 @@ from glm_image_pack.training import world
 from glm_image_pack.training.captions import EDITS
 from PIL import Image
 
-pytest.importorskip("glm_image_pack.training.scoring", reason="needs SciPy")
+scoring = pytest.importorskip("glm_image_pack.training.scoring", reason="needs SciPy")
 NANO = components.BUILT_IN[components.NANO]
 FEW = ["--share", "0.01", "--steps", "2"]  # six questions
 
@@ -113,8 +113,24 @@ def test_a_part_is_every_nth_question(monkeypatch, capsys):
         assert main(["score", "--share", "0.03", "--part", part]) == 0
         parts.append([Answer(**json.loads(line)) for line in capsys.readouterr().out.splitlines()])
     numbers = [(answer.subject, answer.number) for pair in zip(*parts, strict=False) for answer in pair]
-    assert numbers[:4] == [("one shape", 0), ("one shape", 1), ("one shape", 2), ("one shape", 3)]
+    assert numbers[:4] == [(question.subject, question.number) for question in scoring.questions(0.03)][:4]
     assert sum(map(len, parts)) == len({(a.subject, a.number) for part in parts for a in part})
+
+
+def test_a_table_says_what_was_asked(monkeypatch, capsys):
+    monkeypatch.setattr(score, "_answers", lambda *parts, **how: (an_answer(q.number, True, subject=q.subject) for q in parts[1]))
+    asked = ["--share", "0.01", "--series", "others", "--larger", "--glyph-text", "--step-cache", "0.1", "--processes", "1"]
+    assert main(["score", *asked]) == 0
+    said = "20 steps, cfg 1.5, share 0.01, series others, larger, glyph text, step cache 0.1, "
+    assert said in capsys.readouterr().out
+    assert score.DEFAULTS["series"] == scoring.SERIES
+
+
+def test_a_share_asks_for_all_sizes_and_is_a_part_of_a_larger_one():
+    small, large, whole = ({(q.subject, q.number) for q in scoring.questions(share)} for share in (0.12, 0.3, 1))
+    assert (len(small), len(large), len(whole)) == (60, 150, 500) and small < large < whole
+    edits = [question for question in scoring.questions(0.12) if question.subject == "edit"]
+    assert len({size_of(question) for question in edits}) >= 5 and len({question.asked.kind for question in edits}) >= 6
 
 
 def test_larger_questions_are_asked_at_larger_sizes(monkeypatch, capsys):
@@ -139,6 +155,7 @@ def test_larger_questions_are_asked_at_larger_sizes(monkeypatch, capsys):
     [
         (["--part", "3/2"], "--part is 3/2; it must be I/N"),
         (["--part", "half"], "--part is half; it must be I/N"),
+        (["--part", "1/2", "--processes", "2"], "--part is one process"),
         (["--processes", "0"], "--processes is 0; at least one is needed"),
         (["--compare", "nowhere"], "nowhere is no folder with a model_index.json"),
         (["--plans", "--steps", "5"], "--plans paints nothing; it goes without --steps, --cfg and --step-cache"),

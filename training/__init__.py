@@ -6,6 +6,9 @@ captions   prompts that ask for a scene, or for a change of one, in English and 
 reading    a picture back as a scene
 scoring    held-out prompts, and whether a picture shows what its prompt asks for
 repainting pictures painted again from their own plans
+mixing     held-out plans of which each half is another scene's
+sketching  held-out prompts of which several sketches are judged
+enlarging  held-out drawings that are enlarged
 inpainting held-out inpaintings and outpaintings, and whether they show what was asked and kept the rest
 painter    a checkpoint as a function from prompt to picture
 make       the phases in which nano is trained, and the checkpoint that they write

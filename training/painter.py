@@ -1,4 +1,4 @@
-"""A checkpoint's whole way from a prompt to a picture, as training and scoring ask for it."""
+"""A checkpoint's whole way from a prompt to a picture, as scoring asks for it."""
 
 import time
 from collections.abc import Sequence

@@ -48,18 +48,19 @@ Paint = Callable[..., torch.Tensor]
 
 
 def questions(share: float = 1.0, series: str = SERIES, sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Question]:
-    """All held-out questions of a series, or an equal share of each subject's.
+    """All held-out questions of a series, or an equal share of each subject's, chosen by lot.
 
     series: any name, each with its own questions. sizes: rows and columns of the pictures, in turn.
     """
     for subject, count in SUBJECTS.items():
-        for number in range(max(1, round(count * share))):
+        drawn = random.Random(f"share/{subject}").sample(range(count), count)  # a larger share has what a smaller one has
+        for number in sorted(drawn[: max(1, round(count * share))]):
             size = sizes[_turn(subject, number) % len(sizes)]
             yield Question(subject, number, _MAKERS[subject](random.Random(f"{series}/{subject}/{number}"), number, size))
 
 
 def _turn(subject: str, number: int) -> int:
-    """Which of the sizes a question has. Kinds of edits take turns too, so an edit's size changes only after all of them."""
+    """Which of the sizes a question has. Eight edits in a row have one: four kinds of them, in both languages."""
     return number // len(EDITS) if subject == "edit" else number
 
 
