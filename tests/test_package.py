@@ -103,6 +103,8 @@ def test_the_folder_that_pip_installs_is_in_the_package():
 def test_workflows_name_the_pack_by_its_id_in_the_registry():
     """So that a ComfyUI without the pack can say which one is missing."""
     name = re.search(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
-    for file in sorted((ROOT / "workflows").glob("*.json")):
-        nodes = [node for node in json.loads(file.read_text("utf-8"))["nodes"] if node["type"].startswith("GLMImage")]
+    for file in sorted([*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]):
+        graph = json.loads(file.read_text("utf-8"))
+        parts = [graph, *graph.get("definitions", {}).get("subgraphs", [])]
+        nodes = [node for part in parts for node in part["nodes"] if node["type"].startswith("GLMImage")]
         assert nodes and {node["properties"].get("cnr_id") for node in nodes} == {name}, file
