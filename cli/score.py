@@ -25,6 +25,7 @@ DEFAULTS = {
     "quantization": "none",
     "step_cache": 0.0,
     "lookahead": 0,
+    "temperature": 0.9,
 }
 """What changes a score, and is said above its table where it is set otherwise. Steps and cfg are always said."""
 LEAST_QUESTIONS = 20  # of a process: fewer do not repay its start
@@ -89,14 +90,26 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         help="tokens a pass of the AR model; default: 0, as many as are fastest",
     )
     parser.add_argument(
+        "--temperature",
+        type=float,
+        default=DEFAULTS["temperature"],
+        help="temperature of the plans; default: %(default)s",
+    )
+    parser.add_argument(
         "--glyph-text",
         action="store_true",
         help="give the word that stays in an edit as glyph_text, as a user of Encode Prompt may",
     )
-    parser.add_argument(
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument(
         "--plans",
         action="store_true",
         help="judge the plans alone: each is drawn by code and not painted, which takes a fraction of the time",
+    )
+    alone.add_argument(
+        "--vae",
+        action="store_true",
+        help="judge the VAE alone: what is asked for is drawn by code, encoded and decoded",
     )
     parser.add_argument(
         "--compare",
@@ -141,7 +154,7 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     scores = [_all_answers(checkpoint, asked, options) for checkpoint in checkpoints]
     seconds = (time.monotonic() - began) / sum(map(len, scores))
-    how = ["plans alone"] if options.plans else [f"{options.steps} steps", f"cfg {options.cfg}"]
+    how = ["plans alone"] if options.plans else ["VAE alone"] if options.vae else [f"{options.steps} steps", f"cfg {options.cfg}"]
     settings = ", ".join([*how, *_set_otherwise(options), f"{seconds:.1f} s a picture"])
     if options.compare:
         print(comparison(f"{checkpoints[0]} and {checkpoints[1]}, {settings}", *scores).markdown())
@@ -174,8 +187,9 @@ def _checked(options: argparse.Namespace) -> list[Path]:
     check_lookahead(options.lookahead)
     if options.compare and (options.save or options.part):
         raise ValueError("--compare prints a table of two checkpoints; it goes with neither --save nor --part")
-    if options.plans and (options.steps, options.cfg, options.step_cache) != (STEPS, CFG, DEFAULTS["step_cache"]):
-        raise ValueError("--plans paints nothing; it goes without --steps, --cfg and --step-cache")
+    painting = options.steps, options.cfg, options.step_cache
+    if (options.plans or options.vae) and painting != (STEPS, CFG, DEFAULTS["step_cache"]):
+        raise ValueError("--plans and --vae paint nothing; they go without --steps, --cfg and --step-cache")
     if options.part:
         _part(options.part)
         if options.processes:
@@ -215,9 +229,9 @@ def _processes(checkpoint: Path, questions: int) -> int:
 
 
 def _answers_of_processes(checkpoint: Path, processes: int, options: argparse.Namespace) -> Iterator[Answer]:
-    settings = ["share", "series", "steps", "cfg", "dtype", "quantization", "step_cache", "lookahead"]
+    settings = ["share", "series", "steps", "cfg", "dtype", "quantization", "step_cache", "lookahead", "temperature"]
     arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in settings]
-    arguments += [f"--{name.replace('_', '-')}" for name in ("glyph_text", "plans", "larger") if getattr(options, name)]
+    arguments += [f"--{name.replace('_', '-')}" for name in ("glyph_text", "plans", "vae", "larger") if getattr(options, name)]
     if options.save:
         arguments.append(f"--save={options.save.absolute()}")
     commands = [
@@ -229,12 +243,13 @@ def _answers_of_processes(checkpoint: Path, processes: int, options: argparse.Na
 
 
 def _answers(checkpoint: Path, asked: Sequence, options: argparse.Namespace, one_thread: bool = False) -> Iterator[Answer]:
-    """Paint and judge questions one by one in this process."""
+    """Paint and judge questions one by one in this process: on a CPU eight pictures took as long in a batch as one by one."""
     import torch
 
     from ..glmimage_core.glm_image.denoise import Approximations
+    from ..glmimage_core.glm_image.draw import Sampling
     from ..training import scoring
-    from ..training.painter import Painter
+    from ..training.painter import Painter, Planned
 
     if one_thread:
         torch.set_num_threads(1)
@@ -244,13 +259,18 @@ def _answers(checkpoint: Path, asked: Sequence, options: argparse.Namespace, one
         options.quantization,
         steps=options.steps,
         cfg=options.cfg,
+        sampling=Sampling(temperature=options.temperature),
         approximations=Approximations(step_cache=options.step_cache),
         lookahead=options.lookahead,
         plans_alone=options.plans,
     )
     for question in asked:
-        picture = scoring.answer(paint, question, says_word=options.glyph_text)
-        verdict, plan = scoring.judge(question, picture), paint.planned[-1]
+        if options.vae:
+            picture, plan = scoring.through_vae(paint.glm.vae, question), Planned(0.0, 0.0)
+        else:
+            picture = scoring.answer(paint, question, says_word=options.glyph_text)
+            plan = paint.planned[-1]
+        verdict = scoring.judge(question, picture)
         if options.save:
             _keep(options.save, verdict, picture)
         yield Answer(

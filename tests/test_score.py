@@ -91,6 +91,13 @@ def test_plans_can_be_judged_alone(tmp_path, capsys):
         assert colours[0][1] in world.COLOURS.values() and sum(count for count, _ in colours[:6]) > 0.9 * 192 * 192
 
 
+def test_what_the_vae_loses_is_measured_alone(capsys):
+    assert main(["score", "--share", "0.06", "--vae", "--processes", "1"]) == 0
+    printed = capsys.readouterr().out
+    asked, right, median, within, *_ = rows_of(printed)["edit"]
+    assert "VAE alone" in printed and (asked, right) == ("9", "100") and float(median) > 30 and float(within) > 80
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_compared_with_another(tmp_path, capsys):
     copy = tmp_path / "copy"
@@ -158,7 +165,7 @@ def test_larger_questions_are_asked_at_larger_sizes(monkeypatch, capsys):
         (["--part", "1/2", "--processes", "2"], "--part is one process"),
         (["--processes", "0"], "--processes is 0; at least one is needed"),
         (["--compare", "nowhere"], "nowhere is no folder with a model_index.json"),
-        (["--plans", "--steps", "5"], "--plans paints nothing; it goes without --steps, --cfg and --step-cache"),
+        (["--plans", "--steps", "5"], "--plans and --vae paint nothing; they go without --steps, --cfg and --step-cache"),
         (["--compare", str(NANO), "--save", "x"], "it goes with neither --save nor --part"),
     ],
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..glmimage_core.vae import Vae, decode, encode
 from .captions import EDITS, LANGUAGES, Claim, Edit, Request, WordClaim, describe, random_edit
 from .drawing import draw
 from .reading import read
@@ -73,6 +74,11 @@ def answer(paint: Paint, question: Question, *, says_word: bool = False) -> torc
     if says_word and isinstance(asked, Edit):
         given["glyph_texts"] = [asked.scene.word.text] if asked.scene.word else []
     return paint(asked.prompt, references, width, height, seed=question.number, **given)
+
+
+def through_vae(vae: Vae, question: Question) -> torch.Tensor:
+    """What a question asks for, drawn by code, encoded and decoded: [H, W, 3] in 0..1. No painter wins back what this loses."""
+    return decode(vae, encode(vae, draw(question.asked.scene)[None]))[0]
 
 
 def judge(question: Question, picture: torch.Tensor) -> Verdict:
