@@ -1,7 +1,7 @@
 """How well a checkpoint paints pictures again from their own plans: held-out scenes, drawn, planned by their vision tokens."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..glmimage_core.glm_image.pipeline import GlmImage
@@ -23,10 +23,10 @@ class Repainted(NamedTuple):
     psnr: float
 
 
-def held_out_scenes(count: int) -> Iterator[Scene]:
-    """Scenes of all sizes, from seeds that training does not use."""
+def held_out_scenes(count: int, sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Scene]:
+    """Scenes from seeds that training does not use. sizes: rows and columns, in turn."""
     for number in range(count):
-        yield random_scene(random.Random(f"held out/plan/{number}"), *SIZES[number % len(SIZES)])
+        yield random_scene(random.Random(f"held out/plan/{number}"), *sizes[number % len(sizes)])
 
 
 def repaint(glm: GlmImage, scene: Scene, seed: int) -> Repainted:
