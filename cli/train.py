@@ -2,7 +2,9 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from .choices import DEVICE_HELP, TRAINED_PHASES
@@ -51,9 +53,16 @@ def run(options: argparse.Namespace) -> int:
     device = device_option(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
+    said = partial(print, file=sys.stderr, flush=True)
+    settings = {
+        "seconds": options.minutes * 60,
+        "compiled": options.compile,
+        "rewrite": not (options.folder / "nano").exists(),
+        "report": said,
+    }
     for name in options.parts or TRAINED_PHASES:
-        if not train_phase(name, options.folder, device, seconds=options.minutes * 60, compiled=options.compile):
-            print(f"{name} is not done yet; run the same command again to continue")
+        if not train_phase(name, options.folder, device, **settings):
+            said(f"{name} is not done yet; run the same command again to continue")
             return 0
     print(options.folder / "nano")
     return 0

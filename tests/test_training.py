@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,7 +175,7 @@ def test_a_wrong_option_of_train_is_named(tmp_path, options, message, capsys):
 
 def test_train_stops_in_time_and_says_how_to_go_on(tmp_path, capsys):
     assert main(["train", str(tmp_path), "vision", "--minutes", "0.0001"]) == 0
-    assert "vision is not done yet; run the same command again to continue" in capsys.readouterr().out
+    assert "vision is not done yet; run the same command again to continue" in capsys.readouterr().err
     assert (tmp_path / "vision.pt").is_file() and (tmp_path / "nano" / "vision_language_encoder" / "model.safetensors").is_file()
 
 
@@ -424,6 +425,32 @@ def test_a_batch_of_larger_pictures_has_fewer_lessons(nano_ar, monkeypatch):
         batches.clear()
 
 
+def test_a_phase_that_is_done_is_not_written_over_a_later_one(made, tmp_path):
+    shutil.copytree(made.parent, tmp_path, dirs_exist_ok=True)
+    found = {file: file.read_bytes() for file in (tmp_path / "nano").rglob("*") if file.is_file()}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (make.vision, make.ar, make.dit):
+            patch.setattr(module, "RECIPE", loop.Recipe(steps=2, learning_rate=1e-3))
+        for name in ("vision", "ar", "dit"):
+            assert make.train_phase(name, tmp_path, torch.device("cpu"))
+        assert found == {file: file.read_bytes() for file in found}
+        assert make.train_phase("ar", tmp_path, torch.device("cpu"), rewrite=True)
+    weights = Path("nano", "vision_language_encoder", "model.safetensors")
+    assert found[tmp_path / weights] != (tmp_path / weights).read_bytes()
+
+
+def test_the_phase_larger_states_the_sizes_that_it_teaches(tmp_path):
+    folder = tmp_path / "nano"
+    make.write_nano_layout(folder)
+    make._save(make._initial_model(folder, "vision_language_encoder"), folder / "vision_language_encoder")
+    before = checkpoints.load_ar(folder)
+    start_phase("larger", folder).write()
+    after = checkpoints.load_ar(folder)
+    assert (before.trained_on.sides, after.trained_on.sides) == ((192, 384), (192, 512))
+    assert before.trained_on.words == after.trained_on.words
+    assert after.image_processor.size["longest_edge"] == 512**2
+
+
 def test_a_phase_that_goes_on_leaves_the_configs_as_it_finds_them(tmp_path):
     folder = tmp_path / "nano"
     make.write_nano_layout(folder)
@@ -432,7 +459,7 @@ def test_a_phase_that_goes_on_leaves_the_configs_as_it_finds_them(tmp_path):
     start_phase("dit", folder).write()
     components = ("vae", "vision_language_encoder", "transformer", "text_encoder")
     found = {name: (folder / name / "config.json").read_text(encoding="utf-8") for name in components}
-    for phase in ("plans", "larger", "words", "decoder", "keeping"):
+    for phase in ("plans", "words", "decoder", "keeping"):
         start_phase(phase, folder).write()
         written = {name: (folder / name / "config.json").read_text(encoding="utf-8") for name in components}
         assert written == found, phase

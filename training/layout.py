@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..glmimage_core.tiny.glm_image import write_layout
 from ..glmimage_core.tiny.spec import CONTROL_IDS, ModelSpec
+from . import larger
 from .ar import SIDES
 from .captions import describe, phrases, random_edit, vocabulary
 from .world import CELL_PX, CODES, random_scene
@@ -44,7 +45,7 @@ NANO = ModelSpec(
     vae_layers_per_block=1,
     vae_norm_groups=2,
     vae_mid_attention=False,
-    rope_theta=6.0,  # wavelengths of 6 to 30 positions: grids here have 6 to 23 rows and columns
+    rope_theta=6.0,  # wavelengths: 10 to 15 rows, 19 to 30 columns; grids have 6 to 16 of each, previews 9 to 26
 )
 
 
@@ -60,7 +61,20 @@ def write_nano_layout(folder: Path) -> None:
 
 def trained_on() -> dict:
     """What nano's AR model states of its training."""
-    return {"sides": [min(SIDES) * CELL_PX, max(SIDES) * CELL_PX], "words": vocabulary()}
+    return {"sides": [side * CELL_PX for side in (min(SIDES), max(SIDES))], "words": vocabulary()}
+
+
+def write_larger_sizes(folder: Path) -> None:
+    """State in a checkpoint the sizes that the phase larger teaches."""
+    shortest, longest = (side * CELL_PX for side in (min(larger.SIDES), max(larger.SIDES)))
+    areas = {"shortest_edge": shortest**2, "longest_edge": longest**2}
+    _restate(folder / "processor" / "preprocessor_config.json", size=areas)
+    _restate(folder / "vision_language_encoder" / "config.json", trained_on=trained_on() | {"sides": [shortest, longest]})
+
+
+def _restate(file: Path, **entries) -> None:
+    config = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(config | entries, indent=2) + "\n", "utf-8")
 
 
 def merges() -> tuple[tuple[str, str], ...]:

@@ -123,6 +123,12 @@ def averaged(name: str, folder: Path) -> dict[str, torch.Tensor] | None:
     return torch.load(state_file, map_location="cpu", weights_only=True)["average"] if state_file.exists() else None
 
 
+def steps_done(name: str, folder: Path) -> int:
+    """How many steps of a phase its state holds."""
+    state_file = folder / f"{name}.pt"
+    return torch.load(state_file, map_location="cpu", weights_only=True, mmap=True)["step"] if state_file.exists() else 0
+
+
 def _optimizers(model: Module, layers: Iterable[Module]) -> list[Optimizer]:
     matrices = [weight for layer in layers for weight in layer.parameters() if weight.ndim == 2]
     of_muon = {id(weight) for weight in matrices}

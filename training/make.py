@@ -29,8 +29,8 @@ from ..glmimage_core.glm_image.files.inspect import scheduler_shift
 from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_ar, load_dit, load_glyph_encoder, load_vae
 from . import ar, decoder, dit, keeping, larger, letters, plans, vae, vision, words
 from .dit import DitModels
-from .layout import write_nano_layout
-from .loop import Loss, Recipe, averaged, train
+from .layout import write_larger_sizes, write_nano_layout
+from .loop import Loss, Recipe, averaged, steps_done, train
 
 STORED_DTYPE = torch.bfloat16
 _LOAD = {"vision_language_encoder": load_ar, "transformer": load_dit, "text_encoder": load_glyph_encoder, "vae": load_vae}
@@ -57,15 +57,18 @@ def train_phase(
     *,
     seconds: float = math.inf,
     compiled: bool = False,
+    rewrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> bool:
     """Train a phase from where it stopped, for at most `seconds`, and write its weights. Returns whether it is done.
 
-    compiled: run the layers of AR model and DiT through torch.compile.
+    A phase that had nothing left to do is not written, since a later one may have gone on with its weights. rewrite: write it all
+    the same, because the checkpoint is made anew. compiled: run the layers of AR model and DiT through torch.compile.
     """
     nano = folder / "nano"
     if not nano.exists():
         write_nano_layout(nano)
+    already_done = steps_done(name, folder)
     with seeded(0):
         phase = PHASES[name](nano, device)
     if compiled:
@@ -75,7 +78,7 @@ def train_phase(
     done = train(
         name, phase.modules, phase.loss_of, phase.recipe, folder=folder, layers=phase.layers, seconds=seconds, report=report
     )
-    if phase.write is not None:
+    if phase.write is not None and (rewrite or steps_done(name, folder) > already_done):
         phase.write()
     return done
 
@@ -117,7 +120,13 @@ def _plans(nano: Path, device: torch.device) -> Phase:
 
 
 def _larger(nano: Path, device: torch.device) -> Phase:
-    return _planner(nano, device, larger.loss_of, larger.RECIPE, attention="sdpa")
+    phase = _planner(nano, device, larger.loss_of, larger.RECIPE, attention="sdpa")
+
+    def write() -> None:
+        phase.write()
+        write_larger_sizes(nano)
+
+    return phase._replace(write=write)
 
 
 def _planner(nano: Path, device: torch.device, loss_of: Callable[..., torch.Tensor], recipe: Recipe, *, attention: str) -> Phase:
@@ -138,7 +147,7 @@ def _words(nano: Path, device: torch.device) -> Phase:
 
 
 def _ar_halves(model: Module) -> dict[str, ModuleDict]:
-    """The modules of the AR model that the phases vision and ar train."""
+    """The modules of the AR model's two halves."""
     core = model.model
     return {
         "vision": ModuleDict({"visual": core.visual, "vqmodel": core.vqmodel}),
@@ -160,7 +169,7 @@ def _save(model: Module, folder: Path) -> None:
 
 
 class _DitTraining:
-    """The models of the phases dit, glyphs and letters. The VAE is trained already, the others have their initial weights.
+    """The models of the phases that train the DiT. The VAE is trained already, the others have their initial weights.
 
     dit_settings: entries of the DiT's config that differ from nano's.
     """
@@ -270,5 +279,5 @@ PHASES: dict[str, Callable[[Path, torch.device], Phase]] = {
     "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters,
     "plans": _plans, "decoder": _decoder, "words": _words, "keeping": _keeping, "larger": _larger,
 }  # fmt: skip
-"""In the order in which they are made: dit needs the VAE, glyphs needs dit, letters needs glyphs, plans needs ar, decoder
-needs vae, words needs vision, keeping needs letters and larger needs plans, or all five a finished checkpoint."""
+"""In an order in which each finds what it needs: dit needs the VAE, glyphs needs dit, letters needs glyphs, plans needs ar,
+decoder needs vae, words needs vision, keeping needs letters and larger needs plans, or all five a finished checkpoint."""
