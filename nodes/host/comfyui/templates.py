@@ -46,10 +46,12 @@ def list_in_order() -> None:
 
 
 async def _in_order(request: web.Request, response: web.StreamResponse) -> None:
-    if request.path in LISTS and response.status == 200:
-        templates = json.loads(response.text)
-        templates[PACK] = sorted(templates[PACK])
-        response.text = json.dumps(templates)
+    """A signal of aiohttp. It leaves alone what is not a list of names: an answer of another ComfyUI is not to fail in here."""
+    if request.path not in LISTS or response.status != 200 or response.content_type != "application/json":
+        return
+    templates = json.loads(response.text)
+    if isinstance(templates, dict) and isinstance(templates.get(PACK), list):
+        response.text = json.dumps(templates | {PACK: sorted(templates[PACK], key=str)})
 
 
 async def _answer(file: Path, request: web.Request) -> web.FileResponse:
