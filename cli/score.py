@@ -229,9 +229,9 @@ def _processes(checkpoint: Path, questions: int) -> int:
 
 
 def _answers_of_processes(checkpoint: Path, processes: int, options: argparse.Namespace) -> Iterator[Answer]:
-    settings = ["share", "series", "steps", "cfg", "dtype", "quantization", "step_cache", "lookahead", "temperature"]
-    arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in settings]
-    arguments += [f"--{name.replace('_', '-')}" for name in ("glyph_text", "plans", "vae", "larger") if getattr(options, name)]
+    settings = {name: getattr(options, name) for name in (*DEFAULTS, "steps", "cfg", "plans", "vae")}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items() if value is not False}
+    arguments = [flag if value is True else f"{flag}={value}" for flag, value in flags.items()]
     if options.save:
         arguments.append(f"--save={options.save.absolute()}")
     commands = [

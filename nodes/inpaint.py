@@ -2,16 +2,14 @@
 
 from ..glmimage_core.glm_image.geometry import PRIOR_PX
 from ..glmimage_core.glm_image.inpaint import inpaint_prior, latent_mask, padded, reference_plan, to_be_read
-from ..glmimage_core.glm_image.layout import check_prompt
 from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.glm_image.regrow import check_regrow
 from ..glmimage_core.images import from_picture, to_rgb
 from ..glmimage_core.masks import composite
-from .planning import SAMPLING, planner_job, run_planner, tell_of_regrowing
-from .prompt import tell_of_choices
+from .planning import SAMPLING, planner_job, prompted_planner, run_planner, tell_of_regrowing
 from .references import GLMImageEncodeReference
 from .regrow import prompt_message, warn_of_mask
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES
 from .widgets import batch_input, seed_input
 
 UNDER_MASK = ("change it", "replace it")
@@ -91,9 +89,7 @@ class GLMImageInpaint:
         top_k=50,
         lookahead="auto",
     ):
-        model = glm_ar(ar)
-        check_prompt(model, prompt)
-        tell_of_choices(prompt)
+        model = prompted_planner(ar, prompt)
         check_references(references, codebook=model.codebook)
         warn_of_mask(mask)
         picture, mask = to_be_read(model, image, mask, erase=under_mask == UNDER_MASK[1])

@@ -71,15 +71,21 @@ SAMPLING = {"temperature": TEMPERATURE, "top_p": TOP_P, "top_k": TOP_K, "lookahe
 VARIATION_INPUT = (VARIATION, {"tooltip": "From Variation: plans near that of the seed, instead of different ones."})
 
 
+def prompted_planner(ar: Any, prompt: str) -> ArModel:
+    """The AR model on its wire. Raises ValueError for a prompt that it cannot read and for an empty wire."""
+    model = glm_ar(ar)
+    check_prompt(model, prompt)
+    tell_of_choices(prompt)
+    return model
+
+
 def checked_planner(ar: Any, prompt: str, width: int, height: int) -> ArModel:
     """The AR model on its wire, for a plan of width x height pixels. Warns of what it does not know.
 
     Raises ValueError for a size or a prompt that it cannot plan, and for an empty wire.
     """
     check_size(width, height)
-    model = glm_ar(ar)
-    check_prompt(model, prompt)
-    tell_of_choices(prompt)
+    model = prompted_planner(ar, prompt)
     for warning in model.trained_on.warnings(width, height, prompt):
         host.warn(warning)
     return model

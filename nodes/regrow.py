@@ -4,14 +4,13 @@ from functools import partial
 
 from ..glmimage_core.glm_image.edited import changed_cells, mask_of_cells
 from ..glmimage_core.glm_image.inpaint import latent_mask
-from ..glmimage_core.glm_image.layout import check_length, check_prompt
+from ..glmimage_core.glm_image.layout import check_length
 from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.glm_image.regrow import check_regrow, regrow_prior
 from ..glmimage_core.masks import as_batch
 from .host import host
-from .planning import SAMPLING, planner_job, run_planner, tell_of_regrowing
-from .prompt import tell_of_choices
-from .sockets import AR, CATEGORY, PRIOR, REFERENCES, glm_ar, validation_message
+from .planning import SAMPLING, planner_job, prompted_planner, run_planner, tell_of_regrowing
+from .sockets import AR, CATEGORY, PRIOR, REFERENCES, validation_message
 from .widgets import seed_input
 
 
@@ -67,9 +66,7 @@ class GLMImageRegrowPrior:
         return prompt_message(prompt)
 
     async def regrow(self, ar, prior, mask, prompt, seed, references=(), temperature=0.9, top_p=0.75, top_k=50, lookahead="auto"):
-        model = glm_ar(ar)
-        check_prompt(model, prompt)
-        tell_of_choices(prompt)
+        model = prompted_planner(ar, prompt)
         check_references(references, codebook=model.codebook)
         check_regrow(model, prior, mask)
         warn_of_mask(mask)

@@ -12,7 +12,7 @@ _HF = "https://huggingface.co"
 _CARDS = "**quantization** on a card of 24 GB: *none*; 12 or 16 GB: *int8*; 8 GB: *nf4*."
 
 
-def glm_image(on_nano: str = " and type *A red star on blue.*", cards: str = "") -> str:
+def glm_image(on_nano: str = " and type *A red star on blue.*", cards: str = _CARDS) -> str:
     """Where GLM-Image comes from. on_nano: what to do after nano is chosen, to try the graph. cards: settings for each card."""
     return f"""## [zai-org/GLM-Image]({_HF}/zai-org/GLM-Image), 35 GB
 Download the whole folder:
@@ -27,7 +27,7 @@ ComfyUI/models/diffusers/GLM-Image/
 ```
 Then press **R**. To try the graph at once, choose *nano (built in)*{on_nano}
 
-{cards or _CARDS} The last two need the package *comfy-kitchen*. Main memory holds 35 GB without.
+{cards} The last two need the package *comfy-kitchen*. Main memory holds 35 GB without.
 
 {_FAULT}"""
 

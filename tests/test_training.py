@@ -413,14 +413,14 @@ def test_larger_lessons_are_of_the_sizes_that_larger_questions_ask_for():
     assert all(sizes[size] > 0.1 * 4000 for size in scoring.LARGER_SIZES)
     assert all(sizes[size] > 0.02 * 4000 for size in scoring.SIZES)
     assert {side for size in sizes for side in size} == set(larger.SIDES)
+    assert larger.loss_of.keywords == {"size_of": larger.random_size}
 
 
 def test_a_batch_of_larger_pictures_has_fewer_lessons(nano_ar, monkeypatch):
     batches = []
-    monkeypatch.setattr(larger, "batch_loss", lambda ar, batch: batches.append(batch) or torch.zeros(()))
+    monkeypatch.setattr(plans, "batch_loss", lambda ar, batch: batches.append(batch) or torch.zeros(()))
     for size, lessons in (((12, 12), 6), ((16, 16), 3), ((8, 16), 6)):
-        monkeypatch.setattr(larger, "random_size", lambda rng, size=size: size)
-        larger.loss_of(nano_ar, random.Random(0), torch.Generator())
+        plans.loss_of(nano_ar, random.Random(0), torch.Generator(), size_of=lambda rng, size=size: size)
         assert {len(batch) for batch in batches} == {lessons} and len(batches) == 5
         batches.clear()
 

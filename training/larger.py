@@ -5,21 +5,16 @@ them: before this phase one plan of seven was right there.
 """
 
 import random
+from functools import partial
 
-import torch
-
-from ..glmimage_core.glm_image.ar_model import ArModel
-from .ar import batch_loss
+from . import plans
 from .loop import Recipe
-from .plans import EDIT_BATCHES, PICTURE_BATCHES, edits_of_size, pictures_of_size
 from .scoring import LARGER_SIZES
 
 RECIPE = Recipe(steps=1500, learning_rate=4e-4, warmup=60)
 SMALLER = ((8, 8), (8, 8), (6, 6), (6, 10), (6, 10), (10, 6), (8, 12), (12, 8), (12, 12))
 SIDES = range(6, 17)  # cells
 LARGER_SHARE, ANY_SHARE = 0.35, 0.2  # of batches of LARGER_SIZES and of any SIDES; the others are of SMALLER
-CELLS = 6 * 144  # of the scenes of a batch, at most
-LESSONS = 6  # in a batch, at most
 
 
 def random_size(rng: random.Random) -> tuple[int, int]:
@@ -32,10 +27,5 @@ def random_size(rng: random.Random) -> tuple[int, int]:
     return rng.choice(SMALLER)
 
 
-def loss_of(ar: ArModel, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
-    """The mean loss of a step's batches."""
-    losses = []
-    for batch_of_size in [pictures_of_size] * PICTURE_BATCHES + [edits_of_size] * EDIT_BATCHES:
-        rows, columns = random_size(rng)
-        losses.append(batch_loss(ar, batch_of_size(ar, rng, rows, columns, min(LESSONS, CELLS // (rows * columns)))))
-    return torch.stack(losses).mean()
+loss_of = partial(plans.loss_of, size_of=random_size)
+"""The mean loss of a step's batches."""

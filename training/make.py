@@ -197,7 +197,7 @@ class _DitTraining:
     def start_from_checkpoint(self) -> None:
         """Take the weights that the checkpoint has."""
         for module, name in (("dit", "transformer"), ("glyph", "text_encoder")):
-            self.modules[module].load_state_dict(_model_so_far(self.nano, name).state_dict())
+            self.modules[module].load_state_dict(_weights_so_far(self.nano, name))
 
     def write(self) -> None:
         from diffusers import GlmImageTransformer2DModel
@@ -263,8 +263,12 @@ def _initial_model(nano: Path, name: str, **settings) -> Module:
 def _model_so_far(nano: Path, name: str) -> Module:
     """A component with the weights that the checkpoint has. Saved again, its config stays the same."""
     model = _initial_model(nano, name)
-    model.load_state_dict(_LOAD[name](nano, "float32").model.state_dict())
+    model.load_state_dict(_weights_so_far(nano, name))
     return model
+
+
+def _weights_so_far(nano: Path, name: str) -> dict[str, torch.Tensor]:
+    return _LOAD[name](nano, "float32").model.state_dict()
 
 
 @contextmanager

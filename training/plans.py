@@ -5,6 +5,7 @@ lessons are of all sizes that `score` asks for, several in each step, and the ce
 """
 
 import random
+from collections.abc import Callable
 
 import torch
 
@@ -19,7 +20,7 @@ RECIPE = Recipe(steps=2000, learning_rate=4e-4, warmup=60)
 OTHER_SIZES = 0.15  # share of batches whose sides are any of SIDES; the others are of the sizes that `score` asks for
 SIDES = (6, 7, 8, 9, 10, 11, 12)  # cells
 PICTURE_BATCHES, EDIT_BATCHES = 2, 3  # batches of each in a step
-LESSONS = 6  # in a batch
+LESSONS, CELLS = 6, 6 * 144  # in a batch, and the cells of all its scenes: at most
 TWO_REFERENCES = 0.35  # share of batches of edits
 ANYWHERE = 0.3  # share of edits in whose scenes things stand at any cell
 NEAR_WEIGHT = 4.0  # in the loss: of the cells beside and above the start of a thing of a reference
@@ -30,18 +31,23 @@ def random_size(rng: random.Random) -> tuple[int, int]:
     return (rng.choice(SIDES), rng.choice(SIDES)) if rng.random() < OTHER_SIZES else rng.choice(SIZES)
 
 
-def pictures_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int, lessons: int = LESSONS) -> list[Sequence]:
+def lessons_of(rows: int, columns: int) -> int:
+    """How many lessons a batch of so many rows and columns has."""
+    return min(LESSONS, CELLS // (rows * columns))
+
+
+def pictures_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int) -> list[Sequence]:
     """A batch of scenes of one size."""
-    return [picture_lesson(ar, rng, rows, columns) for _ in range(lessons)]
+    return [picture_lesson(ar, rng, rows, columns) for _ in range(lessons_of(rows, columns))]
 
 
-def edits_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int, lessons: int = LESSONS) -> list[Sequence]:
+def edits_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int) -> list[Sequence]:
     """A batch of edits of one size and one number of references."""
     with_two = rng.random() < TWO_REFERENCES
     kinds = [kind for kind in EDITS if (kind in COMBINATIONS) == with_two]
     edits = [
         random_edit(rng, rows, columns, rng.choice(LANGUAGES), kind=rng.choice(kinds), anywhere=rng.random() < ANYWHERE)
-        for _ in range(lessons)
+        for _ in range(lessons_of(rows, columns))
     ]
     return [edit_lesson(ar, edit)._replace(weights=edit_weights(edit).flatten()) for edit in edits]
 
@@ -66,7 +72,13 @@ def _starts(thing: Shape | Word) -> set[tuple[int, int]]:
     return {(thing.row, thing.column), (thing.row, thing.column + first_visible(thing))}
 
 
-def loss_of(ar: ArModel, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
-    """The mean loss of a step's batches."""
+def loss_of(
+    ar: ArModel,
+    rng: random.Random,
+    generator: torch.Generator,
+    *,
+    size_of: Callable[[random.Random], tuple[int, int]] = random_size,
+) -> torch.Tensor:
+    """The mean loss of a step's batches. size_of: draws the size of each."""
     kinds = [pictures_of_size] * PICTURE_BATCHES + [edits_of_size] * EDIT_BATCHES
-    return torch.stack([batch_loss(ar, batch(ar, rng, *random_size(rng))) for batch in kinds]).mean()
+    return torch.stack([batch_loss(ar, batch(ar, rng, *size_of(rng))) for batch in kinds]).mean()

@@ -18,8 +18,7 @@ def _find_host() -> Host:
         from .comfyui.services import ComfyHost
 
         templates.put_pictures()
-        templates.serve_short_names()
-        templates.list_in_order()
+        templates.serve()
         return ComfyHost(families.MODELS, families.SAMPLERS)
     from .standalone import StandaloneHost, families
 

@@ -29,20 +29,17 @@ def put_pictures() -> None:
         log.warning("the pictures of the shipped workflows cannot be put into %s: %s", folder, error)
 
 
-def serve_short_names() -> None:
-    """Answer links to a shipped workflow by its short name: as files were called before the browser sorted them."""
+def serve() -> None:
+    """Answer links to a shipped workflow by its short name, as files were called before they had numbers, and list them by these.
+
+    ComfyUI lists templates as they lie on the disk, and its browser keeps that order.
+    """
     server = getattr(PromptServer, "instance", None)
     if server is None:  # ComfyUI's modules without its server
         return
     for name in TEMPLATES:
         server.routes.get(f"/workflow_templates/{PACK}/{name}.json")(partial(_answer, template_file(name)))
-
-
-def list_in_order() -> None:
-    """Have ComfyUI list the pack's templates by their numbers. It lists them as they lie on the disk, and so the browser does."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.app.on_response_prepare.append(_in_order)
+    server.app.on_response_prepare.append(_in_order)
 
 
 async def _in_order(request: web.Request, response: web.StreamResponse) -> None:
