@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from glm_image_pack.cli import choices
 from glm_image_pack.cli.main import main
 from glm_image_pack.glmimage_core.diffusion import Grid
 from glm_image_pack.glmimage_core.glm_image.ar_model import vision_tokens
@@ -171,6 +172,13 @@ def test_a_wrong_option_of_score_is_named(made, options, message, capsys):
 def test_a_wrong_option_of_train_is_named(tmp_path, options, message, capsys):
     assert main(["train", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_by_default_the_phases_of_the_shipped_weights_are_trained(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(make, "train_phase", lambda name, *where, **how: trained.append(name) or True)
+    assert main(["train", str(tmp_path)]) == 0 and tuple(trained) == choices.SHIPPED_PHASES
+    assert main(["train", str(tmp_path), "larger"]) == 0 and trained[-1] == "larger" not in choices.SHIPPED_PHASES
 
 
 def test_train_stops_in_time_and_says_how_to_go_on(tmp_path, capsys):
