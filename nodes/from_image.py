@@ -9,6 +9,7 @@ from ..glmimage_core.glm_image.plans.from_picture import plan_size, prior_from_p
 from ..glmimage_core.glm_image.prior import Prior
 from ..glmimage_core.images import to_pictures
 from .host import host
+from .planning import warn_of_size
 from .sockets import AR, CATEGORY, PRIOR, glm_ar, validation_message
 
 
@@ -84,8 +85,7 @@ def read_plan(ar, pictures: list[Image.Image], width: int, height: int, *, promp
     """
     check_size(width, height)
     reader = glm_ar(ar)
-    for warning in reader.trained_on.size_warnings(width, height):
-        host.warn(warning)
+    warn_of_size(reader, width, height)
     working = vision_bytes(reader.model.config, reader.dtype.itemsize, *read_size(reader, width, height))
     with host.placed(ar, working, "vision") as reader:
         return prior_from_pictures(reader, pictures, width, height, prompt=prompt, progress=host.progress(label))

@@ -6,7 +6,7 @@ from ..glmimage_core.glm_image.references import check_references
 from ..glmimage_core.glm_image.regrow import check_regrow
 from ..glmimage_core.images import from_picture, to_rgb
 from ..glmimage_core.masks import composite
-from .planning import SAMPLING, planner_job, prompted_planner, run_planner, tell_of_regrowing
+from .planning import SAMPLING, planner_job, prompted_planner, run_planner, tell_of_regrowing, warn_of_size
 from .references import GLMImageEncodeReference
 from .regrow import prompt_message, warn_of_mask
 from .sockets import AR, CATEGORY, PRIOR, REFERENCES
@@ -93,6 +93,7 @@ class GLMImageInpaint:
         check_references(references, codebook=model.codebook)
         warn_of_mask(mask)
         picture, mask = to_be_read(model, image, mask, erase=under_mask == UNDER_MASK[1])
+        warn_of_size(model, *picture.size)
         ((reference,),) = GLMImageEncodeReference().encode(ar, vae, from_picture(picture))
         check_regrow(model, reference_plan(reference), mask, batch=batch_size)
         batch, seen = max(batch_size, len(mask)), (reference, *references)

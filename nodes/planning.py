@@ -72,23 +72,33 @@ VARIATION_INPUT = (VARIATION, {"tooltip": "From Variation: plans near that of th
 
 
 def prompted_planner(ar: Any, prompt: str) -> ArModel:
-    """The AR model on its wire. Raises ValueError for a prompt that it cannot read and for an empty wire."""
+    """The AR model on its wire. Warns of words that it does not know.
+
+    Raises ValueError for a prompt that it cannot read and for an empty wire.
+    """
     model = glm_ar(ar)
     check_prompt(model, prompt)
     tell_of_choices(prompt)
+    for warning in model.trained_on.prompt_warnings(prompt):
+        host.warn(warning)
     return model
 
 
 def checked_planner(ar: Any, prompt: str, width: int, height: int) -> ArModel:
-    """The AR model on its wire, for a plan of width x height pixels. Warns of what it does not know.
+    """The AR model on its wire, for a plan of width x height pixels. Warns of a size and of words that it does not know.
 
     Raises ValueError for a size or a prompt that it cannot plan, and for an empty wire.
     """
     check_size(width, height)
     model = prompted_planner(ar, prompt)
-    for warning in model.trained_on.warnings(width, height, prompt):
-        host.warn(warning)
+    warn_of_size(model, width, height)
     return model
+
+
+def warn_of_size(model: ArModel, width: int, height: int) -> None:
+    """Say that a picture of width x height pixels is none that the model was trained on."""
+    for warning in model.trained_on.size_warnings(width, height):
+        host.warn(warning)
 
 
 def ask_planner(

@@ -6,14 +6,18 @@ import random
 import shutil
 
 import pytest
+import torch
 from glm_image_pack.glmimage_core.glm_image import pipeline
 from glm_image_pack.glmimage_core.glm_image.files.components import AR, BUILT_IN, NANO
 from glm_image_pack.glmimage_core.glm_image.files.inspect import inspect_checkpoint, trained_on
-from glm_image_pack.glmimage_core.glm_image.files.load import load_ar
+from glm_image_pack.glmimage_core.glm_image.files.load import load_ar, load_vae
 from glm_image_pack.glmimage_core.glm_image.files.quantize import quantize_checkpoint
+from glm_image_pack.glmimage_core.glm_image.plans.from_picture import prior_from_pictures
 from glm_image_pack.glmimage_core.glm_image.trained_on import FIELD, RELEASED, TrainedOn
+from glm_image_pack.glmimage_core.images import to_pictures
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
+from glm_image_pack.nodes.inpaint import UNDER_MASK
 from glm_image_pack.training import captions, layout, world
 
 from single_files import write_file
@@ -187,6 +191,19 @@ def test_generate_prior_says_nothing_of_what_the_model_knows(nano_ar, stopped_be
     with pytest.raises(Begun):
         plan(nano_ar, 'A red star, the word "HOUSE"', 256, 384)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("node", ["GLMImageInpaint", "GLMImageRegrowPrior"])
+def test_a_plan_of_which_a_part_is_drawn_anew_knows_no_more_words(node, nano_ar, stopped_before_work, caplog):
+    vae = load_vae(BUILT_IN[NANO], "float32")
+    picture, mask = torch.rand(1, 192, 576, 3), torch.ones(1, 192, 576)
+    own = {"vae": vae, "image": picture, "under_mask": UNDER_MASK[0], "batch_size": 1}
+    if node == "GLMImageRegrowPrior":
+        own = {"prior": prior_from_pictures(nano_ar, to_pictures(picture), 576, 192)}
+    with pytest.raises(Begun):
+        asyncio.run(getattr(NODES[node](), NODES[node].FUNCTION)(ar=nano_ar, mask=mask, prompt="A red house", seed=0, **own))
+    assert "does not know: house;" in caplog.text
+    assert ("is no size that this model knows" in caplog.text) == (node == "GLMImageInpaint")  # the other's plan was made before
 
 
 def test_the_python_door_says_it_too(monkeypatch, caplog):
