@@ -53,6 +53,7 @@ SAYING = (  # and show no picture
     *("GLMImageChangedMask", "GLMImageLoadLoRA", "GLMImageLoadPrior", "GLMImagePriorEntropy"),
     *("GLMImageChooseSurest", "GLMImageChooseByText", "GLMImageSize"),
 )
+PRIMITIVE = "PrimitiveNode"  # of the front end alone: a value for widgets of other nodes
 STOCK_PICTURES = ("LoadImage", "SaveImage", "PreviewImage", "PreviewAny")
 
 
@@ -105,8 +106,8 @@ ALL_NODES = OWN_NODES | {
 
 
 def _properties(node_type: str) -> dict:
-    """What ComfyUI keeps of a node's origin: without the pack it names the pack. Notes come from the front end itself."""
-    if node_type == "MarkdownNote":
+    """What ComfyUI keeps of a node's origin: without the pack it names the pack. Notes and primitives are the front end's."""
+    if node_type in ("MarkdownNote", PRIMITIVE):
         return {}
     origin = "comfyui-glm-image" if node_type.startswith("GLMImage") else "comfy-core"
     return {"cnr_id": origin, "Node name for S&R": node_type}
@@ -125,6 +126,8 @@ def drawn_height(node: dict) -> int:
     """How tall a node of the file is drawn at the least, without its title and without a picture that forms."""
     if node["type"] == "MarkdownNote":
         return note_height(node["widgets_values"][0], node["size"][0])
+    if node["type"] == PRIMITIVE:
+        return MARGIN + SLOT + WIDGET * len(node["widgets_values"])
     inputs = input_types(ALL_NODES[node["type"]])
     widgets = [(kind, options) for kind, options in inputs.values() if is_widget(kind, options)]
     texts = sum(bool(options.get("multiline")) for _, options in widgets)
@@ -226,6 +229,19 @@ class Graph:
         self.nodes.append(node)
         return node
 
+    def choose(self, column: Column, title: str, nodes: Sequence[dict], name: str, value: str) -> dict:
+        """One node whose value is the choice of several nodes, above them in their group. name: of their input, a combo."""
+        chooser = column.add(PRIMITIVE, title=title, values=[value, "fixed", ""])  # "": no filter for what it may change to
+        output = {"name": "COMBO", "type": "COMBO", "widget": {"name": name}, "links": []}
+        chooser["outputs"].append(output)
+        for node in nodes:
+            place, slot = next((place, slot) for place, slot in enumerate(node["inputs"]) if slot["name"] == name)
+            slot["link"] = len(self.links) + 1
+            output["links"].append(slot["link"])
+            self.links.append([slot["link"], chooser["id"], 0, node["id"], place, "COMBO"])
+        next(members for members in self.members if nodes[0] in members).insert(0, chooser)
+        return chooser
+
     def _connect(self, node: dict, inputs: dict, seeds: str) -> None:
         node_class = ALL_NODES[node["type"]]
         for name, (kind, options) in input_types(node_class).items():
@@ -302,18 +318,16 @@ class Graph:
     def _blocks(self, width: int, share: float) -> list[Block]:
         """Notes without a frame, then groups, at that width of their nodes and with that share of the height they would like."""
 
-        def items(nodes: Sequence[dict]) -> tuple[Item, ...]:
-            placed = []
-            for node in nodes:
-                height = drawn_height(node | {"size": [width, 0]}) + int(share * self.wishes[node["id"]])
-                placed.append(Item(node["id"], height, self._shown(node)))
-            return tuple(placed)
+        def item(number: int, node: dict) -> Item:
+            height = drawn_height(node | {"size": [width, 0]}) + int(share * self.wishes[node["id"]])
+            return Item(number, node["id"], height, self._shown(node))
 
         framed = {node["id"] for nodes in self.members for node in nodes}
-        blocks = [Block((items([node]),), framed=False) for node in self.nodes if node["id"] not in framed]
+        blocks = [Block(((item(0, node),),), framed=False) for node in self.nodes if node["id"] not in framed]
         for nodes in self.members:
             lefts = sorted({node["pos"][0] for node in nodes})
-            described = tuple(items([node for node in nodes if node["pos"][0] == left]) for left in lefts)
+            numbered = list(enumerate(nodes))
+            described = tuple(tuple(item(*entry) for entry in numbered if entry[1]["pos"][0] == left) for left in lefts)
             blocks.append(Block(described, low=min(node["pos"][1] for node in nodes) > 0))
         return blocks
 

@@ -28,8 +28,9 @@ MOST_COLUMNS_OF_A_GROUP, SPLITS = 4, 3
 
 
 class Item(NamedTuple):
-    """A node to place: its height, and how much it grows by below while it runs."""
+    """A node to place: which one of its block it is, its height, and how much it grows by below while it runs."""
 
+    number: int
     id: int
     height: int
     tail: int = 0
@@ -44,7 +45,7 @@ class Block(NamedTuple):
 
     @property
     def items(self) -> list[Item]:
-        """The nodes in their order."""
+        """The nodes by their numbers."""
         return sorted(item for column in self.described for item in column)
 
 

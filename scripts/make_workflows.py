@@ -111,15 +111,6 @@ def load(graph: Graph, checkpoint: dict = CHECKPOINT, model_note: str = MODEL, l
     return Loaded(model, ar, glyph_encoder, vae)
 
 
-def load_parts(graph: Graph) -> Loaded:
-    """The same with a loader for each part."""
-    column = graph.column(*ABOUT_COLUMN)
-    about(graph, column)
-    loaders = [column.add(f"GLMImageLoad{part}", preview=ERROR, **CHECKPOINT) for part in ("DiT", "AR", "GlyphEncoder", "VAE")]
-    graph.group("Model", BLUE, *loaders, graph.note(column, "Model files", PARTS_MODEL))
-    return Loaded(*((loader, 0) for loader in loaders))
-
-
 def encode(graph: Graph, loaded: Loaded, prompt: str, rewriter: str = "") -> Words:
     """The prompt typed once, and encoded. rewriter: the node that rewrites it, if any."""
     column = graph.column(*WORDS)
@@ -268,10 +259,15 @@ def text_to_image(
 
 
 def separate_loaders(graph: Graph) -> None:
-    """Text to image with a loader for each part."""
-    loaded = load_parts(graph)
+    """Text to image with a loader for each part, and one node that chooses the checkpoint of all of them."""
+    column = graph.column(*ABOUT_COLUMN)
+    about(graph, column)
+    loaders = [column.add(f"GLMImageLoad{part}", preview=ERROR, **CHECKPOINT) for part in ("DiT", "AR", "GlyphEncoder", "VAE")]
+    graph.group("Model", BLUE, *loaders, graph.note(column, "Model files", PARTS_MODEL))
+    loaded = Loaded(*((loader, 0) for loader in loaders))
     words = encode(graph, loaded, PROMPT)
     paint(graph, loaded, words, plan(graph, loaded, words))
+    graph.choose(column, "Checkpoint of all four", loaders, "checkpoint", CHECKPOINT["checkpoint"])
 
 
 def restyle(graph: Graph) -> None:

@@ -41,7 +41,7 @@ TWO_PICTURES_MODEL = glm_image(
 RESTYLE_MODEL = glm_image(" and the picture *glm-image-shapes.png*, and type *A red star on blue.*")
 REWRITTEN_MODEL = glm_image(" and type *A red star on blue.* The writer would change that: bypass it (Ctrl+B).")
 PARTS_MODEL = glm_image(
-    " in all four loaders, and type *A red star on blue.*",
+    " in *Checkpoint of all four*, and type *A red star on blue.*",
     "Single files go into *models/diffusion_models* (DiT), *text_encoders* (AR model) and *vae*.\n\n**quantization** on a card "
     "of 24 GB: *none*; 16 GB: *int8* for the AR model; 12 GB: *int8* for it and the DiT; 8 GB: *nf4* for the AR model, the DiT "
     "is streamed.",
@@ -112,7 +112,8 @@ ABOUT = {
     ),
     "separate_loaders": (
         "Each part has a loader of its own, with more settings: another quantization for AR model and DiT, single safetensors "
-        "or GGUF files, the attention backend, torch.compile, and an AR model on a second card."
+        "or GGUF files, the attention backend, torch.compile, and an AR model on a second card.\n\n"
+        "**Checkpoint of all four** chooses for every loader. To give one a file of its own, cut its link and choose there."
     ),
     "image_edit": (
         "Choose your picture in **Reference 1** and say in **Prompt** what is different. Any size and aspect works.\n\n"

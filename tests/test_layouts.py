@@ -202,9 +202,12 @@ def test_no_node_that_shares_a_prompt_with_another_draws_choices():
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*COGVIEW3, *UNPLANNED, "remote")])
 def test_one_choice_of_checkpoint_is_all_that_nano_needs(name):
-    """Its size follows what the model knows, and one loader loads all."""
+    """Its size follows what the model knows, and one loader loads all, or one node sets all loaders."""
     nodes = {node["type"]: node for node in graph(name)["nodes"]}
-    assert name == "separate_loaders" or "GLMImageLoad" in nodes
+    parts = [node for kind, node in nodes.items() if re.fullmatch("GLMImageLoad(DiT|AR|GlyphEncoder|VAE)?", kind)]
+    setting = {link[0]: link[1] for link in graph(name)["links"] if link[3] in {node["id"] for node in parts}}
+    chosen = [setting.get(slot["link"], node["id"]) for node in parts for slot in node["inputs"] if slot["name"] == "checkpoint"]
+    assert len(chosen) == len(parts) in (1, 4) and len(set(chosen)) == 1
     assert nodes["GLMImageSize"]["widgets_values"][-1] is True
     sides = [slot["link"] for slot in nodes["GLMImageGeneratePrior"]["inputs"] if slot["name"] in ("width", "height")]
     assert all(sides) and len(sides) == 2
