@@ -39,6 +39,7 @@ CLASSIC_WIDGET, CLASSIC_TEXT = 24, 54  # in the classic renderer, which gives wh
 PREVIEW = 280  # how much a node grows by that shows a picture forming
 SAID = 60  # how much a node grows by that says something when it ran
 ERROR = 50  # what Nodes 2.0 adds below a node whose value is refused
+ENTER = 24  # what Nodes 2.0 has below the widgets of a node that stands for a subgraph
 PICTURE = 240  # the least that a node shows a picture in
 LETTER, ROW, PARAGRAPH, HEADING, CODE, NOTE = 4.75, 16, 6, 21, 48, 46  # of a note, whose text is smaller than a widget's
 SHORTEST_NOTE, NOTE_MARGIN = 110, 28
@@ -128,6 +129,8 @@ def drawn_height(node: dict) -> int:
         return note_height(node["widgets_values"][0], node["size"][0])
     if node["type"] == PRIMITIVE:
         return MARGIN + SLOT + WIDGET * len(node["widgets_values"])
+    if node["type"] not in ALL_NODES:
+        return _blueprint_height(node)
     inputs = input_types(ALL_NODES[node["type"]])
     widgets = [(kind, options) for kind, options in inputs.values() if is_widget(kind, options)]
     texts = sum(bool(options.get("multiline")) for _, options in widgets)
@@ -139,6 +142,14 @@ def drawn_height(node: dict) -> int:
     new = WIDGET * (short - lines) + LINE_OF_TEXT * lines + TEXT * texts
     rows = max(new, CLASSIC_WIDGET * (short + controls) + CLASSIC_TEXT * texts)
     return MARGIN + SLOT * slots + rows + picture
+
+
+def _blueprint_height(node: dict) -> int:
+    """How tall a node is drawn that stands for a subgraph. Its seeds have no control in either renderer."""
+    kinds = [slot["type"] for slot in node["inputs"] if "widget" in slot]
+    texts = kinds.count("STRING")
+    slots = max(len(node["inputs"]) - len(kinds), len(node["outputs"]))
+    return MARGIN + SLOT * slots + WIDGET * (len(kinds) - texts) + TEXT * texts + ENTER
 
 
 def note_height(text: str, width: int) -> int:
@@ -164,21 +175,29 @@ class Column:
     def add(self, node_type: str, /, *, taller: int = 0, preview: int = 0, **settings) -> dict:
         """The next node. taller: by how much it exceeds what it needs. preview: room for the picture that it shows."""
         node = self.graph.add(node_type, (self.left, self.top), self.width, taller=taller, preview=preview, **settings)
-        self.top = round(self.graph.boxes[node["id"]].bottom) + GAP
+        self.end(node)
         return node
+
+    def end(self, node: dict) -> None:
+        """What comes next stands below that node."""
+        self.top = round(self.graph.boxes[node["id"]].bottom) + GAP
 
 
 class Graph:
-    """A graph in UI format under construction. Links are (node, output index)."""
+    """A graph in UI format under construction. Links are (node, output index).
 
-    def __init__(self, name: str):
-        self.name = name
+    first: the number of its first node. The front end renumbers nodes of a subgraph whose numbers the graph around it has, too.
+    """
+
+    def __init__(self, name: str, first: int = 1):
+        self.name, self.first = name, first
         self.nodes: list[dict] = []
         self.links: list[list] = []
         self.groups: list[dict] = []
         self.boxes: dict[int, Box] = {}
         self.wishes: dict[int, int] = {}  # by how much nodes would like to exceed what they need
         self.members: list[list[dict]] = []  # of the groups
+        self.subgraphs: list[dict] = []
 
     def column(self, left: int, width: int, top: int = 0) -> Column:
         return Column(self, left, width, top)
@@ -205,7 +224,7 @@ class Graph:
         """Place a node. inputs: links and widget values by name; all other widgets take their defaults. seeds: what its seed
         does after a run."""
         node = {
-            "id": len(self.nodes) + 1,
+            "id": self.first + len(self.nodes),
             "type": node_type,
             "pos": list(position),
             "size": [width, 0],
@@ -221,13 +240,29 @@ class Graph:
             node["title"] = title
         if node_type in ALL_NODES:
             self._connect(node, inputs, seeds)
+        self._put(node, taller, preview or SAID * (node_type in SAYING))
+        return node
+
+    def place(self, column: Column, host: dict, subgraph: dict, *, preview: int = 0) -> dict:
+        """The next node of a column: it stands for a subgraph."""
+        place = {
+            "id": self.first + len(self.nodes),
+            "order": len(self.nodes),
+            "pos": [column.left, column.top],
+            "size": [column.width, 0],
+        }
+        self._put(node := host | place, 0, preview)
+        self.subgraphs.append(subgraph)
+        column.end(node)
+        return node
+
+    def _put(self, node: dict, taller: int, preview: int) -> None:
+        """A node gets its height, and the graph gets the node."""
+        (left, top), (width, _) = node["pos"], node["size"]
         node["size"][1] = drawn_height(node) + taller
-        left, top = position
-        preview = preview or SAID * (node_type in SAYING)
         self.boxes[node["id"]] = Box(left, top, left + width, top + node["size"][1] + preview)
         self.wishes[node["id"]] = taller
         self.nodes.append(node)
-        return node
 
     def choose(self, column: Column, title: str, nodes: Sequence[dict], name: str, value: str) -> dict:
         """One node whose value is the choice of several nodes, above them in their group. name: of their input, a combo."""
@@ -338,7 +373,7 @@ class Graph:
 
     def _below(self, node_id: int, side: str, number: int) -> int:
         """How far a socket is below the top of its node, about."""
-        slots = self.nodes[node_id - 1][side]
+        slots = self.nodes[node_id - self.first][side]
         sockets = sum("widget" not in slot for slot in slots)
         return MARGIN + (SLOT * number if number < sockets else SLOT * sockets + WIDGET * (number - sockets))
 
@@ -346,7 +381,7 @@ class Graph:
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"glm-image/{self.name}")),
             "revision": 0,
-            "last_node_id": len(self.nodes),
+            "last_node_id": self.first + len(self.nodes) - 1,
             "last_link_id": len(self.links),
             "nodes": self.nodes,
             "links": self.links,
@@ -354,6 +389,7 @@ class Graph:
             "config": {},
             "extra": {"ds": self._view()},
             "version": 0.4,
+            **({"definitions": {"subgraphs": self.subgraphs}} if self.subgraphs else {}),
         }
 
     def _view(self) -> dict:

@@ -78,9 +78,25 @@ class Blueprint(Graph):
                     node["widgets_values"][place] = self.values[source[1]]
                 place += 1 + bool(options.get(CONTROL))
 
+    @property
+    def id(self) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"glm-image/subgraphs/{self.name}"))
+
     def ui(self) -> dict:
         """The file: the node that stands for the subgraph, and its definition."""
-        own_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"glm-image/subgraphs/{self.name}"))
+        return {
+            "revision": 0,
+            "last_node_id": 1,
+            "last_link_id": 0,
+            "nodes": [self.host()],
+            "links": [],
+            "version": 0.4,
+            "definitions": {"subgraphs": [self.definition()]},
+            "extra": {},
+        }
+
+    def host(self) -> dict:
+        """The node that stands for the subgraph."""
         widgets = [self._is_widget(place) for place in range(len(self.values))]
         inputs = [
             {key: slot[key] for key in ("label", "name", "type", "shape") if key in slot}
@@ -92,9 +108,9 @@ class Blueprint(Graph):
             {"name": f"{SHOWN}_{place}" if place else SHOWN, "sourceNodeId": str(node["id"]), "sourcePreviewName": SHOWN}
             for place, node in enumerate(self.shown)
         ]
-        host = {
+        return {
             "id": 1,
-            "type": own_id,
+            "type": self.id,
             "pos": [0, 0],
             "size": [440, 180 + 28 * len(inputs)],
             "flags": {},
@@ -106,16 +122,6 @@ class Blueprint(Graph):
             "properties": {"previewExposures": exposed},
             "widgets_values": [],  # those of the widgets inside
         }
-        return {
-            "revision": 0,
-            "last_node_id": 1,
-            "last_link_id": 0,
-            "nodes": [host],
-            "links": [],
-            "version": 0.4,
-            "definitions": {"subgraphs": [self._definition(own_id)]},
-            "extra": {},
-        }
 
     def _is_widget(self, place: int) -> bool:
         """Whether an input of the blueprint stands for a widget inside."""
@@ -123,11 +129,12 @@ class Blueprint(Graph):
         (target,) = (slot for node in self.nodes for slot in node["inputs"] if slot["link"] == link)
         return "widget" in target
 
-    def _definition(self, own_id: str) -> dict:
+    def definition(self) -> dict:
+        """The subgraph."""
         left, right = -300, self.left + WIDTH + BETWEEN
         names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
         return {
-            "id": own_id,
+            "id": self.id,
             "version": 1,
             "state": {"lastGroupId": len(self.groups), "lastNodeId": len(self.nodes), "lastLinkId": len(self.links)}
             | {"lastRerouteId": 0},

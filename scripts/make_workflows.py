@@ -404,11 +404,12 @@ DESCRIPTIONS: dict[str, Callable[[Graph], None]] = {
 
 def graph_of(name: str) -> Graph:
     """The graph of the shipped workflow with that short name."""
+    from blueprint_workflows import BLUEPRINTS
     from inpaint_workflows import PARTS  # which are laid out with the functions above
     from plan_workflows import PLANS
 
     graph = Graph(name)
-    (DESCRIPTIONS | PLANS | PARTS)[name](graph)
+    (DESCRIPTIONS | BLUEPRINTS | PLANS | PARTS)[name](graph)
     graph.settle()
     return graph
 

@@ -50,6 +50,7 @@ MARGIN = 40  # around the graph, in the graph's own units
 CANVAS = (33, 33, 33)  # the colour behind a graph
 SEEDS = 20  # tried before a workflow is given up
 SECONDS = 300  # for one run
+BLUEPRINT = "Text to Image (GLM-Image)"  # the title of its node
 
 STAR = Shape("star", "blue", "small", 5, 1)
 STARRED = Scene(8, 8, "yellow", (STAR, Shape("circle", "black", "small", 1, 5)))
@@ -131,6 +132,14 @@ PAINTINGS = {
         _request(
             "A large green triangle on the right on a black background.", "black", Claim(1, "triangle", "green", "large", "right")
         ),
+    ),
+    "one_node": Painting(
+        _request(
+            "A large red circle at the left and a small yellow star at the right on a green background.",
+            "green",
+            Claim(1, "circle", "red", "large", "left"),
+            Claim(1, "star", "yellow", "small", "right"),
+        )
     ),
     "separate_loaders": Painting(
         _request(
@@ -218,6 +227,8 @@ def widget_values(painting: Painting, seed: int) -> dict[str, dict]:
     values["GLMImageSize"] = {"aspect": "1:1", "megapixels": 0.06}
     planners = ("GLMImageGeneratePrior", "GLMImageInpaint", "GLMImageRegrowPrior", "GLMImageSketchPriors", "GLMImageExpandPriors")
     values |= dict.fromkeys(planners, {"seed": seed} | fixed)
+    values["PrimitiveNode"] = {"value": NANO}
+    values[BLUEPRINT] = {"checkpoint": NANO, "steps": 20, "composition_seed": seed} | values["Prompt"] | values["GLMImageSize"]
     return values | painting.inputs
 
 

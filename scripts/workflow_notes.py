@@ -110,6 +110,11 @@ ABOUT = {
         "Choose a file of *models/loras* in **Load GLM-Image LoRA** and switch the node on (Ctrl+B); until then it is "
         "bypassed. One file may change the DiT, the AR model, or both; the node says what it changed."
     ),
+    "one_node": (
+        "The whole of *text to image* in one node. From run to run **composition seed** stays and **detail seed** changes: the "
+        "same composition is painted anew.\n\n*Enter subgraph*, or the icon in the node's title, opens the graph inside. The "
+        "node library has this node and others for edits and inpainting: search for *GLM-Image* there."
+    ),
     "separate_loaders": (
         "Each part has a loader of its own, with more settings: another quantization for AR model and DiT, single safetensors "
         "or GGUF files, the attention backend, torch.compile, and an AR model on a second card.\n\n"

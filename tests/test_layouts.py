@@ -57,10 +57,22 @@ def graph(name: str) -> dict:
     return json.loads(template_file(name).read_text("utf-8"))
 
 
+def nodes_of(name: str) -> list[dict]:
+    """The nodes of a shipped workflow, with those of a subgraph."""
+    ui = graph(name)
+    return [node for part in (ui, *ui.get("definitions", {}).get("subgraphs", [])) for node in part["nodes"]]
+
+
 def box(node: dict, *, shown: bool = True) -> tuple[float, float, float, float]:
     """What a node covers: left, top, right, bottom, with title and badge."""
     (left, top), (width, height) = node["pos"], node["size"]
-    more = SHOWN if node["type"] in SHOWING else SAID if node["type"] in SAYING else 0
+    more = (
+        SHOWN
+        if node["type"] in SHOWING or "previewExposures" in node.get("properties", {})
+        else SAID
+        if node["type"] in SAYING
+        else 0
+    )
     return left, top - TITLE - BADGE, left + width, top + height + more * shown
 
 
@@ -182,14 +194,24 @@ def test_old_names_still_find_their_files(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_run_changes_a_seed(name):
-    after = [value for node in graph(name)["nodes"] for value in node["widgets_values"] if value in ("fixed", "randomize")]
+    after = [value for node in nodes_of(name) for value in node["widgets_values"] if value in ("fixed", "randomize")]
     assert "randomize" in after
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "load_plan"])  # which brings its prompt along
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("load_plan", "one_node")])
 def test_the_prompt_is_typed_in_the_one_node_that_draws_choices(name):
     typed = [node for node in graph(name)["nodes"] if node["type"] == "GLMImagePrompt"]
     assert len(typed) == 1 and typed[0]["title"] == ("Text to be drawn" if name in ("picture_plan", "enlarge") else "Prompt")
+
+
+def test_the_workflow_in_one_node_is_the_blueprint():
+    """It asks for all that the blueprint of the node library asks for."""
+    ui, blueprint = graph("one_node"), json.loads((ROOT / "subgraphs" / "Text to Image (GLM-Image).json").read_text("utf-8"))
+    assert ui["definitions"] == blueprint["definitions"]
+    (placed,) = (node for node in ui["nodes"] if node["type"] == ui["definitions"]["subgraphs"][0]["id"])
+    assert placed["inputs"] == blueprint["nodes"][0]["inputs"] and placed["properties"] == blueprint["nodes"][0]["properties"]
+    inside = {node["id"] for node in ui["definitions"]["subgraphs"][0]["nodes"]}
+    assert not inside & {node["id"] for node in ui["nodes"]}  # the front end would number those inside anew
 
 
 def test_no_node_that_shares_a_prompt_with_another_draws_choices():
@@ -200,7 +222,7 @@ def test_no_node_that_shares_a_prompt_with_another_draws_choices():
     assert not [name for name, text in texts.items() if text and text[1].get("dynamicPrompts")]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*COGVIEW3, *UNPLANNED, "remote")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*COGVIEW3, *UNPLANNED, "remote", "one_node")])
 def test_one_choice_of_checkpoint_is_all_that_nano_needs(name):
     """Its size follows what the model knows, and one loader loads all, or one node sets all loaders."""
     nodes = {node["type"]: node for node in graph(name)["nodes"]}

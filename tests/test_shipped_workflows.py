@@ -34,7 +34,7 @@ HEADLESS = [pytest.param(name, marks=[needs_glmga]) if name in WITH_VLM else nam
 
 
 def test_there_are_the_promised_workflows():
-    text = ["text_to_image", "variations", "same_prior_new_seed", "lora", "separate_loaders"]
+    text = ["one_node", "text_to_image", "variations", "same_prior_new_seed", "lora", "separate_loaders"]
     edits = ["image_edit", "several_references", "restyle"]
     assert sorted([*text, *edits, *NANO, *WITH_VLM, *COGVIEW3, *STOCK_SAMPLERS, *WITH_SERVER]) == NAMES
 
@@ -65,7 +65,7 @@ def test_the_script_writes_the_shipped_files(tmp_path):
         assert (tmp_path / path.relative_to(ROOT / "workflows")).read_text("utf-8") == path.read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name in HEADLESS if name not in [*COGVIEW3, *UNPLANNED]])
+@pytest.mark.parametrize("name", [name for name in HEADLESS if name not in [*COGVIEW3, *UNPLANNED, "one_node"]])
 def test_a_shipped_workflow_types_its_prompt_once_and_names_the_checkpoint(name):
     workflow = shipped(name)
     reading = ("GLMImageEncodePrompt", "GLMImageGeneratePrior")

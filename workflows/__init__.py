@@ -11,6 +11,7 @@ FOLDER = Path(__file__).resolve().parent
 TEMPLATES = {
     "nano": "GLM-Image 01 nano, no download",
     "nano_edit": "GLM-Image 02 nano edit, no download",
+    "one_node": "GLM-Image 10 text to image in one node",
     "text_to_image": "GLM-Image 11 text to image",
     "variations": "GLM-Image 12 variations",
     "same_prior_new_seed": "GLM-Image 13 same composition, new details",
