@@ -69,9 +69,9 @@ def comparison_rows(name: str, ours: Sequence[Answer], theirs: Sequence[Answer])
     ours, theirs: the answers to the same questions, in one order.
     """
     rows = [_comparison(name, [answer.right for answer in ours], [answer.right for answer in theirs])]
-    if all(answer.kept is not None for answer in ours):
-        title = f"{name}, rest within {KEPT_DB:.0f} dB"
-        rows.append(_comparison(title, [answer.keeps for answer in ours], [answer.keeps for answer in theirs]))
+    edits = [(one.keeps, other.keeps) for one, other in zip(ours, theirs, strict=True) if one.kept is not None]
+    if edits:
+        rows.append(_comparison(f"{name}, rest within {KEPT_DB:.0f} dB", *zip(*edits, strict=True)))
     return rows
 
 

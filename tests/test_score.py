@@ -51,6 +51,14 @@ def test_a_comparison_counts_what_only_one_of_two_gets_right():
     assert (rest["first %"], rest["second %"], rest["only first"], rest["only second"]) == (90, 100, 0, 1)
 
 
+def test_a_comparison_of_words_and_edits_counts_the_rest_of_the_edits():
+    ours, theirs = ([an_answer(0, True), an_answer(1, True, kept=kept), an_answer(2, False)] for kept in (KEPT_DB, 20))
+    right, rest = comparison_rows("256 x 192", ours, theirs)
+    assert (right["asked"], right["only first"], right["only second"]) == (3, 0, 0)
+    assert (rest["what"], rest["asked"], rest["only first"]) == (f"256 x 192, rest within {KEPT_DB:.0f} dB", 1, 1)
+    assert len(comparison_rows("word", ours[:1], theirs[:1])) == 1
+
+
 def test_answers_are_grouped_by_subject_kind_and_size():
     answers = [an_answer(0, True), an_answer(1, True, kept=30.0), an_answer(2, False, height=256)]
     assert {name: [answer.number for answer in group] for name, group in groups(answers).items()} == {
