@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .choices import DEVICE_HELP, SHIPPED_PHASES, TRAINED_PHASES
+from .choices import DEVICE_HELP, TRAINED_PHASES
 from .clone import check_training
 from .progress import quiet_libraries
 
@@ -20,9 +20,7 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         description="Trains nano from scratch. Run the same command again to continue; DIR/nano is the checkpoint so far.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder for the training run; continues if it exists")
-    parser.add_argument(
-        "parts", nargs="*", metavar="PHASE", help=f"{', '.join(TRAINED_PHASES)}; default: all but larger, in this order"
-    )
+    parser.add_argument("parts", nargs="*", metavar="PHASE", help=f"{', '.join(TRAINED_PHASES)}; default: all, in this order")
     parser.add_argument("--minutes", type=float, default=math.inf, help="the longest time for each phase; default: no limit")
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument(
@@ -62,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         "rewrite": not (options.folder / "nano").exists(),
         "report": said,
     }
-    for name in options.parts or SHIPPED_PHASES:
+    for name in options.parts or TRAINED_PHASES:
         if not train_phase(name, options.folder, device, **settings):
             said(f"{name} is not done yet; run the same command again to continue")
             return 0

@@ -56,7 +56,7 @@ class GLMImageSize:
                         "max": 4.0,
                         "step": 0.05,  # the front end rounds to its two decimals
                         "tooltip": "Area in units of 1024 x 1024 pixels. GLM-Image was trained for 1 to 4, nano for 0.06 to "
-                        "0.14. An aspect that is a size in pixels does without.",
+                        "0.25. An aspect that is a size in pixels does without.",
                     },
                 ),
             },

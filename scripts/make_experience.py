@@ -20,9 +20,10 @@ from glm_image_pack.glmimage_core.glm_image.experience import FILE, Experience
 from glm_image_pack.glmimage_core.glm_image.files.components import AR, BUILT_IN, NANO
 from glm_image_pack.glmimage_core.glm_image.geometry import preview_grid
 from glm_image_pack.glmimage_core.images import to_pictures
-from glm_image_pack.training.ar import random_size, resampled
+from glm_image_pack.training.ar import resampled
 from glm_image_pack.training.captions import LANGUAGES, Edit, Request, describe, random_edit
 from glm_image_pack.training.drawing import draw
+from glm_image_pack.training.larger import random_size
 from glm_image_pack.training.world import CELL_PX, random_scene, tokens_of
 
 LOOKAHEAD = 16  # a fixed number, since time must not decide what the file holds

@@ -142,8 +142,8 @@ def test_text_to_image_on_nano_shows_what_is_asked_for(runner):
 
 def test_a_blueprint_as_it_is_paints_on_nano_in_a_size_that_nano_knows(runner, caplog):
     picture = painted(runner, placed(TEXT_TO_IMAGE, checkpoint=NANO, steps=1))
-    assert picture.size == (384, 384)
-    assert "1280x1280 is no size that this model knows; the nearest one is taken: 384x384" in caplog.text
+    assert picture.size == (512, 512)
+    assert "1280x1280 is no size that this model knows; the nearest one is taken: 512x512" in caplog.text
 
 
 def test_a_picture_gives_its_size_to_one_that_is_made_from_words(runner):

@@ -76,9 +76,9 @@ def test_a_size_becomes_the_nearest_of_nano_wherever_it_is_typed(caplog):
         "7": node("GLMImageGeneratePrior", width=192, height=384),
     }
     sizes = {key: (one["inputs"].get("width"), one["inputs"].get("height")) for key, one in on_nano(prompt).items()}
-    assert sizes["2"] == sizes["3"] == (384, 224) and sizes["4"] == (640, 480) and sizes["7"] == (192, 384)
-    assert sizes["6"] == (["5", 0], 384) and prompt["5"]["inputs"]["value"] == 256
-    assert "node 2 (GLMImageGeneratePrior): nano knows no 1728x960; 384x224 is taken" in caplog.text
+    assert sizes["2"] == sizes["3"] == (512, 288) and sizes["4"] == (640, 480) and sizes["7"] == (192, 384)
+    assert sizes["6"] == (["5", 0], 512) and prompt["5"]["inputs"]["value"] == 352
+    assert "node 2 (GLMImageGeneratePrior): nano knows no 1728x960; 512x288 is taken" in caplog.text
 
 
 def test_glm_image_size_fits_itself_to_nano():

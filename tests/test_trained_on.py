@@ -18,7 +18,7 @@ from glm_image_pack.glmimage_core.images import to_pictures
 from glm_image_pack.nodes import NODE_CLASS_MAPPINGS as NODES
 from glm_image_pack.nodes.host import host
 from glm_image_pack.nodes.inpaint import UNDER_MASK
-from glm_image_pack.training import captions, layout, world
+from glm_image_pack.training import captions, larger, layout, world
 
 from single_files import write_file
 
@@ -65,7 +65,7 @@ def plan(ar, prompt: str, width: int, height: int):
 
 
 def test_nano_states_what_its_training_drew():
-    assert trained_on(BUILT_IN[NANO]) == TrainedOn.stated_in({FIELD: layout.trained_on()}, "training")
+    assert trained_on(BUILT_IN[NANO]) == TrainedOn.stated_in({FIELD: layout.trained_on(larger.SIDES)}, "training")
 
 
 @pytest.mark.parametrize("language", captions.LANGUAGES)
@@ -183,7 +183,7 @@ def test_an_entry_that_says_nothing_sensible_is_refused_before_weights_are_read(
 def test_generate_prior_says_it_before_it_works(nano_ar, stopped_before_work, caplog):
     with pytest.raises(Begun):
         plan(nano_ar, "A red house", 1024, 1024)
-    assert "1024x1024 is no size that this model knows: it was trained on sides of 192 to 384 pixels" in caplog.text
+    assert "1024x1024 is no size that this model knows: it was trained on sides of 192 to 512 pixels" in caplog.text
     assert "does not know: house;" in caplog.text
 
 
@@ -212,8 +212,8 @@ def test_the_python_door_says_it_too(monkeypatch, caplog):
 
     monkeypatch.setattr(pipeline, "generate_prior", begin)
     with pytest.raises(Begun):
-        pipeline.GlmImage.nano().plan("A red house", 512, 512)
-    assert "512x512 is no size" in caplog.text and "does not know: house;" in caplog.text
+        pipeline.GlmImage.nano().plan("A red house", 576, 512)
+    assert "576x512 is no size" in caplog.text and "does not know: house;" in caplog.text
 
 
 def test_size_warns_by_the_model_that_is_connected(nano_ar, caplog):

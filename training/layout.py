@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _TEXT_START = CODES + CONTROL_IDS
 NANO = ModelSpec(
     ar_width=128,
     ar_mlp_width=384,
-    ar_layers=8,
+    ar_layers=9,
     ar_heads=4,
     vision_width=96,
     vision_mlp_width=192,
@@ -59,17 +60,18 @@ def write_nano_layout(folder: Path) -> None:
     )
 
 
-def trained_on() -> dict:
-    """What nano's AR model states of its training."""
-    return {"sides": [side * CELL_PX for side in (min(SIDES), max(SIDES))], "words": vocabulary()}
+def trained_on(sides: Sequence[int] = SIDES) -> dict:
+    """What nano's AR model states of its training. sides: those of its scenes, in cells."""
+    return {"sides": [side * CELL_PX for side in (min(sides), max(sides))], "words": vocabulary()}
 
 
 def write_larger_sizes(folder: Path) -> None:
     """State in a checkpoint the sizes that the phase larger teaches."""
-    shortest, longest = (side * CELL_PX for side in (min(larger.SIDES), max(larger.SIDES)))
+    stated = trained_on(larger.SIDES)
+    shortest, longest = stated["sides"]
     areas = {"shortest_edge": shortest**2, "longest_edge": longest**2}
     _restate(folder / "processor" / "preprocessor_config.json", size=areas)
-    _restate(folder / "vision_language_encoder" / "config.json", trained_on=trained_on() | {"sides": [shortest, longest]})
+    _restate(folder / "vision_language_encoder" / "config.json", trained_on=stated)
 
 
 def _restate(file: Path, **entries) -> None:

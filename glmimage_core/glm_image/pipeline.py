@@ -83,7 +83,7 @@ class GlmImage:
 
     @classmethod
     def nano(cls, device: str | torch.device = "cpu") -> Self:
-        """The very small model that comes with the pack: coloured shapes and words, 192 to 384 pixels a side."""
+        """The very small model that comes with the pack: coloured shapes and words, 192 to 512 pixels a side."""
         return cls(BUILT_IN[NANO], torch.device(device), dtype="float32", side=NANO_SIDE)
 
     @cached_property

@@ -3,7 +3,7 @@
 A checkpoint states it in the config.json of its AR model. transformers keeps entries that it does not know, so what copies or
 quantizes a config carries them along:
 
-    "trained_on": {"sides": [192, 384], "words": ["a", "red", "star"]}
+    "trained_on": {"sides": [192, 512], "words": ["a", "red", "star"]}
 
     sides    the shortest and the longest side of a picture, in pixels
     pixels   the smallest and the largest area of a picture, in pixels
