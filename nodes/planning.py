@@ -90,9 +90,8 @@ def checked_planner(ar: Any, prompt: str, width: int, height: int) -> ArModel:
     Raises ValueError for a size or a prompt that it cannot plan, and for an empty wire.
     """
     check_size(width, height)
-    model = prompted_planner(ar, prompt)
-    warn_of_size(model, width, height)
-    return model
+    warn_of_size(glm_ar(ar), width, height)
+    return prompted_planner(ar, prompt)
 
 
 def warn_of_size(model: ArModel, width: int, height: int) -> None:

@@ -9,8 +9,8 @@ from glm_image_pack.nodes.host.comfyui.progress import WARNING_EVENT
 def test_a_warning_is_on_the_node_before_the_plan_begins_and_when_it_is_done(run, texts):
     (ar,) = run("GLMImageLoadAR", checkpoint=NANO, dtype="float32", quantization="none")
     with CurrentNodeContext("prompt", "7"):
-        run("GLMImageGeneratePrior", ar=ar, prompt="A red house", width=416, height=192, batch_size=1, seed=0)
-    size, words = "416x192 is no size that this model knows", "does not know: house"
+        run("GLMImageGeneratePrior", ar=ar, prompt="A red house", width=544, height=192, batch_size=1, seed=0)
+    size, words = "544x192 is no size that this model knows", "does not know: house"
     assert {node for node, _ in texts} == {"7"}
     assert size in texts[0][1] and "\n" not in texts[0][1]
     assert all(size in text and words in text for _, text in texts[1:])
