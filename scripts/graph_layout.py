@@ -184,13 +184,13 @@ class Column:
 
 
 class Graph:
-    """A graph in UI format under construction. Links are (node, output index).
+    """A graph in UI format under construction. Links are (node, output index)."""
 
-    first: the number of its first node. The front end renumbers nodes of a subgraph whose numbers the graph around it has, too.
-    """
+    first = 1
+    """The number of its first node. The front end renumbers nodes of a subgraph whose numbers the graph around it has, too."""
 
-    def __init__(self, name: str, first: int = 1):
-        self.name, self.first = name, first
+    def __init__(self, name: str):
+        self.name = name
         self.nodes: list[dict] = []
         self.links: list[list] = []
         self.groups: list[dict] = []
@@ -264,18 +264,21 @@ class Graph:
         self.wishes[node["id"]] = taller
         self.nodes.append(node)
 
-    def choose(self, column: Column, title: str, nodes: Sequence[dict], name: str, value: str) -> dict:
+    def choose(self, column: Column, title: str, nodes: Sequence[dict], name: str, value: str) -> None:
         """One node whose value is the choice of several nodes, above them in their group. name: of their input, a combo."""
         chooser = column.add(PRIMITIVE, title=title, values=[value, "fixed", ""])  # "": no filter for what it may change to
         output = {"name": "COMBO", "type": "COMBO", "widget": {"name": name}, "links": []}
         chooser["outputs"].append(output)
         for node in nodes:
-            place, slot = next((place, slot) for place, slot in enumerate(node["inputs"]) if slot["name"] == name)
-            slot["link"] = len(self.links) + 1
-            output["links"].append(slot["link"])
-            self.links.append([slot["link"], chooser["id"], 0, node["id"], place, "COMBO"])
+            self._link((chooser, 0), node, [slot["name"] for slot in node["inputs"]].index(name))
         next(members for members in self.members if nodes[0] in members).insert(0, chooser)
-        return chooser
+
+    def _link(self, source: tuple[dict, int], node: dict, place: int) -> None:
+        """A link to a node's input, by its place among them."""
+        (origin, output), slot = source, node["inputs"][place]
+        slot["link"] = len(self.links) + 1
+        origin["outputs"][output]["links"].append(slot["link"])
+        self.links.append([slot["link"], origin["id"], output, node["id"], place, slot["type"]])
 
     def _connect(self, node: dict, inputs: dict, seeds: str) -> None:
         node_class = ALL_NODES[node["type"]]
@@ -283,12 +286,9 @@ class Graph:
             widget = is_widget(kind, options)
             slot_type = "COMBO" if isinstance(kind, list) else kind
             slot = {"name": name, "type": slot_type, **({"widget": {"name": name}} if widget else {}), "link": None}
-            if isinstance(inputs.get(name), tuple):
-                source, output = inputs[name]
-                slot["link"] = len(self.links) + 1
-                source["outputs"][output]["links"].append(slot["link"])
-                self.links.append([slot["link"], source["id"], output, node["id"], len(node["inputs"]), slot_type])
             node["inputs"].append(slot)
+            if isinstance(inputs.get(name), tuple):
+                self._link(inputs[name], node, len(node["inputs"]) - 1)
             if widget:
                 value = inputs.get(name)
                 node["widgets_values"].append(options.get("default", "") if value is None or isinstance(value, tuple) else value)
