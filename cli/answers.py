@@ -1,9 +1,11 @@
 """What a score keeps of each answered question, in groups, and whether two checkpoints differ on the same questions."""
 
+import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 KEPT_DB = 28.0
 """What an edit is not to change must come back within this PSNR."""
@@ -28,9 +30,35 @@ class Answer:
     plan_seconds: float
 
     @property
+    def question(self) -> tuple[str, int]:
+        """Which question it answers."""
+        return self.subject, self.number
+
+    def line(self) -> str:
+        """A line of JSON, as `answer_of` reads it."""
+        return json.dumps(asdict(self))
+
+    @property
     def keeps(self) -> bool:
         """Whether an edit left the rest alone."""
         return self.kept is not None and self.kept >= KEPT_DB
+
+
+def answer_of(line: str) -> Answer:
+    """The answer in a line of JSON. Raises ValueError where there is none."""
+    try:
+        return Answer(**json.loads(line))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"no answer of `score --part`: {line.strip()[:80]}") from error
+
+
+def answers_in(file: Path) -> Iterator[Answer]:
+    """The answers in a file that `score --part` printed."""
+    for line in file.read_text("utf-8").splitlines():
+        try:
+            yield answer_of(line)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
 
 def groups(answers: Sequence[Answer]) -> dict[str, list[Answer]]:

@@ -1,16 +1,14 @@
 """`python . score`: paints the held-out prompts of nano's world, reads the pictures back, prints one table."""
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 from ..bench.table import Table
-from .answers import Answer, comparison_rows, groups, score_row
+from .answers import Answer, answer_of, answers_in, comparison_rows, groups, score_row
 from .choices import DTYPES, QUANTIZATIONS
 from .clone import check_training
 from .progress import progress_bar, quiet_libraries
@@ -111,6 +109,13 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="judge the VAE alone: what is asked for is drawn by code, encoded and decoded",
     )
+    alone.add_argument(
+        "--answers",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="paint nothing: the table of the answers that --part wrote to these files",
+    )
     parser.add_argument(
         "--compare",
         type=Path,
@@ -135,6 +140,9 @@ def add_parser(commands, common: Sequence[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.answers:
+        print(table_of_files(options).markdown())
+        return 0
     check_training("score")
     for checkpoint in filter(None, (options.checkpoint, options.compare)):
         if not (checkpoint / "model_index.json").is_file():
@@ -149,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
     if options.part:
         part, parts = _part(options.part)
         for answer in _answers(checkpoints[0], asked[part - 1 :: parts], options, one_thread=True):
-            print(json.dumps(asdict(answer)), flush=True)
+            print(answer.line(), flush=True)
         return 0
     began = time.monotonic()
     scores = [_all_answers(checkpoint, asked, options) for checkpoint in checkpoints]
@@ -190,6 +198,9 @@ def _checked(options: argparse.Namespace) -> list[Path]:
     painting = options.steps, options.cfg, options.step_cache
     if (options.plans or options.vae) and painting != (STEPS, CFG, DEFAULTS["step_cache"]):
         raise ValueError("--plans and --vae paint nothing; they go without --steps, --cfg and --step-cache")
+    planning = "quantization", "lookahead", "temperature", "glyph_text"
+    if options.vae and any(getattr(options, name) != DEFAULTS[name] for name in planning):
+        raise ValueError("--vae plans nothing; it goes without --quantization, --lookahead, --temperature and --glyph-text")
     if options.part:
         _part(options.part)
         if options.processes:
@@ -216,7 +227,7 @@ def _all_answers(checkpoint: Path, asked: Sequence, options: argparse.Namespace)
         answers = {}
         with closing(found):
             for answer in found:
-                answers[answer.subject, answer.number] = answer
+                answers[answer.question] = answer
                 bar.update()
     return [answers[question.subject, question.number] for question in asked]
 
@@ -239,37 +250,18 @@ def _answers_of_processes(checkpoint: Path, processes: int, options: argparse.Na
     ]
     with closing(lines_of(commands)) as lines:
         for line in lines:
-            yield Answer(**json.loads(line))
+            yield answer_of(line)
 
 
 def _answers(checkpoint: Path, asked: Sequence, options: argparse.Namespace, one_thread: bool = False) -> Iterator[Answer]:
-    """Paint and judge questions one by one in this process: on a CPU eight pictures took as long in a batch as one by one."""
+    """Judge the picture of each question, one by one: on a CPU eight of them took as long in a batch."""
     import torch
 
-    from ..glmimage_core.glm_image.denoise import Approximations
-    from ..glmimage_core.glm_image.draw import Sampling
     from ..training import scoring
-    from ..training.painter import Painter, Planned
 
     if one_thread:
         torch.set_num_threads(1)
-    paint = Painter.of(
-        checkpoint,
-        options.dtype,
-        options.quantization,
-        steps=options.steps,
-        cfg=options.cfg,
-        sampling=Sampling(temperature=options.temperature),
-        approximations=Approximations(step_cache=options.step_cache),
-        lookahead=options.lookahead,
-        plans_alone=options.plans,
-    )
-    for question in asked:
-        if options.vae:
-            picture, plan = scoring.through_vae(paint.glm.vae, question), Planned(0.0, 0.0)
-        else:
-            picture = scoring.answer(paint, question, says_word=options.glyph_text)
-            plan = paint.planned[-1]
+    for question, (picture, plan) in zip(asked, _pictures(checkpoint, asked, options), strict=True):
         verdict = scoring.judge(question, picture)
         if options.save:
             _keep(options.save, verdict, picture)
@@ -286,6 +278,34 @@ def _answers(checkpoint: Path, asked: Sequence, options: argparse.Namespace, one
         )
 
 
+def _pictures(checkpoint: Path, asked: Sequence, options: argparse.Namespace) -> Iterator[tuple]:
+    """The picture of each question, [H, W, 3] in 0..1, and how it was planned."""
+    from ..glmimage_core.glm_image.denoise import Approximations
+    from ..glmimage_core.glm_image.draw import Sampling
+    from ..glmimage_core.glm_image.files.load import load_vae
+    from ..training import scoring
+    from ..training.painter import NOT_PLANNED, Painter
+
+    if options.vae:
+        vae = load_vae(checkpoint, options.dtype)
+        for question in asked:
+            yield scoring.through_vae(vae, question), NOT_PLANNED
+        return
+    paint = Painter.of(
+        checkpoint,
+        options.dtype,
+        options.quantization,
+        steps=options.steps,
+        cfg=options.cfg,
+        sampling=Sampling(temperature=options.temperature),
+        approximations=Approximations(step_cache=options.step_cache),
+        lookahead=options.lookahead,
+        plans_alone=options.plans,
+    )
+    for question in asked:
+        yield scoring.answer(paint, question, says_word=options.glyph_text), paint.planned[-1]
+
+
 def _keep(folder: Path, verdict, picture) -> None:
     from ..glmimage_core.images import to_pictures
 
@@ -296,6 +316,22 @@ def _keep(folder: Path, verdict, picture) -> None:
 def table(title: str, answers: Sequence[Answer]) -> Table:
     """One row for each subject, each kind of edit and each size, and one for all."""
     return Table(title, [score_row(name, group) for name, group in groups(answers).items()])
+
+
+def table_of_files(options: argparse.Namespace) -> Table:
+    """The table of the answers in the files of `--answers`. Raises for a question that was answered twice."""
+    if options.checkpoint or options.compare or options.part or options.save:
+        raise ValueError("--answers prints a table of files; it goes without CHECKPOINT, --compare, --part and --save")
+    answers: dict[tuple[str, int], Answer] = {}
+    for file in options.answers:
+        for answer in answers_in(file):
+            if answers.setdefault(answer.question, answer) is not answer:
+                raise ValueError(f"{file} answers {answer.subject} {answer.number}, which was answered before")
+    if not answers:
+        raise ValueError("the files of --answers have none")
+    subjects = list(dict.fromkeys(subject for subject, _ in answers))
+    in_order = sorted(answers.values(), key=lambda answer: (subjects.index(answer.subject), answer.number))
+    return table(", ".join(file.name for file in options.answers), in_order)
 
 
 def comparison(title: str, ours: Sequence[Answer], theirs: Sequence[Answer]) -> Table:

@@ -1,12 +1,13 @@
 """Scoring in several processes, and the comparison of two checkpoints."""
 
-import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from glm_image_pack.cli import score
-from glm_image_pack.cli.answers import KEPT_DB, Answer, comparison_rows, groups, mcnemar
+from glm_image_pack.cli.answers import KEPT_DB, Answer, answer_of, comparison_rows, groups, mcnemar
 from glm_image_pack.cli.main import main
 from glm_image_pack.cli.workers import WorkerError, lines_of
 from glm_image_pack.glmimage_core.glm_image.files import components
@@ -106,6 +107,25 @@ def test_what_the_vae_loses_is_measured_alone(capsys):
     assert "VAE alone" in printed and (asked, right) == ("9", "100") and float(median) > 30 and float(within) > 80
 
 
+def test_the_answers_of_several_machines_make_one_table(tmp_path, capsys):
+    asked = ["score", "--share", "0.03", "--vae"]
+    assert main([*asked, "--processes", "1"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    files = [str(tmp_path / f"{part}.jsonl") for part in (2, 1)]
+    for part, file in zip((2, 1), files, strict=True):
+        assert main([*asked, "--part", f"{part}/2"]) == 0
+        Path(file).write_text(capsys.readouterr().out, "utf-8")
+    assert main(["score", "--answers", *files]) == 0
+    printed = capsys.readouterr().out
+    assert list(rows_of(printed).items()) == list(rows.items()) and rows["all"][0] == "14" and "2.jsonl, 1.jsonl" in printed
+
+    assert main(["score", "--answers", *files, files[0]]) == 2
+    assert "2.jsonl answers one shape" in capsys.readouterr().err
+    Path(files[0]).write_text("no answer\n")
+    assert main(["score", "--answers", *files]) == 2
+    assert "2.jsonl: no answer of `score --part`: no answer" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_compared_with_another(tmp_path, capsys):
     copy = tmp_path / "copy"
@@ -126,7 +146,7 @@ def test_a_part_is_every_nth_question(monkeypatch, capsys):
     parts = []
     for part in ("1/2", "2/2"):
         assert main(["score", "--share", "0.03", "--part", part]) == 0
-        parts.append([Answer(**json.loads(line)) for line in capsys.readouterr().out.splitlines()])
+        parts.append([answer_of(line) for line in capsys.readouterr().out.splitlines()])
     numbers = [(answer.subject, answer.number) for pair in zip(*parts, strict=False) for answer in pair]
     assert numbers[:4] == [(question.subject, question.number) for question in scoring.questions(0.03)][:4]
     assert sum(map(len, parts)) == len({(a.subject, a.number) for part in parts for a in part})
@@ -174,6 +194,10 @@ def test_larger_questions_are_asked_at_larger_sizes(monkeypatch, capsys):
         (["--processes", "0"], "--processes is 0; at least one is needed"),
         (["--compare", "nowhere"], "nowhere is no folder with a model_index.json"),
         (["--plans", "--steps", "5"], "--plans and --vae paint nothing; they go without --steps, --cfg and --step-cache"),
+        (["--vae", "--temperature", "0.5"], "--vae plans nothing; it goes without --quantization, --lookahead"),
+        (["--answers", "x.jsonl", "--part", "1/2"], "it goes without CHECKPOINT, --compare, --part and --save"),
+        (["--answers", "x.jsonl"], "x.jsonl"),
+        (["--answers", os.devnull], "the files of --answers have none"),
         (["--compare", str(NANO), "--save", "x"], "it goes with neither --save nor --part"),
     ],
 )

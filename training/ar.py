@@ -23,6 +23,8 @@ from .world import CODES, beginnings, random_scene, tokens_of
 RECIPE = Recipe(steps=12700, learning_rate=2e-3, warmup=150)
 PICTURES = 18  # in a batch
 EDITS_BY_REFERENCES = {1: 18, 2: 12}  # in a batch, by the number of references of each
+TWO_REFERENCES = 0.3  # share of batches of edits
+ANYWHERE = 0.3  # share of edits in whose scenes things stand at any cell
 START_WEIGHT = 12.0  # of a token at which a shape or word may start, in the loss; other tokens have 1
 SIDES = (8, 8, 8, 6, 7, 9, 10, 12)  # cells
 
@@ -126,13 +128,17 @@ def picture_lesson(ar: ArModel, rng: random.Random, rows: int, columns: int) -> 
 def random_edits(ar: ArModel, rng: random.Random) -> list[Sequence]:
     """A batch of edits of one size and one number of references."""
     rows, columns = random_size(rng)
-    references = 2 if rng.random() < 0.3 else 1
+    references = 2 if rng.random() < TWO_REFERENCES else 1
+    return [edit_lesson(ar, edit) for edit in edits_of(rng, rows, columns, references, count=EDITS_BY_REFERENCES[references])]
+
+
+def edits_of(rng: random.Random, rows: int, columns: int, references: int, *, count: int) -> list[Edit]:
+    """Edits of one size and one number of references, of all their kinds and in all languages."""
     kinds = [kind for kind in EDITS if (kind in COMBINATIONS) == (references == 2)]
-    edits = (
-        random_edit(rng, rows, columns, rng.choice(LANGUAGES), kind=rng.choice(kinds), anywhere=rng.random() < 0.3)
-        for _ in range(EDITS_BY_REFERENCES[references])
-    )
-    return [edit_lesson(ar, edit) for edit in edits]
+    return [
+        random_edit(rng, rows, columns, rng.choice(LANGUAGES), kind=rng.choice(kinds), anywhere=rng.random() < ANYWHERE)
+        for _ in range(count)
+    ]
 
 
 def edit_lesson(ar: ArModel, edit: Edit) -> Sequence:

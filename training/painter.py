@@ -26,6 +26,9 @@ class Planned(NamedTuple):
     tokens_a_pass: float
 
 
+NOT_PLANNED = Planned(0.0, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Painter:
     """Paints what a prompt says, from reference pictures or without; one seed plans and paints.

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 
 from ..glmimage_core.glm_image.ar_model import ArModel
-from .ar import START_WEIGHT, Sequence, batch_loss, edit_lesson, picture_lesson
-from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, random_edit
+from .ar import START_WEIGHT, Sequence, batch_loss, edit_lesson, edits_of, picture_lesson
+from .captions import Edit
 from .loop import Recipe
 from .scoring import SIZES
 from .world import Shape, Word, beginnings, first_visible
@@ -22,7 +22,6 @@ SIDES = (6, 7, 8, 9, 10, 11, 12)  # cells
 PICTURE_BATCHES, EDIT_BATCHES = 2, 3  # batches of each in a step
 LESSONS, CELLS = 6, 6 * 144  # in a batch, and the cells of all its scenes: at most
 TWO_REFERENCES = 0.35  # share of batches of edits
-ANYWHERE = 0.3  # share of edits in whose scenes things stand at any cell
 NEAR_WEIGHT = 4.0  # in the loss: of the cells beside and above the start of a thing of a reference
 
 
@@ -43,12 +42,8 @@ def pictures_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int) -
 
 def edits_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int) -> list[Sequence]:
     """A batch of edits of one size and one number of references."""
-    with_two = rng.random() < TWO_REFERENCES
-    kinds = [kind for kind in EDITS if (kind in COMBINATIONS) == with_two]
-    edits = [
-        random_edit(rng, rows, columns, rng.choice(LANGUAGES), kind=rng.choice(kinds), anywhere=rng.random() < ANYWHERE)
-        for _ in range(lessons_of(rows, columns))
-    ]
+    references = 2 if rng.random() < TWO_REFERENCES else 1
+    edits = edits_of(rng, rows, columns, references, count=lessons_of(rows, columns))
     return [edit_lesson(ar, edit)._replace(weights=edit_weights(edit).flatten()) for edit in edits]
 
 
