@@ -15,7 +15,7 @@ from .letters import loss_of as letters_loss
 from .loop import Recipe
 from .plans import random_size
 
-RECIPE = Recipe(steps=1800, learning_rate=1e-3, warmup=50)
+RECIPE = Recipe(steps=3000, learning_rate=1e-3, warmup=50)
 KEPT = 0.6  # share of lessons that are edits whose word no glyph text says; the others are those of the phase letters
 LESSONS = 5  # in a batch: fewer than in the phase dit, because each has references beside it
 ANYWHERE = 0.5  # share of batches in whose scenes things stand at any cell

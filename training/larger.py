@@ -11,7 +11,7 @@ from . import plans
 from .loop import Recipe
 from .scoring import LARGER_SIZES
 
-RECIPE = Recipe(steps=2750, learning_rate=4e-4, warmup=60)
+RECIPE = Recipe(steps=3550, learning_rate=4e-4, warmup=60)
 SMALLER = ((8, 8), (8, 8), (6, 6), (6, 10), (6, 10), (10, 6), (8, 12), (12, 8), (12, 12))
 SIDES = range(6, 17)  # cells
 LARGER_SHARE, ANY_SHARE = 0.36, 0.1  # of batches of LARGER_SIZES and of any SIDES; the others are of SMALLER
