@@ -6,5 +6,5 @@ SIZES = ("tiny", "small", "medium")  # of random GLM-Image checkpoints
 CARDS = (8, 12, 16, 24)  # memory of cards in GiB, although they are sold as so many GB
 FULL = "full"  # the released size, which only the benchmarks make
 COGVIEW3_STAGES = ("base", "relay")
-TRAINED_PHASES = ("vae", "vision", "ar", "dit", "glyphs", "letters", "plans", "decoder", "words", "keeping", "larger")
+TRAINED_PHASES = ("vae", "vision", "ar", "dit", "glyphs", "letters", "plans", "decoder", "words", "keeping", "larger", "allowed")
 DEVICE_HELP = "cuda, mps or cpu; default: the best available"

@@ -23,8 +23,21 @@ from glm_image_pack.glmimage_core.glm_image.prior import generate_prior
 from glm_image_pack.glmimage_core.glm_image.reference_cache import reference_keys_values
 from glm_image_pack.glmimage_core.glm_image.references import Reference, encode_reference
 from glm_image_pack.glmimage_core.images import to_pictures
+from glm_image_pack.training import (
+    allowed,
+    captions,
+    decoder,
+    drawing,
+    keeping,
+    larger,
+    letters,
+    loop,
+    make,
+    plans,
+    vision,
+    world,
+)
 from glm_image_pack.training import ar as ar_training
-from glm_image_pack.training import captions, decoder, drawing, keeping, larger, letters, loop, make, plans, vision, world
 from glm_image_pack.training import dit as dit_training
 from glm_image_pack.training.structure import structured
 from safetensors.torch import load_file
@@ -42,7 +55,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         short = loop.Recipe(steps=2, learning_rate=1e-3, warmup=1)
         patch.setattr(letters, "FINDER_RECIPE", short)
-        for module in (make.vae, make.vision, make.ar, make.dit, letters, plans, decoder, keeping, larger, make.words):
+        for module in (make.vae, make.vision, make.ar, make.dit, letters, plans, decoder, keeping, larger, allowed, make.words):
             patch.setattr(module, "RECIPE", short)
         for name in make.PHASES:
             assert make.train_phase(name, folder, torch.device("cpu"), report=lambda line: None)
@@ -276,6 +289,7 @@ def test_the_state_files_keep_their_format(made):
         "words": {"visual", "quant_conv"},
         "keeping": {"dit", "glyph"},
         "larger": {"language_model", "lm_head"},
+        "allowed": {"language_model", "lm_head"},
     }
     assert prefixes.keys() == make.PHASES.keys()
     for name, expected in prefixes.items():
@@ -467,7 +481,7 @@ def test_a_phase_that_goes_on_leaves_the_configs_as_it_finds_them(tmp_path):
     start_phase("dit", folder).write()
     components = ("vae", "vision_language_encoder", "transformer", "text_encoder")
     found = {name: (folder / name / "config.json").read_text(encoding="utf-8") for name in components}
-    for phase in ("plans", "words", "decoder", "keeping"):
+    for phase in ("plans", "words", "decoder", "keeping", "allowed"):
         start_phase(phase, folder).write()
         written = {name: (folder / name / "config.json").read_text(encoding="utf-8") for name in components}
         assert written == found, phase

@@ -25,4 +25,6 @@ dit        those of DiT and glyph encoder
 letters    how glyph encoder and DiT learn to write words
 keeping    how the DiT goes on, with words that stay in an edit and that no glyph text says
 larger     how the language half goes on, with pictures of up to 512 x 512 pixels
+possible   every picture that a prompt allows
+allowed    how the language half goes on, with all that a prompt allows in the place of one picture
 """

@@ -15,10 +15,10 @@ from ..glmimage_core.diffusion import Grid
 from ..glmimage_core.glm_image.ar_model import ArModel
 from ..glmimage_core.glm_image.geometry import preview_grid
 from ..glmimage_core.glm_image.layout import emitted_positions, prompt_ids, prompt_positions
-from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, describe, random_edit
+from .captions import COMBINATIONS, EDITS, LANGUAGES, Edit, Request, describe, random_edit
 from .loop import Recipe, mixed_precision
 from .structure import structured
-from .world import CODES, beginnings, random_scene, tokens_of
+from .world import CODES, Scene, beginnings, random_scene, tokens_of
 
 RECIPE = Recipe(steps=12700, learning_rate=2e-3, warmup=150)
 PICTURES = 18  # in a batch
@@ -120,9 +120,22 @@ def random_pictures(ar: ArModel, rng: random.Random) -> list[Sequence]:
 
 
 def picture_lesson(ar: ArModel, rng: random.Random, rows: int, columns: int) -> Sequence:
-    request = describe(rng, random_scene(rng, rows, columns), rng.choice(LANGUAGES))
+    return sequence_of_picture(ar, random_request(rng, rows, columns))
+
+
+def random_request(rng: random.Random, rows: int, columns: int) -> Request:
+    return describe(rng, random_scene(rng, rows, columns), rng.choice(LANGUAGES))
+
+
+def sequence_of_picture(ar: ArModel, request: Request) -> Sequence:
     large = tokens_of(request.scene)
-    return sequence_of(ar, request.prompt, [], [resampled(large, preview_grid(Grid(*large.shape))), large])
+    return sequence_of(ar, request.prompt, [], [resampled(large, grid) for grid in grids_of_picture(request.scene)])
+
+
+def grids_of_picture(scene: Scene) -> list[Grid]:
+    """The grids of a new picture in the order of emission."""
+    large = Grid(scene.rows, scene.columns)
+    return [preview_grid(large), large]
 
 
 def random_edits(ar: ArModel, rng: random.Random) -> list[Sequence]:
@@ -172,17 +185,23 @@ def loss_weights(grid: Grid, cells: tuple[int, int]) -> torch.Tensor:
 
 
 def resampled(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Tokens [rows, columns] on another grid over the same picture: each is the one under its centre."""
+    """Tokens [..., rows, columns] on another grid over the same picture: each is the one under its centre."""
     rows, columns = (
-        ((torch.arange(count) + 0.5) * cells / count).long() for count, cells in zip(grid, tokens.shape, strict=True)
+        ((torch.arange(count) + 0.5) * cells / count).long() for count, cells in zip(grid, tokens.shape[-2:], strict=True)
     )
-    return tokens[rows][:, columns]
+    return tokens[..., rows, :][..., columns]
 
 
 def batch_loss(ar: ArModel, sequences: list[Sequence]) -> torch.Tensor:
-    """The weighted mean cross entropy of the tokens to be learned.
+    """The weighted mean cross entropy of the tokens to be learned."""
+    logits, targets, weights = learned_logits(ar, sequences)
+    return (cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
 
-    Lengths are rounded up, because CPU kernels are compiled anew for each new length.
+
+def learned_logits(ar: ArModel, sequences: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The float32 logits [T, vocabulary] of the tokens to be learned of all sequences, the tokens [T], and their weights [T].
+
+    Lengths are rounded up, because CPU kernels are compiled anew for each new length: the last rows may be padding, of weight 0.
     """
     length = _rounded_up(max(len(sequence.ids) for sequence in sequences) - 1, 32)
     device = ar.device
@@ -192,7 +211,7 @@ def batch_loss(ar: ArModel, sequences: list[Sequence]) -> torch.Tensor:
     for row, sequence in zip(learned, sequences, strict=True):
         row[len(sequence.ids) - 1 - sequence.learned : len(sequence.ids) - 1] = True
     targets = torch.cat([s.ids[-s.learned :] for s in sequences])
-    padding = _rounded_up(len(targets), 256) - len(targets)  # of weight 0
+    padding = _rounded_up(len(targets), 256) - len(targets)
     rows = pad(learned.flatten().nonzero()[:, 0], (0, padding)).to(device)
     targets = pad(targets, (0, padding)).to(device)
     weights = pad(torch.cat([s.weights for s in sequences]), (0, padding)).to(device)
@@ -200,7 +219,7 @@ def batch_loss(ar: ArModel, sequences: list[Sequence]) -> torch.Tensor:
     with mixed_precision(device):
         hidden = core(inputs_embeds=core.embed_tokens(ids), position_ids=positions, use_cache=False).last_hidden_state
         logits = ar.model.lm_head(hidden.flatten(0, 1)[rows])
-    return (cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()
+    return logits.float(), targets, weights
 
 
 def _rounded_up(count: int, multiple: int) -> int:

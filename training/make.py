@@ -11,6 +11,7 @@ decoder   the VAE's decoder again, from the weights that the checkpoint has; its
 words     the vision half again, from the weights that the checkpoint has, with long words; the codebook stays
 keeping   the DiT again, from the weights that the checkpoint has, with edits whose words no glyph text says
 larger    the language half again, from the weights that the checkpoint has, with pictures of up to 512 x 512 pixels
+allowed   the language half again, from the weights that the checkpoint has, with all that a prompt allows in the place of one
 """
 
 import math
@@ -27,7 +28,7 @@ from ..glmimage_core.glm_image.dit import Dit
 from ..glmimage_core.glm_image.files.components import COMPONENTS
 from ..glmimage_core.glm_image.files.inspect import scheduler_shift
 from ..glmimage_core.glm_image.files.load import ar_model, glyph_encoder, load_ar, load_dit, load_glyph_encoder, load_vae
-from . import ar, decoder, dit, keeping, larger, letters, plans, vae, vision, words
+from . import allowed, ar, decoder, dit, keeping, larger, letters, plans, vae, vision, words
 from .dit import DitModels
 from .layout import write_larger_sizes, write_nano_layout
 from .loop import Loss, Recipe, averaged, steps_done, train
@@ -127,6 +128,10 @@ def _larger(nano: Path, device: torch.device) -> Phase:
         write_larger_sizes(nano)
 
     return phase._replace(write=write)
+
+
+def _allowed(nano: Path, device: torch.device) -> Phase:
+    return _planner(nano, device, allowed.loss_of, allowed.RECIPE, attention="sdpa")
 
 
 def _planner(nano: Path, device: torch.device, loss_of: Callable[..., torch.Tensor], recipe: Recipe, *, attention: str) -> Phase:
@@ -282,6 +287,8 @@ def seeded(seed: int) -> Iterator[None]:
 PHASES: dict[str, Callable[[Path, torch.device], Phase]] = {
     "vae": _vae, "vision": _vision, "ar": _ar, "dit": _dit, "glyphs": _glyphs, "letters": _letters,
     "plans": _plans, "decoder": _decoder, "words": _words, "keeping": _keeping, "larger": _larger,
+    "allowed": _allowed,
 }  # fmt: skip
 """In an order in which each finds what it needs: dit needs the VAE, glyphs needs dit, letters needs glyphs, plans needs ar,
-decoder needs vae, words needs vision, keeping needs letters and larger needs plans, or all five a finished checkpoint."""
+decoder needs vae, words needs vision, keeping needs letters, larger needs plans and allowed needs larger, or all six a finished
+checkpoint."""

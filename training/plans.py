@@ -44,7 +44,11 @@ def edits_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int) -> l
     """A batch of edits of one size and one number of references."""
     references = 2 if rng.random() < TWO_REFERENCES else 1
     edits = edits_of(rng, rows, columns, references, count=lessons_of(rows, columns))
-    return [edit_lesson(ar, edit)._replace(weights=edit_weights(edit).flatten()) for edit in edits]
+    return [weighted_edit(ar, edit) for edit in edits]
+
+
+def weighted_edit(ar: ArModel, edit: Edit) -> Sequence:
+    return edit_lesson(ar, edit)._replace(weights=edit_weights(edit).flatten())
 
 
 def edit_weights(edit: Edit) -> torch.Tensor:

@@ -251,10 +251,9 @@ def with_thing(
     if anywhere:
         choices = [[(row, column) for row in range(scene.rows) for column in range(scene.columns)]]
     elif isinstance(thing, Word):
-        choices = [[(row, (scene.columns - thing.width) // 2) for row in _spots(scene.rows, 1)]]
+        choices = [spots_of_word(scene, thing.width)]
     else:
-        spots = itertools.product(_spots(scene.rows, thing.height), _spots(scene.columns, thing.width))
-        at = dict(zip(PLACES, spots, strict=True))
+        at = spots_of(scene, thing)
         levels = (PLACES[3:6], PLACES[6:9], PLACES[0:3]) if place is None else ((place,),)
         choices = [[at[name] for name in level] for level in levels]
     for spots in choices:
@@ -263,6 +262,17 @@ def with_thing(
             spot = rng.choice(free)
             return replace(scene, word=spot) if isinstance(spot, Word) else replace(scene, shapes=(*scene.shapes, spot))
     return None
+
+
+def spots_of(scene: Scene, shape: Shape) -> dict[str, tuple[int, int]]:
+    """The cell of a shape's corner, as (row, column), at each of PLACES."""
+    spots = itertools.product(_spots(scene.rows, shape.height), _spots(scene.columns, shape.width))
+    return dict(zip(PLACES, spots, strict=True))
+
+
+def spots_of_word(scene: Scene, length: int) -> list[tuple[int, int]]:
+    """The cells, as (row, column), at which a word may start: three heights."""
+    return [(row, (scene.columns - length) // 2) for row in _spots(scene.rows, 1)]
 
 
 def first_visible(thing: Shape | Word) -> int:
