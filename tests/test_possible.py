@@ -67,6 +67,22 @@ def test_no_scene_of_the_world_that_fulfils_a_prompt_is_missing():
     assert len(found) > 30 and found <= plans
 
 
+def test_they_are_all_ways_to_put_two_shapes_so_that_they_do_not_touch():
+    bare = world.Scene(6, 8, "blue")
+    kinds = (("circle", "red"), ("star", "white"))
+    claims = tuple(captions.Claim(1, kind, colour, size=None, place=None) for kind, colour in kinds)
+    placed = [
+        [replace(shape, row=row, column=column) for row, column in world.spots_of(bare, shape).values()]
+        for kind, colour in kinds
+        for shape in (world.Shape(kind, colour, size) for size in world.SPANS)
+    ]
+    circles, stars = placed[0] + placed[1], placed[2] + placed[3]
+    scenes = [replace(bare, shapes=(one, other)) for one in circles for other in stars if bare.is_free(other, [one])]
+    request = captions.Request("", bare, ground="blue", claims=claims, word=None)
+    assert rows_of(possible.allowed_plans(request)) == rows_of(torch.stack([world.tokens_of(scene) for scene in scenes]))
+    assert 0 < len(scenes) < len(circles) * len(stars)
+
+
 def test_an_open_ground_may_be_any_that_nothing_is_lost_on():
     request = captions.Request("", world.Scene(6, 6, "blue"), ground=None, claims=CLAIMS[1:], word=None)
     plans = possible.allowed_plans(request)
@@ -79,6 +95,10 @@ def test_a_prompt_that_allows_too_much_is_left_out():
     request = captions.Request("", world.Scene(8, 8, "blue"), ground="blue", claims=CLAIMS[::-1], word=None)
     count = len(possible.allowed_plans(request))
     assert possible.allowed_plans(request, limit=count) is not None and possible.allowed_plans(request, limit=count - 1) is None
+    more_on_the_way = replace(request, claims=CLAIMS)  # before the star takes a place from the circles
+    assert possible.allowed_plans(more_on_the_way, limit=count) is None
+    of_all_grounds = len(possible.allowed_plans(replace(request, ground=None)))
+    assert of_all_grounds > count and possible.allowed_plans(replace(request, ground=None), limit=of_all_grounds - 1) is None
 
 
 def test_a_token_is_allowed_where_a_sequence_with_the_same_beginning_has_it():

@@ -13,10 +13,10 @@ import torch
 
 from ..glmimage_core.diffusion import Grid
 from ..glmimage_core.glm_image.ar_model import ArModel
-from .ar import Sequence, edits_of, grids_of_picture, learned_logits, random_request, resampled, sequence_of_picture
+from .ar import Sequence, grids_of_picture, learned_logits, mean_cross_entropy, random_request, resampled, sequence_of_picture
 from .larger import random_size
 from .loop import Recipe
-from .plans import TWO_REFERENCES, lessons_of, weighted_edit
+from .plans import lessons_of, mean_loss, random_edits_of_size, weighted_edit
 from .possible import allowed_plans, allowed_tokens
 
 RECIPE = Recipe(steps=1350, learning_rate=4e-4, warmup=40)
@@ -44,8 +44,7 @@ def _picture(ar: ArModel, rng: random.Random, rows: int, columns: int) -> Lesson
 
 def edits_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int) -> list[Lesson]:
     """A batch of edits of one size and one number of references."""
-    references = 2 if rng.random() < TWO_REFERENCES else 1
-    edits = edits_of(rng, rows, columns, references, count=lessons_of(rows, columns))
+    edits = random_edits_of_size(rng, rows, columns)
     return [_lesson(weighted_edit(ar, edit), allowed_plans(edit), [Grid(rows, columns)]) for edit in edits]
 
 
@@ -59,8 +58,7 @@ def allowed_loss(ar: ArModel, lessons: list[Lesson]) -> torch.Tensor:
     """What `leaving` says, and the weighted mean cross entropy of the tokens, which keeps the choice among allowed pictures."""
     logits, targets, weights = learned_logits(ar, [lesson.sequence for lesson in lessons])
     logarithms = logits.log_softmax(dim=1)
-    cross = -(logarithms.gather(1, targets[:, None])[:, 0] * weights).sum() / weights.sum()
-    return ALLOWED_WEIGHT * leaving(logarithms, lessons) + cross
+    return ALLOWED_WEIGHT * leaving(logarithms, lessons) + mean_cross_entropy(logarithms, targets, weights)
 
 
 def leaving(logarithms: torch.Tensor, lessons: list[Lesson]) -> torch.Tensor:
@@ -82,4 +80,4 @@ def leaving(logarithms: torch.Tensor, lessons: list[Lesson]) -> torch.Tensor:
 def loss_of(ar: ArModel, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
     """The mean loss of a step's batches."""
     kinds = [pictures_of_size] * PICTURE_BATCHES + [edits_of_size] * EDIT_BATCHES
-    return torch.stack([allowed_loss(ar, batch(ar, rng, *random_size(rng))) for batch in kinds]).mean()
+    return mean_loss(allowed_loss, kinds, ar, rng, size_of=random_size)

@@ -9,7 +9,7 @@ import random
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import nll_loss, pad
 
 from ..glmimage_core.diffusion import Grid
 from ..glmimage_core.glm_image.ar_model import ArModel
@@ -195,7 +195,12 @@ def resampled(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
 def batch_loss(ar: ArModel, sequences: list[Sequence]) -> torch.Tensor:
     """The weighted mean cross entropy of the tokens to be learned."""
     logits, targets, weights = learned_logits(ar, sequences)
-    return (cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+    return mean_cross_entropy(logits.log_softmax(dim=1), targets, weights)
+
+
+def mean_cross_entropy(logarithms: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted mean over T tokens. logarithms: of the probability of every token, [T, vocabulary]. targets, weights: [T]."""
+    return (nll_loss(logarithms, targets, reduction="none") * weights).sum() / weights.sum()
 
 
 def learned_logits(ar: ArModel, sequences: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

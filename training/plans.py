@@ -5,7 +5,7 @@ lessons are of all sizes that `score` asks for, several in each step, and the ce
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -42,12 +42,17 @@ def pictures_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int) -
 
 def edits_of_size(ar: ArModel, rng: random.Random, rows: int, columns: int) -> list[Sequence]:
     """A batch of edits of one size and one number of references."""
+    return [weighted_edit(ar, edit) for edit in random_edits_of_size(rng, rows, columns)]
+
+
+def random_edits_of_size(rng: random.Random, rows: int, columns: int) -> list[Edit]:
+    """As many edits as a batch of this size has, all with one number of references."""
     references = 2 if rng.random() < TWO_REFERENCES else 1
-    edits = edits_of(rng, rows, columns, references, count=lessons_of(rows, columns))
-    return [weighted_edit(ar, edit) for edit in edits]
+    return edits_of(rng, rows, columns, references, count=lessons_of(rows, columns))
 
 
 def weighted_edit(ar: ArModel, edit: Edit) -> Sequence:
+    """The lesson of an edit, with its `edit_weights`."""
     return edit_lesson(ar, edit)._replace(weights=edit_weights(edit).flatten())
 
 
@@ -80,4 +85,16 @@ def loss_of(
 ) -> torch.Tensor:
     """The mean loss of a step's batches. size_of: draws the size of each."""
     kinds = [pictures_of_size] * PICTURE_BATCHES + [edits_of_size] * EDIT_BATCHES
-    return torch.stack([batch_loss(ar, batch(ar, rng, *size_of(rng))) for batch in kinds]).mean()
+    return mean_loss(batch_loss, kinds, ar, rng, size_of=size_of)
+
+
+def mean_loss(
+    loss: Callable[[ArModel, list], torch.Tensor],
+    kinds: Iterable[Callable[[ArModel, random.Random, int, int], list]],
+    ar: ArModel,
+    rng: random.Random,
+    *,
+    size_of: Callable[[random.Random], tuple[int, int]],
+) -> torch.Tensor:
+    """The mean of a loss over batches. kinds: draws each, at the size that `size_of` draws for it."""
+    return torch.stack([loss(ar, batch(ar, rng, *size_of(rng))) for batch in kinds]).mean()

@@ -29,13 +29,15 @@ class _Things(NamedTuple):
 
 
 def allowed_plans(asked: Request | Edit, limit: int = MOST_SCENES) -> torch.Tensor | None:
-    """The tokens of all scenes that a prompt allows, [scenes, rows, columns] int64; None for more than `limit`.
+    """The tokens of all scenes that a prompt allows, [scenes, rows, columns] int64.
+
+    None for more than `limit`, on the way there too, where some things are not yet placed.
 
     The unasked follows the laws of the world: shapes of one claim have one size, and things stand where `with_thing` puts them.
     """
     bare = replace(asked.scene, shapes=(), word=None)
     if isinstance(asked, Edit):
-        return _plans(bare, _parts_of_edit(asked), limit)
+        return _plans(bare, _parts_of_edit(bare, asked), limit)
     grounds = [asked.ground] if asked.ground else [ground for ground in COLOURS if _may_be(ground, asked)]
     bares = [replace(bare, ground=ground) for ground in grounds]
     plans = [_plans(one, _parts_of_request(one, asked), limit) for one in bares]
@@ -51,9 +53,8 @@ def _parts_of_request(bare: Scene, asked: Request) -> list[_Things]:
     return [_group(bare, _of_claim(bare, claim)) for claim in asked.claims] + words
 
 
-def _parts_of_edit(asked: Edit) -> list[_Things]:
+def _parts_of_edit(bare: Scene, asked: Edit) -> list[_Things]:
     fixed = replace(asked.scene, shapes=tuple(shape for shape in asked.scene.shapes if shape is not asked.free))
-    bare = replace(asked.scene, shapes=(), word=None)
     free = [_group(bare, ([shape] for shape in _free(fixed, asked)))] if asked.free else []
     return [_group(bare, [[thing]]) for thing in fixed.things] + free
 
