@@ -528,3 +528,48 @@ def test_the_phase_keeping_shows_words_that_stay_and_no_text_says():
         assert len({(scene.rows, scene.columns) for scene in lesson.scenes}) == 1
         kinds.add(len(lesson.references[0]))
     assert kinds == {1, 2}
+
+
+def test_the_phase_keeping_shows_words_alone_whose_background_changes():
+    for seed in range(10):
+        lesson = keeping.random_kept_strips(random.Random(seed))
+        assert set(lesson.texts) == {""} and {scene.rows for scene in lesson.scenes} == {2}
+        for scene, (reference,) in zip(lesson.scenes, lesson.references, strict=True):
+            assert reference.word == scene.word and not scene.shapes and not reference.shapes
+            assert reference.ground not in (scene.ground, scene.word.colour)
+
+
+def test_the_phase_keeping_shows_words_that_a_text_changes():
+    same = 0
+    for seed in range(10):
+        lesson = keeping.random_changed_strips(random.Random(seed))
+        for scene, text, (reference,) in zip(lesson.scenes, lesson.texts, lesson.references, strict=True):
+            assert text == scene.word.text and reference.ground == scene.ground
+            assert reference.is_free(reference.word, ()) and reference.word.column == scene.word.column
+            same += reference.word.text == text
+    assert same < 10  # of 240; a single letter may be drawn twice
+
+
+def test_a_strip_and_its_reference_are_told_the_size_of_a_whole_picture(made, nano_vae, monkeypatch):
+    models = dit_training.DitModels(
+        checkpoints.load_dit(made, "float32"), checkpoints.load_glyph_encoder(made, "float32"), nano_vae
+    )
+    told, embed_time = [], models.dit.model.embed_time
+
+    def told_and_embedded(timestep, width, height, dtype):
+        told.append((width, height))
+        return embed_time(timestep, width, height, dtype)
+
+    monkeypatch.setattr(models.dit.model, "embed_time", told_and_embedded)
+    lesson = keeping.random_kept_strips(random.Random(1))
+    with torch.inference_mode():
+        loss = dit_training.lesson_loss(models, lesson, torch.Generator().manual_seed(1))
+    assert told == [(256, 256), (256, 256)] and loss.isfinite()
+
+
+def test_letters_weigh_more_in_the_loss_than_shapes_and_those_more_than_the_background():
+    scene = world.Scene(8, 8, "white", (world.Shape("square", "red", "small", 0, 0),), world.Word("AB", "blue", 4, 2))
+    weights = dit_training._loss_weights([scene], 8.0)[0, 0]
+    assert weights.shape == (32, 32)
+    assert (weights == 8).sum() == 2 * 16 and (weights[16:20, 8:16] == 8).all()
+    assert (weights == 2).sum() == 4 * 16 and (weights[:8, :8] == 2).all()

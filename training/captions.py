@@ -22,6 +22,7 @@ from .world import (
     Shape,
     Word,
     other_colour,
+    other_ground,
     random_scene,
     random_word,
     with_thing,
@@ -281,7 +282,7 @@ def _word(rng, scene, phrases):
 
 
 def _ground(rng, scene, phrases):
-    ground = other_colour(rng, scene.ground, *(thing.colour for thing in scene.things))
+    ground = other_ground(rng, scene)
     prompt = _template(rng, phrases, "ground").format(ground=phrases["colours"][ground])
     return Edit("ground", prompt, (scene,), into=scene, scene=replace(scene, ground=ground))
 

@@ -16,7 +16,7 @@ from ..glmimage_core.glm_image.geometry import MIN_SIDE, prior_for_dit
 from ..glmimage_core.glm_image.glyphs import GlyphEncoder
 from ..glmimage_core.glm_image.kv_cache import LayerKVCache
 from ..glmimage_core.vae import Vae
-from .captions import EDITS, random_edit
+from .captions import EDITS, Edit, random_edit
 from .drawing import draw
 from .loop import Recipe, mixed_precision
 from .structure import structured, table_of_looks
@@ -25,6 +25,7 @@ from .world import CELL_PX, COLOURS, LONGEST_WORD, Scene, letters_after, random_
 RECIPE = Recipe(steps=2000, learning_rate=3e-3, warmup=100)
 SCENES = 7  # in a batch
 DRAWS = 3  # of noise and timestep for each scene of a batch
+SHAPE_WEIGHT, LETTER_WEIGHT = 2.0, 4.0  # in the loss; bare ground has 1
 SIDES = (8, 8, 6, 7, 10, 12)  # cells
 PRIOR_DROPOUT = 0.12  # share of priors
 STAYING_TEXT = 0.4  # share of batches of edits whose glyph text says the word that stays, as a user may
@@ -44,6 +45,12 @@ class Lesson(NamedTuple):
     scenes: list[Scene]
     texts: list[str]
     references: list[tuple[Scene, ...]]
+
+    @classmethod
+    def of_edits(cls, edits: list[Edit], *, says_word: bool) -> "Lesson":
+        """The results of edits. says_word: the glyph texts are their words, or else empty."""
+        texts = [edit.scene.word.text if says_word else "" for edit in edits]
+        return cls([edit.scene for edit in edits], texts, [edit.references for edit in edits])
 
 
 @torch.no_grad()
@@ -139,8 +146,7 @@ def _edits(rng: random.Random, rows: int, columns: int, letters: int) -> Lesson:
         edit = random_edit(rng, rows, columns, "en", kind=kind, anywhere=True, with_word=1.0 if has_text else 0.35)
         if not has_text or (edit.scene.word and len(edit.scene.word.text) == letters):
             edits.append(edit)
-    texts = [edit.scene.word.text if has_text else "" for edit in edits]
-    return Lesson([edit.scene for edit in edits], texts, [edit.references for edit in edits])
+    return Lesson.of_edits(edits, says_word=has_text)
 
 
 class _WrittenLayer:
@@ -157,7 +163,12 @@ def loss_of(models: DitModels, rng: random.Random, generator: torch.Generator) -
 
 
 def lesson_loss(
-    models: DitModels, lesson: Lesson, generator: torch.Generator, *, prior_dropout: float = PRIOR_DROPOUT
+    models: DitModels,
+    lesson: Lesson,
+    generator: torch.Generator,
+    *,
+    prior_dropout: float = PRIOR_DROPOUT,
+    letter_weight: float = LETTER_WEIGHT,
 ) -> torch.Tensor:
     """The weighted mean square error of the velocity; letters and shapes have more weight than bare ground.
 
@@ -172,7 +183,7 @@ def lesson_loss(
 
     # u is the unshifted sigma. The larger of two draws favours the noisy start of a run.
     u = torch.rand(2, batch, generator=generator).amax(dim=0).to(device)
-    size = (width, height) if height >= MIN_SIDE else (256, 256)  # a strip is a crop of a picture of 256 x 256
+    size = _whole_size(width, height)
     shift = dit.shift.of_size(*size)
     sigma = (shift * u / (shift * u + 1 - u)).view(-1, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=generator).to(device)
@@ -194,7 +205,7 @@ def lesson_loss(
             image_rotary_emb=rope(dit, width, height),
             kv_caches=caches,
         )
-    weights = _loss_weights(lesson.scenes).repeat_interleave(DRAWS, 0).to(device)
+    weights = _loss_weights(lesson.scenes, letter_weight).repeat_interleave(DRAWS, 0).to(device)
     return (weights * (velocity.float() - (noise - latents)).square()).mean() / weights.mean()
 
 
@@ -220,7 +231,7 @@ def written_references(
         cache = [_WrittenLayer() for _ in model.transformer_blocks]
         prior = model.embed_prior(prior_for_dit(torch.stack([tokens_of(scene) for scene in scenes]).to(dit.device)))
         no_text = model.embed_glyphs(torch.empty(len(scenes), 0, model.config.text_embed_dim, device=dit.device))
-        time = model.embed_time(torch.zeros(len(scenes), device=dit.device), width, height, torch.float32)
+        time = model.embed_time(torch.zeros(len(scenes), device=dit.device), *_whole_size(width, height), torch.float32)
         model(
             latents_of_scenes(dit, vae, list(scenes)),
             temb=time,
@@ -233,9 +244,14 @@ def written_references(
     return [LayerKVCache(layers) for layers in zip(*written, strict=True)] if written else None
 
 
-def _loss_weights(scenes: list[Scene]) -> torch.Tensor:
-    """The weight of each latent cell in the loss, [B, 1, h, w]: bare ground 1, shapes 2, letters 4."""
+def _whole_size(width: int, height: int) -> tuple[int, int]:
+    """The size in pixels that the DiT is told: a strip is a crop of a picture of 256 x 256."""
+    return (width, height) if height >= MIN_SIDE else (256, 256)
+
+
+def _loss_weights(scenes: list[Scene], letter_weight: float) -> torch.Tensor:
+    """The weight of each latent cell in the loss, [B, 1, h, w]."""
     bare = torch.stack([tokens_of(scene) for scene in scenes]) < len(COLOURS)
     letters = torch.stack([letters_after(scene) for scene in scenes]) >= 0
-    weights = torch.where(bare, 1.0, torch.where(letters, 4.0, 2.0))
+    weights = torch.where(bare, 1.0, torch.where(letters, letter_weight, SHAPE_WEIGHT))
     return weights.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]

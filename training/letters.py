@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from ..glmimage_core.glm_image.dit import Dit, rope
 from ..glmimage_core.glm_image.geometry import prior_for_dit
-from .dit import DRAWS, DitModels, Lesson, lesson_loss, random_lesson
+from .dit import DRAWS, DitModels, Lesson, lesson_loss
+from .dit import random_lesson as random_dit_lesson
 from .loop import Recipe
 from .world import ALPHABET, CELL_PX, COLOURS, LONGEST_WORD, Scene, Word, letters_after, other_colour, random_letters
 
@@ -86,7 +87,7 @@ def random_strips(rng: random.Random) -> Lesson:
 def random_words(rng: random.Random) -> Lesson:
     """A batch with words and without references: strips, or whole pictures."""
     while True:
-        lesson = random_strips(rng) if rng.random() < 0.5 else random_lesson(rng)
+        lesson = random_strips(rng) if rng.random() < 0.5 else random_dit_lesson(rng)
         if lesson.texts[0] and not lesson.references[0]:
             return lesson
 
@@ -140,10 +141,13 @@ def finder_scores(models: DitModels, lesson: Lesson, generator: torch.Generator)
     return queries[:, text_tokens:] @ keys.mT * keys.shape[-1] ** -0.5, states
 
 
+def random_lesson(rng: random.Random) -> Lesson:
+    """A batch of the phase letters: mostly strips, or else one of the phase dit."""
+    return random_strips(rng) if rng.random() < 0.65 else random_dit_lesson(rng)
+
+
 def loss_of(models: DitModels, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
-    """The loss of the phase letters: that of the phase dit, most of it on strips."""
-    lesson = random_strips(rng) if rng.random() < 0.65 else random_lesson(rng)
-    return lesson_loss(models, lesson, generator)
+    return lesson_loss(models, random_lesson(rng), generator)
 
 
 def _finder_rows(attention) -> slice:

@@ -174,7 +174,7 @@ def _save(model: Module, folder: Path) -> None:
 
 
 class _DitTraining:
-    """The models of the phases that train the DiT. The VAE is trained already, the others have their initial weights.
+    """The models of the phases that train the DiT. The VAE is trained already, the others have their library's initial weights.
 
     dit_settings: entries of the DiT's config that differ from nano's.
     """
@@ -187,6 +187,9 @@ class _DitTraining:
         encoder = glyph_encoder(_initial_model(nano, "text_encoder").to(device), nano)
         self.models = DitModels(Dit(transformer, frozen_vae.space, scheduler_shift(nano)), encoder, frozen_vae)
         self.modules = ModuleDict({"dit": transformer, "glyph": encoder.model})  # these names are in the state files
+
+    def initialise(self) -> None:
+        """Take the initial weights of `dit.init_weights`."""
         dit.init_weights(self.models)
 
     def start_from(self, phase: str, exclude: str | tuple[str, ...] = ()) -> None:
@@ -219,11 +222,14 @@ class _DitTraining:
 
 
 def _dit(nano: Path, device: torch.device) -> Phase:
-    return _DitTraining(nano, device).phase(dit.loss_of, dit.RECIPE)
+    training = _DitTraining(nano, device)
+    training.initialise()
+    return training.phase(dit.loss_of, dit.RECIPE)
 
 
 def _glyphs(nano: Path, device: torch.device) -> Phase:
     training = _DitTraining(nano, device, num_layers=1)  # the head that finds letters is in the first block
+    training.initialise()
     training.start_from("dit", exclude=("glyph.", "dit.glyph_projector."))
     models = training.models
     letters.freeze_all_but_the_finder(models.dit)

@@ -239,6 +239,11 @@ def other_colour(rng: random.Random, *not_these: str) -> str:
     return rng.choice([colour for colour in COLOURS if colour not in not_these])
 
 
+def other_ground(rng: random.Random, scene: Scene) -> str:
+    """A colour for a scene's background that neither it nor any of its things has."""
+    return other_colour(rng, scene.ground, *(thing.colour for thing in scene.things))
+
+
 def with_thing(
     rng: random.Random, scene: Scene, thing: Shape | Word, place: str | None = None, *, anywhere: bool = False
 ) -> Scene | None:
