@@ -550,20 +550,24 @@ def test_the_phase_keeping_shows_words_that_a_text_changes():
     assert same < 10  # of 240; a single letter may be drawn twice
 
 
-def test_a_strip_and_its_reference_are_told_the_size_of_a_whole_picture(made, nano_vae, monkeypatch):
-    models = dit_training.DitModels(
+@pytest.fixture
+def dit_models(made, nano_vae):
+    return dit_training.DitModels(
         checkpoints.load_dit(made, "float32"), checkpoints.load_glyph_encoder(made, "float32"), nano_vae
     )
-    told, embed_time = [], models.dit.model.embed_time
+
+
+def test_a_strip_and_its_reference_are_told_the_size_of_a_whole_picture(dit_models, monkeypatch):
+    told, embed_time = [], dit_models.dit.model.embed_time
 
     def told_and_embedded(timestep, width, height, dtype):
         told.append((width, height))
         return embed_time(timestep, width, height, dtype)
 
-    monkeypatch.setattr(models.dit.model, "embed_time", told_and_embedded)
+    monkeypatch.setattr(dit_models.dit.model, "embed_time", told_and_embedded)
     lesson = keeping.random_kept_strips(random.Random(1))
     with torch.inference_mode():
-        loss = dit_training.lesson_loss(models, lesson, torch.Generator().manual_seed(1))
+        loss = dit_training.lesson_loss(dit_models, lesson, torch.Generator().manual_seed(1))
     assert told == [(256, 256), (256, 256)] and loss.isfinite()
 
 
@@ -573,3 +577,19 @@ def test_letters_weigh_more_in_the_loss_than_shapes_and_those_more_than_the_back
     assert weights.shape == (32, 32)
     assert (weights == 8).sum() == 2 * 16 and (weights[16:20, 8:16] == 8).all()
     assert (weights == 2).sum() == 4 * 16 and (weights[:8, :8] == 2).all()
+
+
+def test_the_phase_keeping_gives_letters_twice_the_weight(dit_models, monkeypatch):
+    monkeypatch.setattr(keeping, "SHARES", {keeping.random_kept_strips: 1.0})
+    rng = random.Random(1)
+    rng.random()  # which lesson
+    lesson = keeping.random_kept_strips(rng)
+
+    def loss(weight):
+        generator = torch.Generator().manual_seed(1)
+        return dit_training.lesson_loss(dit_models, lesson, generator, letter_weight=weight * dit_training.LETTER_WEIGHT)
+
+    with torch.inference_mode():
+        found = keeping.loss_of(dit_models, random.Random(1), torch.Generator().manual_seed(1))
+        torch.testing.assert_close(found, loss(2))
+        assert not torch.isclose(found, loss(1))
